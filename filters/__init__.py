@@ -1,0 +1,1 @@
+"""Mask arithmetic: scores, boxes, NMS, small regions, RLE. Pure functions over tensors and arrays."""

@@ -1,0 +1,54 @@
+"""MaskBatch: the candidate masks of one image, as row-aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class MaskBatch:
+    """N candidate masks of one image, on one device. Indexing returns a new batch.
+
+    Full-resolution masks are deliberately no column: they would grow with image size times masks. They are
+    recomputed from `logits`, a block at a time, where they are needed.
+    """
+
+    logits: Tensor  # (N, h, w) mask logits over the padded square that the crop was resized into
+    predicted_iou: Tensor  # (N,) float32; can exceed 1
+    stability_score: Tensor  # (N,) float32
+    area: Tensor  # (N,) int64, pixels
+    boxes: Tensor  # (N, 4) int64, inclusive XYXY in image pixels; zeros for an empty mask
+    points: Tensor  # (N, 2) float64, the click, XY in image pixels
+    crop_boxes: Tensor  # (N, 4) int64, half-open XYXY in image pixels
+
+    def __post_init__(self) -> None:
+        shapes = {column.name: tuple(getattr(self, column.name).shape) for column in fields(self)}
+        rows = len(self)
+        expected = {
+            "logits": (rows, *self.logits.shape[1:]),
+            "predicted_iou": (rows,),
+            "stability_score": (rows,),
+            "area": (rows,),
+            "boxes": (rows, 4),
+            "points": (rows, 2),
+            "crop_boxes": (rows, 4),
+        }
+        assert self.logits.ndim == 3 and shapes == expected, f"columns do not align: {shapes}"
+
+    def __len__(self) -> int:
+        return self.logits.shape[0]
+
+    def select(self, rows: Tensor) -> MaskBatch:
+        """The rows of a boolean mask (N,) or of an index tensor, in that order."""
+        return MaskBatch(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
+
+    @staticmethod
+    def concat(batches: Sequence[MaskBatch]) -> MaskBatch:
+        """The rows of all batches, in order. At least one batch."""
+        return MaskBatch(
+            **{column.name: torch.cat([getattr(b, column.name) for b in batches]) for column in fields(MaskBatch)}
+        )

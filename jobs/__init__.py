@@ -1,0 +1,1 @@
+"""The commands of the `maskmill` CLI, one thin module each: parse, call, summarise, exit code."""

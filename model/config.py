@@ -1,0 +1,80 @@
+"""Which SAM to build: one frozen config and the table of named variants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Dimensions of one SAM variant. Defaults are those all published variants share.
+
+    Source: Kirillov et al. 2023, Appendix A; `build_sam.py` of segment-anything.
+    """
+
+    name: str
+    # Image encoder (ViTDet): width, blocks, heads; which blocks attend globally, the rest in windows.
+    encoder_width: int
+    encoder_depth: int
+    encoder_heads: int
+    global_attention_blocks: tuple[int, ...]
+    window_size: int = 14
+    encoder_mlp_ratio: int = 4
+    relative_positions: bool = True
+    # "patch": one strided convolution, as published. "conv": a pyramid of 3x3 convolutions, which
+    # learns much faster from little data.
+    stem: Literal["patch", "conv"] = "patch"
+    # Input side in pixels, pixels per embedding cell, channels of the embedding.
+    image_size: int = 1024
+    patch_size: int = 16
+    embed_dim: int = 256
+    mask_prompt_channels: int = 16
+    # Mask decoder.
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    decoder_attention_downsample: int = 2
+    multimask_outputs: int = 3
+    iou_head_depth: int = 3
+    iou_head_width: int = 256
+    # Normalisation, in 0..255 RGB.
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    # The generator preset whose thresholds suit this model's scores.
+    default_preset: str = "official"
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the embedding, in cells."""
+        return self.image_size // self.patch_size
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution mask logits, in logit pixels: four per embedding cell."""
+        return 4 * self.grid_size
+
+
+VARIANTS: dict[str, SamConfig] = {
+    "vit_b": SamConfig("vit_b", 768, 12, 12, global_attention_blocks=(2, 5, 8, 11)),
+    "vit_l": SamConfig("vit_l", 1024, 24, 16, global_attention_blocks=(5, 11, 17, 23)),
+    "vit_h": SamConfig("vit_h", 1280, 32, 16, global_attention_blocks=(7, 15, 23, 31)),
+    "mini": SamConfig(
+        "mini",
+        encoder_width=256,
+        encoder_depth=6,
+        encoder_heads=8,
+        global_attention_blocks=(1, 3, 5),
+        window_size=8,
+        encoder_mlp_ratio=4,
+        relative_positions=False,
+        stem="conv",
+        image_size=512,
+        embed_dim=128,
+        decoder_heads=4,
+        decoder_mlp_dim=512,
+        decoder_attention_downsample=1,
+        iou_head_width=128,
+        default_preset="mini",
+    ),
+}

@@ -1,0 +1,153 @@
+"""The image encoder: a ViTDet backbone and the neck that makes the image embedding.
+
+Shapes: B images (or windows), S input side in pixels, H W grid in cells, L = H*W, C width,
+N heads, D features per head, E embedding channels.
+Source: Li et al. 2022 (ViTDet); `modeling/image_encoder.py` of segment-anything.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import SamConfig
+from model.layers import LayerNorm2d, MLPBlock
+
+
+class ImageEncoder(nn.Module):
+    """Normalised, padded images (B, 3, S, S) to embeddings (B, E, S/patch, S/patch)."""
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        # `segment_anything` reads this attribute from any encoder.
+        self.img_size = config.image_size
+        self.patch_embed = PatchEmbed(config) if config.stem == "patch" else ConvStem(config)
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, config.encoder_width))
+        self.blocks = nn.ModuleList(
+            Block(config, window_size=0 if i in config.global_attention_blocks else config.window_size)
+            for i in range(config.encoder_depth)
+        )
+        self.neck = nn.Sequential(
+            nn.Conv2d(config.encoder_width, config.embed_dim, kernel_size=1, bias=False),
+            LayerNorm2d(config.embed_dim),
+            nn.Conv2d(config.embed_dim, config.embed_dim, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(config.embed_dim),
+        )
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        x_BHWC = self.patch_embed(images_B3SS) + self.pos_embed
+        for block in self.blocks:
+            x_BHWC = block(x_BHWC)
+        return self.neck(x_BHWC.permute(0, 3, 1, 2))
+
+
+class PatchEmbed(nn.Module):
+    """The published stem: one convolution as large as its stride."""
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.encoder_width, kernel_size=config.patch_size, stride=config.patch_size)
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        return self.proj(images_B3SS).permute(0, 2, 3, 1)
+
+
+class ConvStem(nn.Module):
+    """Strided 3x3 convolutions, each halving the side and doubling the channels, down to the patch size.
+
+    Source: Xiao et al. 2021, "Early convolutions help transformers see better".
+    """
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        halvings = config.patch_size.bit_length() - 1
+        widths = [3] + [config.encoder_width >> (halvings - 1 - i) for i in range(halvings)]
+        self.layers = nn.Sequential()
+        for in_width, out_width in zip(widths[:-1], widths[1:], strict=True):
+            self.layers.append(nn.Conv2d(in_width, out_width, kernel_size=3, stride=2, padding=1))
+            self.layers.append(LayerNorm2d(out_width))
+            self.layers.append(nn.GELU())
+        self.proj = nn.Conv2d(config.encoder_width, config.encoder_width, kernel_size=1)
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        return self.proj(self.layers(images_B3SS)).permute(0, 2, 3, 1)
+
+
+class Block(nn.Module):
+    """A transformer block that attends inside windows, or over the whole grid when `window_size` is 0."""
+
+    def __init__(self, config: SamConfig, window_size: int) -> None:
+        super().__init__()
+        width = config.encoder_width
+        self.window_size = window_size
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(config, grid_size=window_size or config.grid_size)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLPBlock(width, width * config.encoder_mlp_ratio, F.gelu)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        x_BHWC = x_BHWC + self._attend(self.norm1(x_BHWC))
+        return x_BHWC + self.mlp(self.norm2(x_BHWC))
+
+    def _attend(self, x_BHWC: Tensor) -> Tensor:
+        if self.window_size == 0:
+            return self.attn(x_BHWC)
+        windows = split_windows(x_BHWC, self.window_size)
+        return join_windows(self.attn(windows), self.window_size, grid=x_BHWC.shape[1:3])
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over a grid, with decomposed relative positions."""
+
+    def __init__(self, config: SamConfig, grid_size: int) -> None:
+        super().__init__()
+        width = config.encoder_width
+        self.heads = config.encoder_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.relative_positions = config.relative_positions
+        if config.relative_positions:
+            self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid_size - 1, width // self.heads))
+            self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid_size - 1, width // self.heads))
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        B, H, W, C = x_BHWC.shape
+        qkv_BL3ND = self.qkv(x_BHWC).reshape(B, H * W, 3, self.heads, C // self.heads)
+        q_BNLD, k_BNLD, v_BNLD = qkv_BL3ND.permute(2, 0, 3, 1, 4)
+        bias_BNLL = self._position_bias(q_BNLD, H, W) if self.relative_positions else None
+        x_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=bias_BNLL)
+        return self.proj(x_BNLD.transpose(1, 2).reshape(B, H, W, C))
+
+    def _position_bias(self, q_BNLD: Tensor, H: int, W: int) -> Tensor:
+        """What each query adds to its score with each key: one term for the row distance, one for the column's."""
+        B, N, L, D = q_BNLD.shape
+        q_BNHWD = q_BNLD.reshape(B, N, H, W, D)
+        rows_HHD = self.rel_pos_h[_distances(H, q_BNLD.device)]
+        columns_WWD = self.rel_pos_w[_distances(W, q_BNLD.device)]
+        by_row_BNHWH = torch.einsum("bnhwd,hkd->bnhwk", q_BNHWD, rows_HHD)
+        by_column_BNHWW = torch.einsum("bnhwd,wkd->bnhwk", q_BNHWD, columns_WWD)
+        return (by_row_BNHWH[..., :, None] + by_column_BNHWW[..., None, :]).reshape(B, N, L, L)
+
+
+def _distances(size: int, device: torch.device) -> Tensor:
+    """(size, size) index of query i minus key j into a table of 2 * size - 1 relative positions."""
+    position = torch.arange(size, device=device)
+    return position[:, None] - position[None, :] + size - 1
+
+
+def split_windows(x_BHWC: Tensor, size: int) -> Tensor:
+    """Cuts a grid into windows (B * windows, size, size, C), zero-padded at the right and bottom."""
+    B, H, W, C = x_BHWC.shape
+    x_BHWC = F.pad(x_BHWC, (0, 0, 0, -W % size, 0, -H % size))
+    rows, columns = x_BHWC.shape[1] // size, x_BHWC.shape[2] // size
+    x = x_BHWC.reshape(B, rows, size, columns, size, C)
+    return x.transpose(2, 3).reshape(B * rows * columns, size, size, C)
+
+
+def join_windows(windows: Tensor, size: int, grid: torch.Size) -> Tensor:
+    """Undoes `split_windows` for a grid of (H, W) cells."""
+    H, W = grid
+    rows, columns = -(-H // size), -(-W // size)
+    x = windows.reshape(-1, rows, columns, size, size, windows.shape[-1])
+    return x.transpose(2, 3).reshape(-1, rows * size, columns * size, windows.shape[-1])[:, :H, :W]

@@ -1,0 +1,49 @@
+"""Small layers that several parts of the network share.
+
+Shapes: B batch, C channels, H W height and width in cells, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of a BCHW tensor."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return super().forward(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class MLPBlock(nn.Module):
+    """The two-layer perceptron of a transformer block."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(dim, hidden_dim)
+        self.lin2 = nn.Linear(hidden_dim, dim)
+        self.activation = activation
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        return self.lin2(self.activation(self.lin1(x_D)))
+
+
+class MLP(nn.Module):
+    """The perceptron of an output head: `depth` linear layers with ReLU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int, output_dim: int, depth: int) -> None:
+        super().__init__()
+        dims = [dim] + [hidden_dim] * (depth - 1) + [output_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+
+    def forward(self, x_D: Tensor) -> Tensor:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x_D = F.relu(layer(x_D))
+        return last(x_D)

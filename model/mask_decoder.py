@@ -1,0 +1,76 @@
+"""The mask decoder: tokens and an image embedding to predicted IoUs and mask logits.
+
+Shapes: N prompts, T prompt tokens, M masks per prompt (the single mask first, then the ambiguity
+masks), K chosen masks, C channels, H W embedding grid, L = H*W, h w mask side (4H, 4W).
+Source: Kirillov et al. 2023, Appendix A; `modeling/mask_decoder.py` of segment-anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.config import SamConfig
+from model.layers import MLP, LayerNorm2d
+from model.transformer import TwoWayTransformer
+
+
+@dataclass(frozen=True)
+class DecodedPrompts:
+    """What the transformer made of N prompts; masks can be computed from it for any subset."""
+
+    predicted_iou_NM: Tensor
+    mask_tokens_NMC: Tensor
+    image_tokens_NCHW: Tensor
+
+
+class MaskDecoder(nn.Module):
+    """Two steps, so that prompts can be rejected by predicted IoU before their masks are upscaled."""
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.num_masks = config.multimask_outputs + 1
+        self.transformer = TwoWayTransformer(config)
+        self.iou_token = nn.Embedding(1, dim)
+        self.mask_tokens = nn.Embedding(self.num_masks, dim)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
+            LayerNorm2d(dim // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(dim, dim, dim // 8, depth=3) for _ in range(self.num_masks)
+        )
+        self.iou_prediction_head = MLP(dim, config.iou_head_width, self.num_masks, config.iou_head_depth)
+
+    def decode_prompts(
+        self, embedding_NCHW: Tensor, positions_1CHW: Tensor, sparse_NTC: Tensor, dense_NCHW: Tensor
+    ) -> DecodedPrompts:
+        """Runs the transformer. `embedding_NCHW` and `dense_NCHW` may have a leading 1: shared by all prompts."""
+        H, W = embedding_NCHW.shape[-2:]
+        output_tokens_KC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        output_tokens_NKC = output_tokens_KC.expand(len(sparse_NTC), -1, -1)
+        tokens_NTC = torch.cat([output_tokens_NKC, sparse_NTC], dim=1)
+        image_NLC = (embedding_NCHW + dense_NCHW).flatten(2).transpose(1, 2)
+        positions_1LC = positions_1CHW.flatten(2).transpose(1, 2)
+        tokens_NTC, image_NLC = self.transformer(tokens_NTC, image_NLC, positions_1LC)
+        return DecodedPrompts(
+            predicted_iou_NM=self.iou_prediction_head(tokens_NTC[:, 0]),
+            mask_tokens_NMC=tokens_NTC[:, 1 : 1 + self.num_masks],
+            image_tokens_NCHW=image_NLC.transpose(1, 2).unflatten(2, (H, W)),
+        )
+
+    def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
+        """Mask logits (K, h, w) of the masks where the boolean `keep_NM` is true, in row-major order of (N, M)."""
+        rows = keep_NM.any(dim=1).nonzero()[:, 0]
+        upscaled_RChw = self.output_upscaling(decoded.image_tokens_NCHW[rows])
+        weights_RMC = torch.stack(
+            [mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
+        )
+        logits_RMhw = torch.einsum("rmc,rchw->rmhw", weights_RMC, upscaled_RChw)
+        return logits_RMhw[keep_NM[rows]]

@@ -1,0 +1,62 @@
+"""Segment Anything, composed of its three parts. Stateless: it keeps no image and no prompt.
+
+Shapes: B images, N prompts, P points per prompt, M masks per prompt (single mask first), K chosen
+masks, C embedding channels, H W embedding grid, S input side, h w mask side. Coordinates are pixels of
+the model's S x S input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.config import SamConfig
+from model.image_encoder import ImageEncoder
+from model.mask_decoder import DecodedPrompts, MaskDecoder
+from model.prompt_encoder import PromptEncoder
+
+
+class Sam(nn.Module):
+    """Image encoder, prompt encoder and mask decoder of one variant."""
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config)
+        self.prompt_encoder = PromptEncoder(config)
+        self.mask_decoder = MaskDecoder(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.image_encoder.pos_embed.device
+
+    def encode_images(self, images_B3SS: Tensor) -> Tensor:
+        """Embeddings (B, C, H, W) of normalised, padded images (see `preprocess.py`)."""
+        return self.image_encoder(images_B3SS)
+
+    def decode_prompts(
+        self,
+        embedding_NCHW: Tensor,
+        points_NP2: Tensor | None = None,
+        labels_NP: Tensor | None = None,
+        boxes_N4: Tensor | None = None,
+        masks_N1hw: Tensor | None = None,
+    ) -> DecodedPrompts:
+        """Predicted IoUs, and what `decode_masks` needs, for any combination of prompts.
+
+        `embedding_NCHW` is one embedding per prompt, or a single one (1, C, H, W) that all prompts share.
+        """
+        sparse_NTC, dense_NCHW = self.prompt_encoder(points_NP2, labels_NP, boxes_N4, masks_N1hw)
+        positions_1CHW = self.prompt_encoder.grid_positions()
+        return self.mask_decoder.decode_prompts(embedding_NCHW, positions_1CHW, sparse_NTC, dense_NCHW)
+
+    def decode_points(self, embedding_1CHW: Tensor, points_N2: Tensor) -> DecodedPrompts:
+        """`decode_prompts` for N prompts of one foreground click each, on one image."""
+        points_N12 = points_N2[:, None]
+        labels_N1 = torch.ones(points_N12.shape[:2], dtype=torch.int64, device=points_N2.device)
+        return self.decode_prompts(embedding_1CHW, points_N12, labels_N1)
+
+    def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
+        """Mask logits (K, h, w), four per embedding cell and axis, of the masks chosen by the boolean `keep_NM`."""
+        return self.mask_decoder.decode_masks(decoded, keep_NM)

@@ -1,0 +1,94 @@
+"""The two-way transformer: prompt tokens and image tokens look at each other.
+
+Shapes: N prompts, T tokens of a prompt, L image tokens, C channels, h heads, D features per head.
+Image tokens may have a leading 1 instead of N where all prompts still share them: what is shared by all
+prompts of an image is then computed once, and broadcasting does the rest.
+Source: `modeling/transformer.py` of segment-anything.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import SamConfig
+from model.layers import MLPBlock
+
+
+class TwoWayTransformer(nn.Module):
+    """Updates prompt tokens and image tokens in turn, `decoder_depth` times."""
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TwoWayBlock(config, add_positions_first=i > 0) for i in range(config.decoder_depth)
+        )
+        self.final_attn_token_to_image = _cross_attention(config)
+        self.norm_final_attn = nn.LayerNorm(config.embed_dim)
+
+    def forward(self, tokens_NTC: Tensor, image_NLC: Tensor, positions_1LC: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the updated tokens (N, T, C) and image tokens (N, L, C)."""
+        x_NTC = prompts_NTC = tokens_NTC
+        for layer in self.layers:
+            x_NTC, image_NLC = layer(x_NTC, image_NLC, prompts_NTC, positions_1LC)
+        attended_NTC = self.final_attn_token_to_image(x_NTC + prompts_NTC, image_NLC + positions_1LC, image_NLC)
+        return self.norm_final_attn(x_NTC + attended_NTC), image_NLC
+
+
+class TwoWayBlock(nn.Module):
+    """Tokens to tokens, tokens to image, MLP on the tokens, image to tokens."""
+
+    def __init__(self, config: SamConfig, add_positions_first: bool) -> None:
+        super().__init__()
+        self.add_positions_first = add_positions_first
+        self.self_attn = CrossAttention(config.embed_dim, config.decoder_heads, downsample=1)
+        self.norm1 = nn.LayerNorm(config.embed_dim)
+        self.cross_attn_token_to_image = _cross_attention(config)
+        self.norm2 = nn.LayerNorm(config.embed_dim)
+        self.mlp = MLPBlock(config.embed_dim, config.decoder_mlp_dim, F.relu)
+        self.norm3 = nn.LayerNorm(config.embed_dim)
+        self.norm4 = nn.LayerNorm(config.embed_dim)
+        self.cross_attn_image_to_token = _cross_attention(config)
+
+    def forward(
+        self, x_NTC: Tensor, image_NLC: Tensor, prompts_NTC: Tensor, positions_1LC: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self.add_positions_first:
+            query_NTC = x_NTC + prompts_NTC
+            x_NTC = self.norm1(x_NTC + self.self_attn(query_NTC, query_NTC, x_NTC))
+        else:
+            # The first block's tokens are the prompts themselves: nothing to add them to.
+            x_NTC = self.norm1(self.self_attn(x_NTC, x_NTC, x_NTC))
+        attended_NTC = self.cross_attn_token_to_image(x_NTC + prompts_NTC, image_NLC + positions_1LC, image_NLC)
+        x_NTC = self.norm2(x_NTC + attended_NTC)
+        x_NTC = self.norm3(x_NTC + self.mlp(x_NTC))
+        attended_NLC = self.cross_attn_image_to_token(image_NLC + positions_1LC, x_NTC + prompts_NTC, x_NTC)
+        return x_NTC, self.norm4(image_NLC + attended_NLC)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention whose inner width is the channels divided by `downsample`."""
+
+    def __init__(self, dim: int, heads: int, downsample: int) -> None:
+        super().__init__()
+        self.heads = heads
+        inner_dim = dim // downsample
+        self.q_proj = nn.Linear(dim, inner_dim)
+        self.k_proj = nn.Linear(dim, inner_dim)
+        self.v_proj = nn.Linear(dim, inner_dim)
+        self.out_proj = nn.Linear(inner_dim, dim)
+
+    def forward(self, query_NTC: Tensor, key_NLC: Tensor, value_NLC: Tensor) -> Tensor:
+        q_NhTD = self._split_heads(self.q_proj(query_NTC))
+        k_NhLD = self._split_heads(self.k_proj(key_NLC))
+        v_NhLD = self._split_heads(self.v_proj(value_NLC))
+        score_NhTL = (q_NhTD @ k_NhLD.transpose(-1, -2)) / q_NhTD.shape[-1] ** 0.5
+        x_NhTD = score_NhTL.softmax(dim=-1) @ v_NhLD
+        return self.out_proj(x_NhTD.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x_NTC: Tensor) -> Tensor:
+        return x_NTC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _cross_attention(config: SamConfig) -> CrossAttention:
+    return CrossAttention(config.embed_dim, config.decoder_heads, config.decoder_attention_downsample)

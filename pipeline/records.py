@@ -1,0 +1,113 @@
+"""The data types that flow through the pipeline, from shard to commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Clock = Callable[[], float]
+Status = Literal["ok", "failed", "quarantined"]
+
+# What can end an image, and what is timed, in order.
+STEPS = ("fetch", "decode", "encode", "prompt", "filter", "rle")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A unit of lease, retry and commit: the images that become one part."""
+
+    index: int
+    uri: str  # what to open: the folder or prefix, or one tar
+    # The images, in order; None where only reading the shard tells (a tar).
+    image_ids: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The shard's name in part names: `part-<name>.parquet`."""
+        return f"{self.index:05d}"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One encoded image as its source holds it."""
+
+    image_id: str
+    source_uri: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an image has no masks. It becomes a row of the images table."""
+
+    step: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """RGB pixels (H, W, 3) uint8, upright."""
+
+    pixels: NDArray[np.uint8]
+    sha256: str  # of the encoded bytes
+
+
+@dataclass(frozen=True, eq=False)
+class ImageMasks:
+    """The final masks of one image, N rows, and how many masks each filter dropped on the way."""
+
+    height: int
+    width: int
+    area: NDArray[np.int64]  # (N,) pixels
+    boxes: NDArray[np.int64]  # (N, 4) XYWH, w = x1 - x0: one short of the pixel count, as SA-1B has it
+    predicted_iou: NDArray[np.float32]  # (N,)
+    stability_score: NDArray[np.float32]  # (N,)
+    points: NDArray[np.float64]  # (N, 2) XY
+    crop_boxes: NDArray[np.int64]  # (N, 4) XYWH
+    rle_counts: tuple[bytes, ...]  # COCO compressed
+    dropped: Mapping[str, int]  # filter name -> masks; the names are filters.chain.FILTERS
+
+    def __post_init__(self) -> None:
+        rows = len(self.rle_counts)
+        assert self.area.shape == self.predicted_iou.shape == self.stability_score.shape == (rows,)
+        assert self.boxes.shape == self.crop_boxes.shape == (rows, 4)
+        assert self.points.shape == (rows, 2)
+
+    def __len__(self) -> int:
+        return len(self.rle_counts)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageResult:
+    """What became of one input image: its masks or its failure. One row of the images table."""
+
+    image_id: str
+    source_uri: str
+    sha256: str | None  # None where the bytes could not be read
+    outcome: ImageMasks | Failure
+    milliseconds: Mapping[str, float]  # step -> time spent
+    status: Status
+    attempt: int = 1
+
+
+@dataclass
+class StepTimer:
+    """Adds up the milliseconds spent in each step of one image."""
+
+    clock: Clock = time.perf_counter
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Times the block as step `name`."""
+        start = self.clock()
+        try:
+            yield
+        finally:
+            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + 1000 * (self.clock() - start)
