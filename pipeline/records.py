@@ -34,20 +34,20 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class ImageRecord:
-    """One encoded image as its source holds it."""
-
-    image_id: str
-    source_uri: str
-    data: bytes
-
-
-@dataclass(frozen=True)
 class Failure:
     """Why an image has no masks. It becomes a row of the images table."""
 
-    step: str
+    step: str  # one of STEPS
     reason: str
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One encoded image as its source holds it, or why it could not be fetched."""
+
+    image_id: str
+    source_uri: str
+    data: bytes | Failure
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,31 @@
+"""What can go wrong in a run through no fault of the program.
+
+MaskmillError (model/errors.py)
+├── StorageError        a store that cannot be reached, read or written
+├── SourceError         a source with nothing to read, or that is not what it says
+├── ImageError          one image that cannot be decoded: becomes a failed row, never ends a run
+├── RunMismatchError    an output that belongs to another configuration, other weights or another schema
+└── RunFailedError      a run that cannot go on
+"""
+
+from model.errors import MaskmillError
+
+
+class StorageError(MaskmillError):
+    """A store that cannot be reached, read or written."""
+
+
+class SourceError(MaskmillError):
+    """A source with nothing to read, or that is not what it says."""
+
+
+class ImageError(MaskmillError):
+    """One image that cannot be decoded."""
+
+
+class RunMismatchError(MaskmillError):
+    """An output that belongs to another run."""
+
+
+class RunFailedError(MaskmillError):
+    """A run that cannot go on."""
