@@ -7,6 +7,8 @@ Source: Li et al. 2022 (ViTDet); `modeling/image_encoder.py` of segment-anything
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,7 +66,7 @@ class ConvStem(nn.Module):
         halvings = config.patch_size.bit_length() - 1
         widths = [3] + [config.encoder_width >> (halvings - 1 - i) for i in range(halvings)]
         self.layers = nn.Sequential()
-        for in_width, out_width in zip(widths[:-1], widths[1:], strict=True):
+        for in_width, out_width in pairwise(widths):
             self.layers.append(nn.Conv2d(in_width, out_width, kernel_size=3, stride=2, padding=1))
             self.layers.append(LayerNorm2d(out_width))
             self.layers.append(nn.GELU())

@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H W height and width in cells, D features.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class MLP(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, output_dim: int, depth: int) -> None:
         super().__init__()
         dims = [dim] + [hidden_dim] * (depth - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x_D: Tensor) -> Tensor:
         *hidden, last = self.layers

@@ -43,9 +43,7 @@ class MaskDecoder(nn.Module):
             nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
             nn.GELU(),
         )
-        self.output_hypernetworks_mlps = nn.ModuleList(
-            MLP(dim, dim, dim // 8, depth=3) for _ in range(self.num_masks)
-        )
+        self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, depth=3) for _ in range(self.num_masks))
         self.iou_prediction_head = MLP(dim, config.iou_head_width, self.num_masks, config.iou_head_depth)
 
     def decode_prompts(

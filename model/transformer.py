@@ -20,9 +20,7 @@ class TwoWayTransformer(nn.Module):
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            TwoWayBlock(config, add_positions_first=i > 0) for i in range(config.decoder_depth)
-        )
+        self.layers = nn.ModuleList(TwoWayBlock(config, add_positions_first=i > 0) for i in range(config.decoder_depth))
         self.final_attn_token_to_image = _cross_attention(config)
         self.norm_final_attn = nn.LayerNorm(config.embed_dim)
 

@@ -1,0 +1,36 @@
+# Every target sets itself up: a virtual environment in .venv with the pinned constraints.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo check fix test bench
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+
+demo: $(INSTALLED)  ## masks for a handful of photographs: tables, summary, overlays
+	$(BIN)/maskmill demo
+
+check: $(INSTALLED)  ## lint, format, types, direction of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+fix: $(INSTALLED)  ## what ruff can mend by itself
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: $(INSTALLED)  ## the whole test suite
+	$(BIN)/pytest
+
+bench: $(INSTALLED)  ## the engine against the published implementation, same weights, one run
+	$(BIN)/python -m benchmarks.engine
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "maskmill needs Python 3.11 or newer; say which with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
