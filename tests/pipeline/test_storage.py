@@ -1,0 +1,322 @@
+"""One behaviour suite for every Storage, and what only the local disk has."""
+
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.storage import LocalStorage, Storage, StoredObject, open_storage, prove_create_if_absent
+
+
+def new_local_storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "store"), make=True)
+
+
+@pytest.fixture(params=[new_local_storage])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty store of every kind there is."""
+    factory: Callable[[Path], Storage] = request.param
+    return factory(tmp_path)
+
+
+def keys(storage: Storage, prefix: str = "") -> list[str]:
+    return [item.key for item in storage.list(prefix)]
+
+
+# Every storage.
+
+
+def test_create_writes_the_object_when_it_is_absent(storage: Storage):
+    assert storage.create("masks/part-00000.parquet", b"first")
+    assert storage.read("masks/part-00000.parquet") == b"first"
+
+
+def test_create_writes_nothing_when_the_object_is_there(storage: Storage):
+    storage.create("part", b"first")
+    assert not storage.create("part", b"second")
+    assert storage.read("part") == b"first"
+
+
+def test_create_tells_an_empty_object_from_an_absent_one(storage: Storage):
+    assert storage.create("empty", b"")
+    assert not storage.create("empty", b"x")
+    assert list(storage.list()) == [StoredObject("empty", 0)]
+
+
+def test_put_replaces_the_whole_object(storage: Storage):
+    storage.put("images/part", b"a long first version")
+    storage.put("images/part", b"short")
+    assert storage.read("images/part") == b"short"
+
+
+def test_open_streams_the_object(storage: Storage):
+    storage.put("key", b"0123456789")
+    with storage.open("key") as stream:
+        assert stream.read(4) == b"0123"
+        assert stream.read() == b"456789"
+
+
+def test_exists_follows_create_and_delete(storage: Storage):
+    assert not storage.exists("a/b")
+    storage.create("a/b", b"")
+    assert storage.exists("a/b")
+    storage.delete("a/b")
+    assert not storage.exists("a/b")
+
+
+def test_exists_is_false_for_the_first_part_of_a_key(storage: Storage):
+    storage.create("a/b", b"")
+    assert not storage.exists("a")
+
+
+def test_delete_does_nothing_when_the_object_is_absent(storage: Storage):
+    storage.delete("a/b")
+    assert keys(storage) == []
+
+
+def test_list_is_sorted_by_key_across_folders(storage: Storage):
+    expected = ["B", "a.jpg", "a.jpg.d/x", "a/b.jpg", "a/é.jpg", "a0.jpg", "ab"]
+    for key in reversed(expected):
+        storage.create(key, key.encode())
+    assert list(storage.list()) == [StoredObject(key, len(key.encode())) for key in expected]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("masks/", ["masks/part-0", "masks/part-1"]),
+        ("masks/part-1", ["masks/part-1"]),
+        ("ma", ["masks/part-0", "masks/part-1", "masks2/part-0"]),
+        ("absent/", []),
+        ("masks/part-1/", []),
+    ],
+)
+def test_list_returns_what_starts_with_the_prefix(storage: Storage, prefix: str, expected: list[str]):
+    for key in ("images/part-0", "masks/part-0", "masks/part-1", "masks2/part-0"):
+        storage.create(key, b"")
+    assert keys(storage, prefix) == expected
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "..", "../x", "a/../../x", "a//b", "a/", "./a", ".hidden", "a\0b"])
+def test_keys_that_are_no_clean_relative_path_are_refused(storage: Storage, key: str):
+    calls: list[Callable[[], object]] = [
+        lambda: storage.create(key, b""),
+        lambda: storage.put(key, b""),
+        lambda: storage.read(key),
+        lambda: storage.exists(key),
+        lambda: storage.delete(key),
+    ]
+    for call in calls:
+        with pytest.raises(StorageError, match="not a key"):
+            call()
+
+
+def test_reading_raises_one_line_when_the_object_is_absent(storage: Storage):
+    for read in (storage.read, storage.open):
+        with pytest.raises(StorageError) as caught:
+            read("a/absent")
+        assert "absent" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_uri_and_key_make_the_address_of_an_object(storage: Storage):
+    storage.create("a/b", b"x")
+    assert open_storage(storage.uri).read("a/b") == b"x"
+
+
+def test_storage_works_when_it_was_pickled(storage: Storage):
+    storage.create("a", b"x")
+    travelled: Storage = pickle.loads(pickle.dumps(storage))
+    assert travelled.read("a") == b"x"
+    assert travelled.uri == storage.uri
+
+
+def create_many(storage: Storage, keys: list[str], name: bytes, start: Barrier, winners: Path) -> None:
+    start.wait()
+    won = [key for key in keys if storage.create(key, name * 50_000)]
+    winners.write_text("\n".join(won))
+
+
+def test_exactly_one_of_two_processes_creates_each_key(storage: Storage, tmp_path: Path):
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(2)
+    contested = [f"masks/part-{index:05d}" for index in range(100)]
+    outcomes = {b"a": tmp_path / "a", b"b": tmp_path / "b"}
+    racers = [
+        context.Process(target=create_many, args=(storage, contested, name, start, winners))
+        for name, winners in outcomes.items()
+    ]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    won = {name: winners.read_text().split() for name, winners in outcomes.items()}
+    assert sorted(won[b"a"] + won[b"b"]) == contested
+    for name, created in won.items():
+        assert all(storage.read(key) == name * 50_000 for key in created)
+    assert keys(storage) == contested
+
+
+def test_proof_passes_and_leaves_nothing_when_the_store_is_sound(storage: Storage):
+    prove_create_if_absent(storage)
+    assert keys(storage) == []
+
+
+# A store that is not sound.
+
+
+@dataclass(frozen=True)
+class OverwritingStorage(LocalStorage):
+    """A store that ignores the condition, as some object stores do; it answers as told."""
+
+    answer: bool = True
+
+    def create(self, key: str, data: bytes) -> bool:
+        first = not self.exists(key)
+        self.put(key, data)
+        return first or self.answer
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_proof_fails_when_the_store_overwrites(tmp_path: Path, answer: bool):
+    storage = OverwritingStorage(tmp_path, answer)
+    with pytest.raises(StorageError, match="does not honour create-if-absent"):
+        prove_create_if_absent(storage)
+    assert keys(storage) == []
+
+
+# The local disk.
+
+
+def test_open_storage_makes_the_folder_only_when_told(tmp_path: Path):
+    uri = str(tmp_path / "a" / "b")
+    with pytest.raises(StorageError, match="No such file"):
+        keys(open_storage(uri))
+    assert not (tmp_path / "a").exists()
+    assert keys(open_storage(uri, make=True)) == []
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/prefix", "gs://bucket", "file:///tmp"])
+def test_open_storage_says_local_disk_only_when_given_another_scheme(uri: str):
+    with pytest.raises(StorageError, match="local disk only"):
+        open_storage(uri)
+
+
+def test_open_storage_raises_when_the_path_is_a_file(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="exists"):
+        open_storage(str(tmp_path / "file"), make=True)
+    with pytest.raises(StorageError, match="Not a directory"):
+        open_storage(str(tmp_path / "file")).create("x", b"")
+
+
+def test_relative_path_means_the_same_when_the_working_folder_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    storage = open_storage("store", make=True)
+    monkeypatch.chdir("/")
+    assert storage.create("a", b"")
+    assert (tmp_path / "store" / "a").exists()
+
+
+def test_every_call_raises_when_the_folder_vanished(tmp_path: Path):
+    storage = new_local_storage(tmp_path)
+    (tmp_path / "store").rmdir()
+    calls: list[Callable[[], object]] = [
+        lambda: storage.create("masks/part", b""),
+        lambda: storage.create("part", b""),
+        lambda: storage.put("images/part", b""),
+        lambda: storage.read("part"),
+        lambda: keys(storage),
+        lambda: keys(storage, "masks/"),
+    ]
+    for call in calls:
+        with pytest.raises(StorageError, match="No such file or directory"):
+            call()
+    assert not (tmp_path / "store").exists()
+
+
+def die_writing(storage: Storage) -> None:
+    """Is killed by the signal that the system sends at the file size limit, with the file half written."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    storage.create("part", bytes(100_000))
+
+
+def test_nothing_is_seen_of_an_object_when_its_writer_was_killed(tmp_path: Path):
+    storage = new_local_storage(tmp_path)
+    writer = multiprocessing.get_context("spawn").Process(target=die_writing, args=(storage,))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -signal.SIGXFSZ
+    assert len(os.listdir(tmp_path / "store")) == 1
+    assert keys(storage) == []
+    assert storage.create("part", b"whole")
+    assert keys(storage) == ["part"]
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Makes writes fail past `size` bytes, as a full disk does (Python ignores the signal that comes with it)."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_writing_raises_and_leaves_nothing_when_the_disk_takes_no_more(tmp_path: Path):
+    storage = new_local_storage(tmp_path)
+    storage.put("old", b"old")
+    for write in (storage.create, storage.put):
+        with file_size_limit(1000), pytest.raises(StorageError) as caught:
+            write("new", bytes(100_000))
+        assert "\n" not in str(caught.value)
+    with file_size_limit(1000), pytest.raises(StorageError):
+        storage.put("old", bytes(100_000))
+    assert os.listdir(tmp_path / "store") == ["old"]
+    assert storage.read("old") == b"old"
+
+
+def test_writing_raises_when_the_folder_takes_no_files():
+    with pytest.raises(StorageError, match="/proc/x"):
+        LocalStorage(Path("/proc")).create("x", b"")
+
+
+def test_list_hides_dotfiles_devices_and_linked_folders(tmp_path: Path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "far.jpg").write_bytes(b"far")
+    root = tmp_path / "store"
+    (root / ".git").mkdir(parents=True)
+    (root / ".git" / "x.jpg").write_bytes(b"")
+    (root / "._photo.jpg").write_bytes(b"")
+    os.mkfifo(root / "pipe.jpg")
+    (root / "loop").symlink_to(root)
+    (root / "away").symlink_to(outside)
+    (root / "linked.jpg").symlink_to(outside / "far.jpg")
+    (root / "nowhere.jpg").symlink_to(root / "absent.jpg")
+    storage = open_storage(str(root))
+    assert list(storage.list()) == [StoredObject("linked.jpg", 3), StoredObject("nowhere.jpg", 0)]
+    assert storage.read("linked.jpg") == b"far"
+    with pytest.raises(StorageError, match="No such file"):
+        storage.read("nowhere.jpg")
+
+
+def test_file_name_that_is_not_utf8_has_a_key_that_reads_it(tmp_path: Path):
+    root = os.fsencode(tmp_path)
+    with open(os.path.join(root, b"caf\xe9.jpg"), "wb") as stream:
+        stream.write(b"x")
+    storage = open_storage(str(tmp_path))
+    assert keys(storage) == ["caf\\xe9.jpg"]
+    assert storage.read("caf\\xe9.jpg") == b"x"
