@@ -37,7 +37,8 @@ class MaskBatch:
             "points": (rows, 2),
             "crop_boxes": (rows, 4),
         }
-        assert self.logits.ndim == 3 and shapes == expected, f"columns do not align: {shapes}"
+        assert self.logits.ndim == 3, f"logits are not (N, h, w): {shapes}"
+        assert shapes == expected, f"columns do not align: {shapes}"
 
     def __len__(self) -> int:
         return self.logits.shape[0]

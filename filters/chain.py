@@ -1,0 +1,72 @@
+"""The filters of the generator, by name and in order, and the counting of what each one dropped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from filters.boxes import near_crop_edge
+from filters.masks import MaskBatch
+from filters.nms import nms
+
+# All filters in the order they are applied: the names of the drop counters. `predicted_iou` rejects prompts
+# before there are masks and `small_regions` edits masks, so these two run in the generator.
+FILTERS = (
+    "predicted_iou",
+    "stability_score",
+    "crop_edge",
+    "box_nms",
+    "crop_nms",
+    "coverage",
+    "small_regions",
+)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A name of FILTERS and what it keeps: a boolean (N,), or the rows in their new order."""
+
+    name: str
+    keep: Callable[[MaskBatch], Tensor]
+
+
+def apply(batch: MaskBatch, filters: tuple[Filter, ...], dropped: Counter[str]) -> MaskBatch:
+    """What all filters keep, one after the other. Adds to `dropped` how many masks each one dropped."""
+    for filter_ in filters:
+        kept = batch.select(filter_.keep(batch))
+        dropped[filter_.name] += len(batch) - len(kept)
+        batch = kept
+    return batch
+
+
+def stability_score(threshold: float) -> Filter:
+    """Keeps masks at or above the threshold; NaN, the score of a mask without pixels, is below any."""
+    return Filter("stability_score", lambda batch: batch.stability_score >= threshold)
+
+
+def crop_edge(height: int, width: int) -> Filter:
+    """Drops masks that their crop probably cuts off; `height` and `width` are the image's, in pixels."""
+    return Filter("crop_edge", lambda batch: ~near_crop_edge(batch.boxes, batch.crop_boxes, height, width))
+
+
+def box_nms(threshold: float) -> Filter:
+    """Of masks whose boxes overlap more than the threshold, keeps the one with the best predicted IoU."""
+    return Filter("box_nms", lambda batch: nms(batch.boxes, batch.predicted_iou, threshold))
+
+
+def crop_nms(threshold: float) -> Filter:
+    """Of masks whose boxes overlap more than the threshold, keeps the one from the smallest crop."""
+
+    def keep(batch: MaskBatch) -> Tensor:
+        x0, y0, x1, y1 = batch.crop_boxes.unbind(dim=1)
+        return nms(batch.boxes, 1 / ((x1 - x0) * (y1 - y0)), threshold)
+
+    return Filter("crop_nms", keep)
+
+
+def coverage(maximum: float, height: int, width: int) -> Filter:
+    """Drops masks over this share of the image or more; `height` and `width` are the image's, in pixels."""
+    return Filter("coverage", lambda batch: batch.area < maximum * height * width)

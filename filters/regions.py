@@ -1,0 +1,45 @@
+"""Small holes and small islands in a mask.
+
+Regions are 8-connected. What is below the limit in pixels is small.
+Source: Kirillov et al. 2023, Appendix B; `remove_small_regions` of segment-anything.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+
+
+def fill_small_holes(mask_HW: Mask, min_area: int) -> tuple[Mask, bool]:
+    """The mask with its small holes filled, and whether it had any.
+
+    Any region of background counts as a hole, also one at the border of the image.
+    """
+    labels_HW, areas = _regions(~mask_HW)
+    if not (areas < min_area).any():
+        return mask_HW, False
+    filled = np.concatenate([[True], areas < min_area])
+    return filled[labels_HW], True
+
+
+def remove_small_islands(mask_HW: Mask, min_area: int, keep_largest: bool) -> tuple[Mask, bool]:
+    """The mask without its small islands, and whether it had any.
+
+    Where all are small, `keep_largest` says if the largest (the first of equals) stays or nothing does.
+    """
+    labels_HW, areas = _regions(mask_HW)
+    if not (areas < min_area).any():
+        return mask_HW, False
+    large = areas >= min_area
+    if keep_largest and not large.any():
+        large[areas.argmax()] = True
+    return np.concatenate([[False], large])[labels_HW], True
+
+
+def _regions(mask_HW: Mask) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Labels (H, W), 0 outside the mask and r + 1 in region r, and areas (R,) in pixels."""
+    _, labels_HW, stats, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=8)
+    return labels_HW.astype(np.int32, copy=False), stats[1:, cv2.CC_STAT_AREA].astype(np.int32, copy=False)

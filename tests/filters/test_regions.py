@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from filters.regions import fill_small_holes, remove_small_islands
+
+
+def _mask(*rows: str) -> np.ndarray:
+    return np.array([[character == "#" for character in row] for row in rows])
+
+
+RING = _mask(
+    "......",
+    ".####.",
+    ".#..#.",
+    ".####.",
+    "......",
+)
+
+
+def test_hole_is_filled_when_below_the_limit():
+    mask_HW, changed = fill_small_holes(RING, min_area=3)
+    assert changed
+    assert mask_HW.sum() == 12
+    assert mask_HW[2, 2]
+
+
+def test_hole_stays_when_at_the_limit():
+    mask_HW, changed = fill_small_holes(RING, min_area=2)
+    assert not changed
+    assert (mask_HW == RING).all()
+
+
+def test_background_at_the_border_counts_as_a_hole():
+    mask_HW, changed = fill_small_holes(_mask("#.", "##"), min_area=2)
+    assert changed
+    assert mask_HW.all()
+
+
+def test_regions_connect_over_corners():
+    diagonal = _mask("#..", ".#.", "..#")
+    mask_HW, changed = remove_small_islands(diagonal, min_area=3, keep_largest=False)
+    assert not changed
+    assert (mask_HW == diagonal).all()
+    # Also holes: the two of this one touch at a corner.
+    holes = _mask("####", "#.##", "##.#", "####")
+    assert not fill_small_holes(holes, min_area=2)[1]
+
+
+def test_island_is_removed_when_below_the_limit():
+    mask_HW, changed = remove_small_islands(_mask("##..#", "##..#"), min_area=3, keep_largest=True)
+    assert changed
+    assert (mask_HW == _mask("##...", "##...")).all()
+
+
+ALL_SMALL = _mask("##..#", "##...")
+
+
+def test_largest_island_stays_when_all_are_below_the_limit():
+    mask_HW, changed = remove_small_islands(ALL_SMALL, min_area=9, keep_largest=True)
+    assert changed
+    assert (mask_HW == _mask("##...", "##...")).all()
+
+
+def test_nothing_stays_when_all_are_below_the_limit_and_the_largest_is_not_kept():
+    mask_HW, changed = remove_small_islands(ALL_SMALL, min_area=9, keep_largest=False)
+    assert changed
+    assert not mask_HW.any()
+
+
+def test_single_island_counts_as_changed_when_below_the_limit():
+    # The published code says so, although it keeps every pixel; its last NMS then ranks the mask lower.
+    mask_HW, changed = remove_small_islands(_mask("##"), min_area=9, keep_largest=True)
+    assert changed
+    assert mask_HW.all()
+
+
+@pytest.mark.parametrize("keep_largest", [True, False])
+def test_empty_mask_stays_as_it_is(keep_largest):
+    mask_HW, changed = remove_small_islands(np.zeros((2, 3), bool), min_area=9, keep_largest=keep_largest)
+    assert not changed
+    assert not mask_HW.any()

@@ -1,0 +1,41 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from filters import rle
+
+masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.booleans())
+
+
+@given(masks)
+def test_decode_undoes_encode(mask_HW):
+    decoded = rle.decode(rle.encode(mask_HW), *mask_HW.shape)
+    assert decoded.dtype == np.bool_
+    np.testing.assert_array_equal(decoded, mask_HW)
+
+
+@given(masks)
+def test_area_is_the_pixel_count(mask_HW):
+    assert rle.area(rle.encode(mask_HW), *mask_HW.shape) == mask_HW.sum()
+
+
+@given(masks)
+def test_bbox_is_the_extent_of_the_mask(mask_HW):
+    rows, columns = mask_HW.any(axis=1).nonzero()[0], mask_HW.any(axis=0).nonzero()[0]
+    expected = (0, 0, 0, 0)
+    if len(rows):
+        expected = (columns[0], rows[0], columns[-1] - columns[0], rows[-1] - rows[0])
+    assert rle.bbox(rle.encode(mask_HW), *mask_HW.shape) == expected
+
+
+@given(masks)
+def test_encode_is_the_same_when_memory_is_laid_out_by_column(mask_HW):
+    assert rle.encode(np.asfortranarray(mask_HW)) == rle.encode(mask_HW)
+
+
+def test_counts_run_down_the_columns_and_start_with_zeros():
+    # Column by column: 1 0, 1 1: no zero, one 1, one 0, two 1s.
+    counts = rle.encode(np.array([[True, True], [False, True]]))
+    # COCO writes each count as characters from "0" on, from the fourth on as the difference to two before.
+    assert counts == b"0111"
