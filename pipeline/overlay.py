@@ -22,14 +22,14 @@ def draw_masks(pixels_HW3: Pixels, masks: Iterable[NDArray[np.bool_]]) -> Pixels
     fill = pixels_HW3.copy()
     outlines = np.zeros_like(pixels_HW3)
     outlined = np.zeros((height, width), np.uint8)
-    thickness = max(1, round(max(height, width) / 500))
+    thickness = max(1, round(max(height, width) / 350))
     for index, mask in enumerate(masks):
         colour = _colour(index)
         fill[mask] = colour
         # A smaller mask covers what it hides of the outlines below it.
         outlined[mask] = 0
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(outlines, contours, -1, colour, thickness)
+        cv2.drawContours(outlines, contours, -1, tuple((c + 255) // 2 for c in colour), thickness)
         cv2.drawContours(outlined, contours, -1, 1, thickness)
     blended = cv2.addWeighted(fill, FILL_OPACITY, pixels_HW3, 1 - FILL_OPACITY, 0)
     return np.where(outlined[..., None] == 1, outlines, blended)
