@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,44 @@ class GeneratorConfig:
     max_coverage: float | None = None
     # SA-1B dropped masks whose largest island is below `min_mask_region_area`; the released code keeps it.
     drop_small_masks: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError naming the argument that is wrong."""
+        _check_range("points_per_batch", self.points_per_batch, 1)
+        _check_range("pred_iou_thresh", self.pred_iou_thresh, 0)
+        _check_range("stability_score_thresh", self.stability_score_thresh, 0, 1)
+        _check_range("stability_score_offset", self.stability_score_offset, 0)
+        _check_range("box_nms_thresh", self.box_nms_thresh, 0, 1)
+        _check_range("crop_n_layers", self.crop_n_layers, 0)
+        _check_range("crop_nms_thresh", self.crop_nms_thresh, 0, 1)
+        # Crops that overlap entirely would all be the same.
+        _check_range("crop_overlap_ratio", self.crop_overlap_ratio, 0, 0.99)
+        _check_range("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, 1)
+        _check_range("min_mask_region_area", self.min_mask_region_area, 0)
+        if self.max_coverage is not None:
+            _check_range("max_coverage", self.max_coverage, 0, 1)
+        if self.points_per_side is not None:
+            # So that every crop layer has a point.
+            _check_range(
+                "points_per_side", self.points_per_side, self.crop_n_points_downscale_factor**self.crop_n_layers
+            )
+        if self.point_grids is not None:
+            _check_range(
+                "the number of point_grids", len(self.point_grids), self.crop_n_layers + 1, self.crop_n_layers + 1
+            )
+            for grid in self.point_grids:
+                if grid.ndim != 2 or grid.shape[1] != 2 or len(grid) == 0:
+                    raise ConfigError(f"A point grid has shape {grid.shape}; it must be (P, 2), P at least 1.")
+                _check_range("the lowest coordinate of a point grid", grid.min(), 0)
+                _check_range("the highest coordinate of a point grid", grid.max(), 0, 1)
+        if (self.points_per_side is None) == (self.point_grids is None):
+            raise ConfigError("Give either points_per_side or point_grids, and set the other to None.")
+
+
+def _check_range(name: str, value: float, lowest: float, highest: float = math.inf) -> None:
+    if not lowest <= value <= highest:
+        wanted = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+        raise ConfigError(f"{name} is {value}; it must be {wanted}.")
 
 
 PRESETS: dict[str, GeneratorConfig] = {

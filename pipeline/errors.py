@@ -1,6 +1,7 @@
 """What can go wrong in a run through no fault of the program.
 
 MaskmillError (model/errors.py)
+├── ConfigError         an argument out of its range, or two that exclude each other
 ├── StorageError        a store that cannot be reached, read or written
 ├── SourceError         a source with nothing to read, or that is not what it says
 ├── ImageError          one image that cannot be decoded: becomes a failed row, never ends a run
@@ -9,6 +10,10 @@ MaskmillError (model/errors.py)
 """
 
 from model.errors import MaskmillError
+
+
+class ConfigError(MaskmillError):
+    """An argument out of its range, or two that exclude each other."""
 
 
 class StorageError(MaskmillError):
