@@ -45,7 +45,7 @@ class Storage(Protocol):
         ...
 
     def open(self, key: str) -> BinaryIO:
-        """A stream over the object's bytes, whose own methods raise OSError. StorageError where there is none."""
+        """A seekable stream over the object, whose own methods raise OSError. StorageError where there is none."""
         ...
 
     def exists(self, key: str) -> bool:
@@ -114,7 +114,7 @@ class LocalStorage:
 
     @property
     def uri(self) -> str:
-        return _text(str(self.root))
+        return utf8_text(str(self.root))
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         folder = prefix.rpartition("/")[0]
@@ -132,7 +132,7 @@ class LocalStorage:
             except (FileNotFoundError, NotADirectoryError):
                 return
             # A folder sorts with its slash, so that keys come in order: `a.jpg` before `a/b.jpg` before `a0.jpg`.
-            named = [(_text(entry.name) + "/" * entry.is_dir(follow_symlinks=False), entry) for entry in visible]
+            named = [(utf8_text(entry.name) + "/" * entry.is_dir(follow_symlinks=False), entry) for entry in visible]
         for name, entry in sorted(named, key=lambda pair: pair[0]):
             key = f"{folder}/{name}" if folder else name
             if name.endswith("/"):
@@ -209,7 +209,7 @@ class LocalStorage:
         _sync_folder(folder.parent)
 
 
-def _text(name: str) -> str:
+def utf8_text(name: str) -> str:
     """A file name as text that can be encoded: bytes that are not UTF-8 become \\xhh."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -238,4 +238,4 @@ def _as_storage_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{_text(str(path))}: {error.strerror or error}") from error
+        raise StorageError(f"{utf8_text(str(path))}: {error.strerror or error}") from error
