@@ -1,0 +1,1 @@
+"""Package data: the weights of the embedded model, `mini.safetensors`."""
