@@ -2,6 +2,8 @@
 
 MaskmillError
 ├── CheckpointError   a checkpoint that cannot be loaded (model/checkpoint.py)
+├── DeviceError       a device or precision that this machine does not have (model/optimize.py)
+├── PromptError       an image or prompt that makes no sense (model/predictor.py)
 └── (pipeline/errors.py continues the tree)
 """
 
@@ -12,3 +14,11 @@ class MaskmillError(Exception):
 
 class CheckpointError(MaskmillError):
     """A checkpoint file that is damaged, unsafe, or of another variant."""
+
+
+class DeviceError(MaskmillError):
+    """A device or precision that this machine does not have."""
+
+
+class PromptError(MaskmillError):
+    """An image or prompt of the wrong shape or kind."""

@@ -26,7 +26,7 @@ def resized_size(height: int, width: int, image_size: int) -> tuple[int, int]:
 def preprocess(pixels_HW3: NDArray[np.uint8], config: SamConfig) -> Tensor:
     """The network's input (3, S, S), float32: resized, normalised, then zero-padded at the right and bottom."""
     S = config.image_size
-    height, width = resized_size(*pixels_HW3.shape[:2], S)
+    height, width = resized_size(pixels_HW3.shape[0], pixels_HW3.shape[1], S)
     # PIL's filter widens as it shrinks (antialiasing), and its result is uint8: what the weights were trained on.
     resized = Image.fromarray(pixels_HW3).resize((width, height), Image.Resampling.BILINEAR)
     x_3hw = torch.from_numpy(np.array(resized)).permute(2, 0, 1)

@@ -61,7 +61,7 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def import_segment_anything() -> None:
-    """Imports it with the stand-in in place, which then goes again: `transformers` must not take it for the real one."""
+    """Imports it with the stand-in in place, which then goes: `transformers` must not take it for the real one."""
     contents: dict[str, dict[str, object]] = {
         "torchvision": {},
         "torchvision.ops": {},

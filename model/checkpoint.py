@@ -1,0 +1,259 @@
+"""Checkpoint files of every layout to our network, and back to a file.
+
+Our state dict has the key names of the official `.pth` files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import VARIANTS, SamConfig
+from model.errors import CheckpointError
+from model.sam import Sam
+
+Layout = Literal["official", "Hugging Face", "maskmill"]
+POSITIONS_KEY = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with its weights, and the sha256 (hex) of the file they came from."""
+
+    sam: Sam
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds: float32 tensors under our key names, and what the file says about itself."""
+
+    state: dict[str, Tensor]
+    layout: Layout
+    stored_dtype: torch.dtype
+    metadata: dict[str, str]
+
+
+def load_model(variant: str, checkpoint: Path | None) -> LoadedModel:
+    """The network `variant` on the CPU with the weights of a file; without one, `mini` takes the embedded weights.
+
+    Raises:
+        CheckpointError: an unknown variant; a file that is missing, damaged, unsafe or of another variant.
+    """
+    if variant not in VARIANTS:
+        raise CheckpointError(f"there is no model {variant!r}; choose one of {', '.join(VARIANTS)}")
+    if checkpoint is None:
+        checkpoint = embedded_checkpoint(variant)
+    sam = build_sam(VARIANTS[variant], load_state_dict(checkpoint), checkpoint)
+    return LoadedModel(sam, file_sha256(checkpoint))
+
+
+def embedded_checkpoint(variant: str) -> Path:
+    """The file that is used when the user names none. Raises CheckpointError where there is none."""
+    if variant != "mini":
+        raise CheckpointError(f"{variant} needs a checkpoint file; name it with --checkpoint")
+    if not EMBEDDED_WEIGHTS.exists():
+        raise CheckpointError(
+            f"the embedded model has no weights yet: {EMBEDDED_WEIGHTS} is missing; run `maskmill train`"
+        )
+    return EMBEDDED_WEIGHTS
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of any layout, float32, under our key names. Raises CheckpointError."""
+    return read_checkpoint(path).state
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a `.pth`, `.bin` or `.safetensors` file of any layout.
+
+    Raises:
+        CheckpointError: the file is missing, empty, damaged, or holds anything but tensors.
+    """
+    tensors, metadata = _read_tensors(path)
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors")
+    layout: Layout = "maskmill" if "variant" in metadata else "official"
+    if any(key.startswith("vision_encoder.") for key in tensors):
+        layout, tensors = "Hugging Face", _from_hugging_face(tensors, path)
+    elements_by_dtype: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        elements_by_dtype[tensor.dtype] += tensor.numel()
+    state = {key: tensor.float() for key, tensor in tensors.items()}
+    return Checkpoint(state, layout, elements_by_dtype.most_common(1)[0][0], metadata)
+
+
+def build_sam(config: SamConfig, state: Mapping[str, Tensor], path: Path) -> Sam:
+    """The network of `config` around these tensors; `path` is only for the message.
+
+    Raises:
+        CheckpointError: keys are missing or left over, or shapes differ.
+    """
+    with torch.device("meta"):
+        sam = Sam(config)
+    expected = sam.state_dict()
+    problems = [
+        _describe("missing keys", [key for key in expected if key not in state]),
+        _describe("unexpected keys", [key for key in state if key not in expected]),
+        _describe(
+            "other shapes",
+            [
+                f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
+                for key, tensor in expected.items()
+                if key in state and state[key].shape != tensor.shape
+            ],
+        ),
+    ]
+    if any(problems):
+        variant = matching_variant(state)
+        if variant not in (None, config.name):
+            raise CheckpointError(
+                f"{path} is not {config.name}: it looks like {variant}; choose that with --model {variant}"
+            )
+        raise CheckpointError(f"{path} does not fit {config.name}: {'; '.join(filter(None, problems))}")
+    # Takes the tensors as they are: no random initialisation, no copy.
+    sam.load_state_dict(state, assign=True)
+    return sam.eval()
+
+
+def matching_variant(state: Mapping[str, Tensor]) -> str | None:
+    """The named variant whose image encoder has the width and depth of these tensors."""
+    pos_embed = state.get("image_encoder.pos_embed")
+    depth = len({key.split(".")[2] for key in state if key.startswith("image_encoder.blocks.")})
+    for name, config in VARIANTS.items():
+        if pos_embed is not None and (config.encoder_width, config.encoder_depth) == (pos_embed.shape[-1], depth):
+            return name
+    return None
+
+
+def save_checkpoint(
+    sam: Sam, path: Path, facts: Mapping[str, str] | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Writes safetensors: the parameters as `dtype`, with the variant and `facts` (how it was trained) as metadata.
+
+    The file appears in one step, complete.
+    """
+    parameters = dict(sam.named_parameters())
+    # Buffers keep float32: rounded frequencies of the positional encoding would move every point.
+    state = {
+        key: tensor.detach().to("cpu", dtype if key in parameters else torch.float32).contiguous()
+        for key, tensor in sam.state_dict().items()
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(state, partial, metadata={**(facts or {}), "variant": sam.config.name})
+    os.replace(partial, path)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# How Hugging Face's SamModel names what the official files call otherwise: patterns and our names, applied in order.
+_HUGGING_FACE_NAMES = (
+    # One tensor under two names; files have either or both.
+    (r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$", POSITIONS_KEY),
+    (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
+    (r"^vision_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
+    (r"^vision_encoder\.neck\.conv1\.", "image_encoder.neck.0."),
+    (r"^vision_encoder\.neck\.layer_norm1\.", "image_encoder.neck.1."),
+    (r"^vision_encoder\.neck\.conv2\.", "image_encoder.neck.2."),
+    (r"^vision_encoder\.neck\.layer_norm2\.", "image_encoder.neck.3."),
+    (r"^vision_encoder\.", "image_encoder."),
+    (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
+    (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
+    (r"^prompt_encoder\.mask_embed\.layer_norm1\.", "prompt_encoder.mask_downscaling.1."),
+    (r"^prompt_encoder\.mask_embed\.conv2\.", "prompt_encoder.mask_downscaling.3."),
+    (r"^prompt_encoder\.mask_embed\.layer_norm2\.", "prompt_encoder.mask_downscaling.4."),
+    (r"^prompt_encoder\.mask_embed\.conv3\.", "prompt_encoder.mask_downscaling.6."),
+    (r"^mask_decoder\.upscale_conv1\.", "mask_decoder.output_upscaling.0."),
+    (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
+    (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
+    # Every head has three layers; there the middle one is a list of its own.
+    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.layers\.0\.", r"\1.layers.1."),
+    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.proj_in\.", r"\1.layers.0."),
+    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.proj_out\.", r"\1.layers.2."),
+    (r"\.layer_norm(\d|_final_attn)\.", r".norm\1."),
+)
+
+
+def _from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        ours = key
+        for pattern, name in _HUGGING_FACE_NAMES:
+            ours = re.sub(pattern, name, ours, count=1)
+        if ours in state and not torch.equal(state[ours], tensor):
+            raise CheckpointError(f"{path} is damaged: {key} differs from its duplicate")
+        state[ours] = tensor
+    return state
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file, whose format is told by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    if not head:
+        raise CheckpointError(f"{path} is empty (0 bytes); fetch it again")
+    if head[8:] == b"{":
+        return _read_safetensors(path)
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return _read_pickle(path), {}
+    raise CheckpointError(f"{path} is neither a PyTorch nor a safetensors file; fetch it again")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or damaged; fetch it again ({error})") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A damaged pickle can raise anything.
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            raise CheckpointError(
+                f"{path} holds pickled Python code or objects ({code[1]}); maskmill loads nothing but tensors"
+            ) from error
+        raise CheckpointError(f"{path} is truncated or damaged; fetch it again ({_first_line(error)})") from error
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path} holds a {type(loaded).__name__}; a checkpoint is a dictionary of tensors")
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path} holds a {type(value).__name__} under {key!r}; a checkpoint is a dictionary of tensors only"
+            )
+    return dict(loaded)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _describe(what: str, names: list[str]) -> str:
+    """ "3 missing keys (a, b, c)", with the first few names, or nothing when there are none."""
+    if not names:
+        return ""
+    shown = 3
+    return f"{len(names)} {what} ({', '.join(names[:shown])}{', ...' if len(names) > shown else ''})"
