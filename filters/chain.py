@@ -14,7 +14,7 @@ from filters.nms import nms
 
 # All filters in the order they are applied: the names of the drop counters. `predicted_iou` rejects prompts
 # before there are masks and `small_regions` edits masks, so these two run in the generator.
-FILTERS = (
+FILTERS: tuple[str, ...] = (
     "predicted_iou",
     "stability_score",
     "crop_edge",

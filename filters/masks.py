@@ -21,7 +21,7 @@ class MaskBatch:
     predicted_iou: Tensor  # (N,) float32; can exceed 1
     stability_score: Tensor  # (N,) float32
     area: Tensor  # (N,) int64, pixels
-    boxes: Tensor  # (N, 4) int64, inclusive XYXY in image pixels; zeros for an empty mask
+    boxes: Tensor  # (N, 4) int64, inclusive XYXY in image pixels; of an empty mask: its crop's corner, twice
     points: Tensor  # (N, 2) float64, the click, XY in image pixels
     crop_boxes: Tensor  # (N, 4) int64, half-open XYXY in image pixels
 
@@ -46,6 +46,19 @@ class MaskBatch:
     def select(self, rows: Tensor) -> MaskBatch:
         """The rows of a boolean mask (N,) or of an index tensor, in that order."""
         return MaskBatch(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
+
+    @staticmethod
+    def empty(logits_side: int, device: torch.device) -> MaskBatch:
+        """No rows, of square logits."""
+        return MaskBatch(
+            logits=torch.empty(0, logits_side, logits_side, device=device),
+            predicted_iou=torch.empty(0, device=device),
+            stability_score=torch.empty(0, device=device),
+            area=torch.empty(0, dtype=torch.int64, device=device),
+            boxes=torch.empty(0, 4, dtype=torch.int64, device=device),
+            points=torch.empty(0, 2, dtype=torch.float64, device=device),
+            crop_boxes=torch.empty(0, 4, dtype=torch.int64, device=device),
+        )
 
     @staticmethod
     def concat(batches: Sequence[MaskBatch]) -> MaskBatch:

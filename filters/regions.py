@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 
 
+def remove_small_regions(mask_HW: Mask, min_area: int, keep_largest: bool) -> tuple[Mask, bool]:
+    """Fills small holes, then removes small islands; also says whether there were any."""
+    mask_HW, had_holes = fill_small_holes(mask_HW, min_area)
+    mask_HW, had_islands = remove_small_islands(mask_HW, min_area, keep_largest)
+    return mask_HW, had_holes or had_islands
+
+
 def fill_small_holes(mask_HW: Mask, min_area: int) -> tuple[Mask, bool]:
     """The mask with its small holes filled, and whether it had any.
 

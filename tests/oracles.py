@@ -1,0 +1,127 @@
+"""The published generator around our weights: what golden tests and benchmarks compare with."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from torch import Tensor, nn
+
+import tests.torchvision_stub  # noqa: F401
+
+# isort: split
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything import modeling as published
+from segment_anything.utils import amg
+
+from model.sam import Sam
+from pipeline.config import GeneratorConfig
+from tests.colour_sam import CONFIG, ColourSam, predicted_iou, similarity
+
+
+def published_sam(sam: Sam) -> published.Sam:
+    """segment_anything's own network with our weights; our encoder only where it knows no such stem."""
+    config = sam.config
+    if config.stem == "conv":
+        image_encoder = sam.image_encoder
+    else:
+        image_encoder = published.ImageEncoderViT(
+            depth=config.encoder_depth,
+            embed_dim=config.encoder_width,
+            img_size=config.image_size,
+            mlp_ratio=config.encoder_mlp_ratio,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
+            num_heads=config.encoder_heads,
+            patch_size=config.patch_size,
+            qkv_bias=True,
+            use_rel_pos=config.relative_positions,
+            global_attn_indexes=config.global_attention_blocks,
+            window_size=config.window_size,
+            out_chans=config.embed_dim,
+        )
+    oracle = published.Sam(
+        image_encoder=image_encoder,  # pyright: ignore[reportArgumentType]
+        prompt_encoder=published.PromptEncoder(
+            embed_dim=config.embed_dim,
+            image_embedding_size=(config.grid_size, config.grid_size),
+            input_image_size=(config.image_size, config.image_size),
+            mask_in_chans=config.mask_prompt_channels,
+        ),
+        mask_decoder=published.MaskDecoder(
+            num_multimask_outputs=config.multimask_outputs,
+            transformer=published.TwoWayTransformer(
+                depth=config.decoder_depth,
+                embedding_dim=config.embed_dim,
+                mlp_dim=config.decoder_mlp_dim,
+                num_heads=config.decoder_heads,
+                attention_downsample_rate=config.decoder_attention_downsample,
+            ),
+            transformer_dim=config.embed_dim,
+            iou_head_depth=config.iou_head_depth,
+            iou_head_hidden_dim=config.iou_head_width,
+        ),
+        pixel_mean=list(config.pixel_mean),
+        pixel_std=list(config.pixel_std),
+    )
+    oracle.load_state_dict(sam.state_dict())
+    return oracle.eval()
+
+
+def published_generator(sam: published.Sam, config: GeneratorConfig) -> SamAutomaticMaskGenerator:
+    """segment_anything's generator with our arguments. It knows neither of the `sa1b` additions."""
+    assert config.max_coverage is None
+    assert not config.drop_small_masks
+    return SamAutomaticMaskGenerator(
+        sam,
+        points_per_side=config.points_per_side,
+        points_per_batch=config.points_per_batch,
+        pred_iou_thresh=config.pred_iou_thresh,
+        stability_score_thresh=config.stability_score_thresh,
+        stability_score_offset=config.stability_score_offset,
+        box_nms_thresh=config.box_nms_thresh,
+        crop_n_layers=config.crop_n_layers,
+        crop_nms_thresh=config.crop_nms_thresh,
+        crop_overlap_ratio=config.crop_overlap_ratio,
+        crop_n_points_downscale_factor=config.crop_n_points_downscale_factor,
+        point_grids=None if config.point_grids is None else list(config.point_grids),
+        min_mask_region_area=config.min_mask_region_area,
+        output_mode="coco_rle",
+    )
+
+
+def published_views(height: int, width: int, config: GeneratorConfig) -> tuple[list[list[int]], list[np.ndarray]]:
+    """Crop boxes (XYXY) of an image, and the points (P, 2) in pixels of each crop."""
+    assert config.points_per_side is not None
+    boxes, layers = amg.generate_crop_boxes((height, width), config.crop_n_layers, config.crop_overlap_ratio)
+    grids = amg.build_all_layer_point_grids(
+        config.points_per_side, config.crop_n_layers, config.crop_n_points_downscale_factor
+    )
+    sides = [np.array([x1 - x0, y1 - y0]) for x0, y0, x1, y1 in boxes]
+    return boxes, [grids[layer] * side for layer, side in zip(layers, sides, strict=True)]
+
+
+def published_colour_sam() -> published.Sam:
+    """`ColourSam` behind segment_anything's interface."""
+    sam = published.Sam(_Encoder(), _PromptEncoder(), _MaskDecoder())  # pyright: ignore[reportArgumentType]
+    return sam.eval()
+
+
+class _Encoder(nn.Module):
+    img_size = CONFIG.image_size
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        return ColourSam().encode_images(images_B3SS)
+
+
+class _PromptEncoder(nn.Module):
+    def forward(self, points: tuple[Tensor, Tensor], boxes: None, masks: None) -> tuple[Tensor, None]:
+        return points[0][:, 0], None
+
+    def get_dense_pe(self) -> None:
+        return None
+
+
+class _MaskDecoder(nn.Module):
+    def forward(self, image_embeddings: Tensor, sparse_prompt_embeddings: Tensor, **_: object) -> tuple[Tensor, Tensor]:
+        logits_NMhw = similarity(image_embeddings, sparse_prompt_embeddings)
+        return logits_NMhw[:, 1:], predicted_iou(logits_NMhw)[:, 1:]
