@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
+
+Precision = Literal["exact", "fast"]
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,15 @@ PRESETS: dict[str, GeneratorConfig] = {
     # Thresholds for the scores of the embedded model, which has seen far less than the published ones.
     "mini": GeneratorConfig(pred_iou_thresh=0.7, stability_score_thresh=0.85, max_coverage=0.95),
 }
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What decides the masks of a run, besides the weights and the images: part of the run's identity."""
+
+    model: str  # one of model.config.VARIANTS
+    preset: str  # where `generator` started from; single arguments may differ
+    generator: GeneratorConfig
+    precision: Precision = "exact"
+    # Images with more pixels become failed rows: decoded, they take three bytes for each.
+    max_image_pixels: int = 200_000_000

@@ -102,10 +102,12 @@ class StepTimer:
 
     clock: Clock = time.perf_counter
     milliseconds: dict[str, float] = field(default_factory=dict)
+    current: str = STEPS[0]  # the step that was entered last: where an image ended that raised
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Times the block as step `name`."""
+        self.current = name
         start = self.clock()
         try:
             yield
