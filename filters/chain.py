@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -33,7 +33,7 @@ class Filter:
     keep: Callable[[MaskBatch], Tensor]
 
 
-def apply(batch: MaskBatch, filters: tuple[Filter, ...], dropped: Counter[str]) -> MaskBatch:
+def apply(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) -> MaskBatch:
     """What all filters keep, one after the other. Adds to `dropped` how many masks each one dropped."""
     for filter_ in filters:
         kept = batch.select(filter_.keep(batch))

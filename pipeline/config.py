@@ -56,13 +56,11 @@ class GeneratorConfig:
             _check_range("max_coverage", self.max_coverage, 0, 1)
         if self.points_per_side is not None:
             # So that every crop layer has a point.
-            _check_range(
-                "points_per_side", self.points_per_side, self.crop_n_points_downscale_factor**self.crop_n_layers
-            )
+            fewest = self.crop_n_points_downscale_factor**self.crop_n_layers
+            _check_range("points_per_side", self.points_per_side, fewest)
         if self.point_grids is not None:
-            _check_range(
-                "the number of point_grids", len(self.point_grids), self.crop_n_layers + 1, self.crop_n_layers + 1
-            )
+            layers = self.crop_n_layers + 1
+            _check_range("the number of point_grids", len(self.point_grids), layers, layers)
             for grid in self.point_grids:
                 if grid.ndim != 2 or grid.shape[1] != 2 or len(grid) == 0:
                     raise ConfigError(f"A point grid has shape {grid.shape}; it must be (P, 2), P at least 1.")
