@@ -44,7 +44,7 @@ class Source(Protocol):
 
     @property
     def uri(self) -> str:
-        """The address of the whole source."""
+        """What `open_source` makes the same source of, anywhere."""
         ...
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
@@ -65,25 +65,26 @@ def open_source(uri: str) -> Source:
     if "://" in uri:
         raise SourceError(f"{uri}: this version reads local disk only: give a path")
     path = Path(uri).absolute()
+    address = utf8_text(str(path))
     if os.path.isdir(path):
         storage = LocalStorage(path)
         for item in storage.list():
             if is_image(item.key):
-                return ImageFolder(storage)
+                return ImageFolder(storage, address)
             if is_tar(item.key):
-                return WebDatasetTars(storage)
+                return WebDatasetTars(storage, address)
         raise SourceError(f"{uri}: no images ({_listed(IMAGE_EXTENSIONS)}) and no tars in this folder")
     folder, name = LocalStorage(path.parent), utf8_text(path.name)
     if os.path.isfile(path):
         if is_image(name):
-            return ImageFolder(folder, only=name)
+            return ImageFolder(folder, address, only=name)
         if is_tar(name):
-            return WebDatasetTars(folder, only=(name,))
+            return WebDatasetTars(folder, address, only=(name,))
         raise SourceError(
             f"{uri}: neither an image ({_listed(IMAGE_EXTENSIONS)}) nor a tar ({_listed(TAR_EXTENSIONS)})"
         )
     if os.path.isdir(path.parent) and (names := _matching_tars(path.parent, name)):
-        return WebDatasetTars(folder, only=names)
+        return WebDatasetTars(folder, address, only=names)
     raise SourceError(f"{uri}: no such file or folder, and no tars match it as a pattern")
 
 
@@ -106,11 +107,8 @@ class ImageFolder:
     """
 
     storage: Storage
+    uri: str
     only: str | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"{self.storage.uri}/{self.only}" if self.only else self.storage.uri
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
         index, image_ids = 0, list[str]()
@@ -165,11 +163,8 @@ class WebDatasetTars:
     """
 
     storage: Storage
+    uri: str
     only: tuple[str, ...] | None = None
-
-    @property
-    def uri(self) -> str:
-        return f"{self.storage.uri}/{self.only[0]}" if self.only and len(self.only) == 1 else self.storage.uri
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
         keys = self.only or (item.key for item in self.storage.list() if self._is_tar(item.key))

@@ -423,11 +423,17 @@ def test_reading_never_raises_when_bytes_of_a_tar_are_changed(
 # What the two have in common.
 
 
-def test_sources_work_when_they_were_pickled(tmp_path: Path):
-    write(tmp_path, "photos/a.jpg")
-    for source in (open_source(str(tmp_path / "photos")), tar_source(tmp_path, tar_bytes(THREE))):
-        travelled: Source = pickle.loads(pickle.dumps(source))
-        assert records(travelled) == records(source)
+@pytest.mark.parametrize("uri", ["photos", "photos/a.jpg", "tars", "tars/0.tar", "tars/*.tar", "tars/{0..1}.tar"])
+def test_source_is_the_same_when_it_is_pickled_or_opened_by_its_uri(tmp_path: Path, uri: str):
+    write(tmp_path, "photos/a.jpg", "photos/b.jpg")
+    (tmp_path / "tars").mkdir()
+    for name in ("0.tar", "1.tar"):
+        (tmp_path / "tars" / name).write_bytes(tar_bytes(THREE))
+    source = open_source(str(tmp_path / uri))
+    assert source.uri == str(tmp_path / uri)
+    for other in (pickle.loads(pickle.dumps(source)), open_source(source.uri)):
+        assert other == source
+        assert records(other) == records(source) != []
 
 
 def test_relative_source_means_the_same_when_the_working_folder_changes(
