@@ -1,0 +1,136 @@
+"""Interactive use: encode an image once, then prompt it many times.
+
+Shapes: H W image side in pixels, P points, M masks, h w mask side in logit pixels.
+Source: `predictor.py` of segment-anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from model.errors import PromptError
+from model.preprocess import preprocess, to_image_logits, to_input_frame
+from model.sam import Sam
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The masks of one prompt.
+
+    `logits_Mhw[i]` is the mask prompt that refines mask i in a later call.
+    """
+
+    masks_MHW: NDArray[np.bool_]
+    predicted_iou_M: NDArray[np.float32]
+    logits_Mhw: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image that has been through the image encoder. Made by `encode_image`."""
+
+    sam: Sam
+    embedding_1CHW: Tensor
+    height: int
+    width: int
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask_logits: ArrayLike | None = None,
+        multimask: bool = True,
+    ) -> Prediction:
+        """The masks of one prompt: points, a box, an earlier mask, or any combination.
+
+        Args:
+            points: (P, 2) x, y in pixels of the image.
+            labels: (P,) 1 foreground, 0 background. All foreground when left out.
+            box: (4,) x0, y0, x1, y1 in pixels of the image.
+            mask_logits: (h, w) logits of an earlier prediction.
+            multimask: three masks, for prompts that could mean several things; otherwise the single mask.
+
+        Raises:
+            PromptError: no prompt at all, or one of the wrong shape or with impossible values.
+        """
+        prompt = self._prompt_tensors(points, labels, box, mask_logits)
+        decoded = self.sam.decode_prompts(self.embedding_1CHW, **prompt)
+        keep_1M = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
+        keep_1M[:, 0], keep_1M[:, 1:] = not multimask, multimask
+        logits_Mhw = self.sam.decode_masks(decoded, keep_1M)
+        masks_MHW = to_image_logits(logits_Mhw, self.height, self.width, self.sam.config.image_size) > 0
+        return Prediction(
+            masks_MHW=masks_MHW.cpu().numpy(),
+            predicted_iou_M=decoded.predicted_iou_NM[keep_1M].cpu().numpy(),
+            logits_Mhw=logits_Mhw.cpu().numpy(),
+        )
+
+    def _prompt_tensors(
+        self, points: ArrayLike | None, labels: ArrayLike | None, box: ArrayLike | None, mask_logits: ArrayLike | None
+    ) -> dict[str, Tensor]:
+        """What was given, checked, as arguments of `Sam.decode_prompts` for one prompt."""
+        tensors: dict[str, Tensor] = {}
+        if points is not None:
+            points_P2 = _array("points", points, (-1, 2))
+            count = len(points_P2)
+            labels_P = np.ones(count) if labels is None else _array("labels", labels, (count,))
+            if not np.isin(labels_P, (0, 1)).all():
+                raise PromptError("a label is neither 1 (foreground) nor 0 (background)")
+            tensors["points_NP2"] = self._to_input(points_P2)
+            tensors["labels_NP"] = self._tensor(labels_P)
+        elif labels is not None:
+            raise PromptError("there are labels without points; give both")
+        if box is not None:
+            corners_22 = _array("box", box, (4,)).reshape(2, 2)
+            if (corners_22[0] > corners_22[1]).any():
+                raise PromptError("the box is inside out; give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
+            tensors["boxes_N4"] = self._to_input(corners_22).flatten(1)
+        if mask_logits is not None:
+            side = self.sam.config.mask_size
+            tensors["masks_N1hw"] = self._tensor(_array("mask_logits", mask_logits, (side, side)))[:, None]
+        if not tensors:
+            raise PromptError("there is no prompt; give points, a box or mask_logits")
+        return tensors
+
+    def _to_input(self, xy_P2: NDArray[np.float64]) -> Tensor:
+        """(1, P, 2) in pixels of the model's input. Scaled in float64, as published."""
+        xy = to_input_frame(torch.from_numpy(xy_P2), self.height, self.width, self.sam.config.image_size)
+        return self._tensor(xy.numpy())
+
+    def _tensor(self, array: NDArray[np.float64]) -> Tensor:
+        """(1, ...) float32 on the network's device."""
+        return torch.from_numpy(array)[None].to(self.sam.device, torch.float32)
+
+
+@torch.inference_mode()
+def encode_image(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> EncodedImage:
+    """Encodes an RGB image, (H, W, 3) uint8. Raises PromptError for any other array."""
+    if pixels_HW3.dtype != np.uint8 or pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.size == 0:
+        raise PromptError(
+            f"the image is {pixels_HW3.dtype} {pixels_HW3.shape}; it must be uint8 (height, width, 3), red first"
+        )
+    embedding_1CHW = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
+    return EncodedImage(sam, embedding_1CHW, height=pixels_HW3.shape[0], width=pixels_HW3.shape[1])
+
+
+def _array(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """`value` as finite float64 of `shape`, in which -1 stands for any positive length."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"{name} must be numbers of shape {shape}: {error}") from error
+    fits = array.ndim == len(shape) and all(
+        n == m or (m == -1 and n > 0) for n, m in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        raise PromptError(f"{name} has the shape {array.shape}; it must be {shape}")
+    if not np.isfinite(array).all():
+        raise PromptError(f"{name} holds numbers that are not finite")
+    return array
