@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -327,6 +327,7 @@ def decodes_or_is_refused(data: bytes) -> None:
     assert len(reason) <= 200
 
 
+@settings(deadline=None)
 @given(sound=st.sampled_from(SOUND), data=st.data())
 def test_damaged_file_decodes_or_is_refused(sound: bytes, data: st.DataObject):
     damaged = bytearray(sound[: data.draw(st.integers(0, len(sound)), label="kept")])
@@ -336,6 +337,7 @@ def test_damaged_file_decodes_or_is_refused(sound: bytes, data: st.DataObject):
     decodes_or_is_refused(bytes(damaged))
 
 
+@settings(deadline=None)
 @given(head=st.sampled_from([sound[:16] for sound in SOUND] + [b""]), tail=st.binary(max_size=300))
 def test_random_bytes_decode_or_are_refused(head: bytes, tail: bytes):
     decodes_or_is_refused(head + tail)

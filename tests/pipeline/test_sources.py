@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError, StorageError
@@ -403,6 +403,7 @@ def test_nothing_is_written_when_a_tar_is_read(tmp_path: Path):
     assert os.listdir(tmp_path) == ["a.tar"]
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_reading_never_raises_when_bytes_of_a_tar_are_changed(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
