@@ -84,6 +84,7 @@ def encode_part(shard: Shard, results: Sequence[ImageResult], identity: str) -> 
     of the run's identity.
     """
     ordered = sorted(results, key=lambda result: result.image_id)
+    assert len({result.image_id for result in ordered}) == len(ordered), "a source gives every image its own id"
     batches = [_mask_rows(result.image_id, result.outcome) for result in ordered if result.status == "ok"]
     images = pa.Table.from_pylist([_image_row(shard, result) for result in ordered], schema=IMAGES)
     metadata = {

@@ -1,0 +1,185 @@
+"""One shard to one committed part, on one device and without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.checkpoint import load_model
+from model.errors import CheckpointError
+from model.optimize import optimize
+from pipeline.config import RunConfig
+from pipeline.errors import ImageError
+from pipeline.generator import MaskGenerator
+from pipeline.images import decode_image
+from pipeline.ledger import Ledger
+from pipeline.records import Clock, Failure, ImageMasks, ImageRecord, ImageResult, Shard, Status, StepTimer
+from pipeline.sources import Source
+from pipeline.table import encode_part
+
+# Images that are fetched and decoded while the device is busy with another: each holds three bytes for every pixel.
+AHEAD = 4
+MAX_REASON_CHARACTERS = 500
+
+
+class Engine(Protocol):
+    """What finds the masks of an image: MaskGenerator, or a fake."""
+
+    def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
+        """The masks of an RGB image. What it raises ends that image only."""
+        ...
+
+
+@dataclass(frozen=True)
+class SamFactory:
+    """Makes the engine of a run where it is called: weights are loaded by every worker, never sent to one."""
+
+    config: RunConfig
+    checkpoint: Path | None
+    weights_sha256: str
+    device: str
+
+    def __call__(self) -> Engine:
+        """Raises CheckpointError where the checkpoint cannot be loaded, or is not the one the run started with."""
+        loaded = load_model(self.config.model, self.checkpoint)
+        if loaded.sha256 != self.weights_sha256:
+            raise CheckpointError(
+                f"{self.checkpoint}: sha256 is {loaded.sha256} on this machine, but the run began with "
+                f"{self.weights_sha256}: put the same file on every machine"
+            )
+        return MaskGenerator(optimize(loaded.sam, self.config.precision, self.device), self.config.generator)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a run is given. Picklable."""
+
+    source: Source
+    ledger: Ledger
+    make_engine: Callable[[], Engine]
+    max_image_pixels: int
+    clock: Clock = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Progress:
+    """An image of a shard was begun (`status` None) or ended."""
+
+    shard: int
+    image_id: str
+    status: Status | None = None
+    n_masks: int = 0
+    milliseconds: float = 0.0  # of all steps
+
+
+def run_local(job: Job, shards: Iterable[Shard], on_progress: Callable[[Progress], None]) -> None:
+    """Does the shards one after the other in this process. What `cluster.run` does, but nothing survives a crash."""
+    engine = job.make_engine()
+    for shard in shards:
+        for progress in process_shard(job, engine, shard):
+            on_progress(progress)
+        job.ledger.publish_images(shard.name)
+
+
+def process_shard(job: Job, engine: Engine, shard: Shard, attempt: int = 1) -> Iterator[Progress]:
+    """Commits the part of a shard, and tells of each image when it begins and ends, in the source's order.
+
+    An image that cannot be fetched, decoded or inferred becomes a failed row. A shard that somebody else commits first
+    is a success like any other. Raises StorageError where the commit fails, and what says that the device is lost.
+    """
+    if job.ledger.is_committed(shard):
+        return
+    results: list[ImageResult] = []
+    for image in _decode_ahead(job, shard):
+        yield Progress(shard.index, image.record.image_id)
+        result = _infer(engine, image, attempt)
+        results.append(result)
+        n_masks = len(result.outcome) if isinstance(result.outcome, ImageMasks) else 0
+        total = sum(result.milliseconds.values())
+        yield Progress(shard.index, result.image_id, result.status, n_masks, total)
+    job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity))
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image on its way to the device: its pixels or why there are none. `record` holds no data any more."""
+
+    record: ImageRecord
+    pixels: NDArray[np.uint8] | Failure
+    sha256: str | None
+    timer: StepTimer
+
+
+def _decode_ahead(job: Job, shard: Shard) -> Iterator[_Image]:
+    """The images of a shard in order. Threads fetch and decode up to AHEAD of them before they are asked for."""
+    records = job.source.read(shard)
+
+    def fetch() -> tuple[ImageRecord | None, StepTimer]:
+        timer = StepTimer(job.clock)
+        with timer.step("fetch"):
+            return next(records, None), timer
+
+    def decode(fetched: Future[tuple[ImageRecord | None, StepTimer]]) -> _Image | None:
+        record, timer = fetched.result()
+        return record and _decode(record, timer, job.max_image_pixels)
+
+    # One fetcher: a source is read in order, by one thread at a time.
+    with ThreadPoolExecutor(1) as fetcher, ThreadPoolExecutor(AHEAD) as decoders:
+        window = deque(decoders.submit(decode, fetcher.submit(fetch)) for _ in range(AHEAD))
+        while image := window.popleft().result():
+            window.append(decoders.submit(decode, fetcher.submit(fetch)))
+            yield image
+
+
+def _decode(record: ImageRecord, timer: StepTimer, max_pixels: int) -> _Image:
+    if isinstance(record.data, Failure):
+        return _Image(record, record.data, None, timer)
+    without_data = ImageRecord(record.image_id, record.source_uri, b"")
+    try:
+        with timer.step("decode"):
+            decoded = decode_image(record.data, max_pixels)
+    except Exception as error:  # noqa: BLE001  # whatever a decoder raises on hostile bytes is that image's failure
+        reason = str(error) if isinstance(error, ImageError) else _reason(error)
+        sha256 = hashlib.sha256(record.data).hexdigest()
+        return _Image(without_data, Failure("decode", reason), sha256, timer)
+    return _Image(without_data, decoded.pixels, decoded.sha256, timer)
+
+
+def _infer(engine: Engine, image: _Image, attempt: int) -> ImageResult:
+    outcome: ImageMasks | Failure
+    if isinstance(image.pixels, Failure):
+        outcome = image.pixels
+    else:
+        image.timer.current = "encode"  # the engine's first step, until it says otherwise
+        try:
+            outcome = engine.generate(image.pixels, image.timer)
+        except Exception as error:
+            # After such an error every call on the device fails: not the fault of the images that follow.
+            if "CUDA error" in str(error):
+                raise
+            outcome = Failure(image.timer.current, _reason(error))
+    return ImageResult(
+        image_id=image.record.image_id,
+        source_uri=image.record.source_uri,
+        sha256=image.sha256,
+        outcome=outcome,
+        milliseconds=image.timer.milliseconds,
+        status="failed" if isinstance(outcome, Failure) else "ok",
+        attempt=attempt,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """One line, without addresses, so that the same failure reads the same."""
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x...", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text}"[:MAX_REASON_CHARACTERS]

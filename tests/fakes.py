@@ -1,0 +1,104 @@
+"""Fakes behind the real interfaces: an engine that needs no model, a clock that stands still."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from filters import rle
+from filters.chain import FILTERS
+from pipeline.records import ImageMasks, ImageResult, StepTimer
+
+Colour = tuple[int, int, int]
+
+# What a FakeEngine does is told by the top left pixel of the image.
+FAIL: Colour = (255, 0, 10)  # raises in the step "filter"
+KILL: Colour = (255, 0, 20)  # its process dies at once
+KILL_ONCE: Colour = (255, 0, 30)  # its process dies at once, but only the first time
+HANG_ONCE: Colour = (255, 0, 40)  # takes for ever, but only the first time
+LOSE_DEVICE: Colour = (255, 0, 50)  # raises what PyTorch raises when a GPU is lost
+
+
+def frozen_clock() -> float:
+    """A clock that stands still: every step takes 0 ms, so that parts can be compared byte by byte."""
+    return 0.0
+
+
+def image_masks(masks_NHW: NDArray[np.bool_]) -> ImageMasks:
+    """The columns of N boolean masks, N at least 0, with scores that depend on nothing else."""
+    count, height, width = masks_NHW.shape
+    counts = tuple(rle.encode(mask) for mask in masks_NHW)
+    area = masks_NHW.sum(axis=(1, 2), dtype=np.int64)
+    return ImageMasks(
+        height=height,
+        width=width,
+        area=area,
+        boxes=np.array([rle.bbox(c, height, width) for c in counts], np.int64).reshape(count, 4),
+        predicted_iou=(0.5 + area / (2 * height * width)).astype(np.float32),
+        stability_score=np.full(count, 0.95, np.float32),
+        points=np.full((count, 2), 0.5, np.float64),
+        crop_boxes=np.tile(np.array([[0, 0, width, height]], np.int64), (count, 1)),
+        rle_counts=counts,
+        dropped={name: position for position, name in enumerate(FILTERS)},
+    )
+
+
+def image_result(image_id: str, masks_NHW: NDArray[np.bool_]) -> ImageResult:
+    """An image that went well."""
+    return ImageResult(
+        image_id=image_id,
+        source_uri=f"/photographs/{image_id}",
+        sha256="0" * 64,
+        outcome=image_masks(masks_NHW),
+        milliseconds={"fetch": 1.0, "decode": 2.0, "encode": 3.0},
+        status="ok",
+    )
+
+
+@dataclass(frozen=True)
+class FakeEngine:
+    """Masks that are a function of the pixels: of each channel, where it is above its mean, unless that is nowhere."""
+
+    folder: Path  # where it remembers what it has done once, whatever process it is in
+
+    def __call__(self) -> FakeEngine:
+        """Itself: an engine without state is its own factory."""
+        return self
+
+    def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
+        command = tuple(int(value) for value in pixels_HW3[0, 0])
+        if command == KILL or (command == KILL_ONCE and self._first("killed")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if command == LOSE_DEVICE and self._first("lost"):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if command == HANG_ONCE and self._first("hung"):
+            time.sleep(10_000)
+        with timer.step("filter"):
+            if command == FAIL:
+                raise ValueError("no masks\nfor tensor at 0x7f3a5c0011d0")
+            masks_NHW = np.moveaxis(pixels_HW3 > pixels_HW3.mean(axis=(0, 1)), 2, 0)
+        return image_masks(masks_NHW[masks_NHW.any(axis=(1, 2))])
+
+    def _first(self, name: str) -> bool:
+        try:
+            (self.folder / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def picture(seed: int, command: Colour = (0, 0, 0)) -> bytes:
+    """A PNG of noise, small and never the same size, that tells a FakeEngine what to do."""
+    pixels_HW3 = np.random.default_rng(seed).integers(0, 255, (8 + seed % 5, 9 + seed % 7, 3), np.uint8)
+    pixels_HW3[0, 0] = command
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HW3).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,217 @@
+"""One behaviour suite over both ways to run shards, without Ray and on it, and what only Ray has: workers that die."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+import ray
+
+from model.errors import CheckpointError
+from pipeline import cluster
+from pipeline.config import PRESETS, RunConfig
+from pipeline.errors import RunFailedError
+from pipeline.ledger import Identity, Plan, masks_key, open_run
+from pipeline.sources import open_source
+from pipeline.storage import Storage, open_storage
+from pipeline.worker import Job, Progress, run_local
+from tests.fakes import FAIL, HANG_ONCE, KILL, KILL_ONCE, LOSE_DEVICE, Colour, FakeEngine, frozen_clock, picture
+
+Run = Callable[[Job, Plan, Callable[[Progress], None]], None]
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    """One small cluster for all tests of this file: room for two workers."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=cluster.OBJECT_STORE_BYTES,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def run(request: pytest.FixtureRequest) -> Run:
+    if request.param == "local":
+        return run_local
+    request.getfixturevalue("ray_session")
+    return cluster.run
+
+
+@dataclass
+class Photographs:
+    """A folder of pictures and the outputs made from it."""
+
+    folder: Path
+
+    def add(self, **pictures: bytes) -> None:
+        for name, data in pictures.items():
+            (self.folder / "source").mkdir(exist_ok=True)
+            (self.folder / "source" / f"{name}.png").write_bytes(data)
+
+    def open(self, images_per_shard: int = 2, output: str = "out") -> tuple[Job, Plan]:
+        source = open_source(str(self.folder / "source"))
+        identity = Identity(source.uri, "abc", RunConfig(model="mini", preset="mini", generator=PRESETS["mini"]))
+        ledger, plan = open_run(self.storage(output), identity, source, images_per_shard)
+        job = Job(source, ledger, FakeEngine(self.folder), max_image_pixels=1000, clock=frozen_clock)
+        return job, plan.without(ledger.committed())
+
+    def storage(self, output: str = "out") -> Storage:
+        return open_storage(str(self.folder / output), make=True)
+
+    def objects(self, output: str = "out") -> dict[str, bytes]:
+        return {item.key: self.storage(output).read(item.key) for item in self.storage(output).list()}
+
+    def rows(self, output: str = "out") -> dict[str, dict[str, Any]]:
+        """image_id -> row of the images table."""
+        rows = ds.dataset(self.folder / output / "images").to_table().to_pylist()
+        assert len({row["image_id"] for row in rows}) == len(rows)
+        return {row["image_id"]: row for row in rows}
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Photographs:
+    photographs = Photographs(tmp_path)
+    photographs.add(**{f"p{seed}": picture(seed) for seed in range(7)})
+    return photographs
+
+
+# Both ways to run.
+
+
+def test_every_image_has_a_row_and_every_mask_too(run: Run, photographs: Photographs):
+    photographs.add(bad=b"no image", p9=picture(9, FAIL))
+    told: list[Progress] = []
+    run(*photographs.open(), told.append)
+    rows = photographs.rows()
+    assert Counter(row["status"] for row in rows.values()) == {"ok": 7, "failed": 2}
+    assert ds.dataset(photographs.folder / "out" / "masks").count_rows() == 3 * 7
+    ended = [progress for progress in told if progress.status]
+    assert {progress.image_id: progress.n_masks for progress in ended} == {
+        image_id: row["n_masks"] for image_id, row in rows.items()
+    }
+    assert len(ended) == 9
+
+
+def test_only_what_is_missing_is_done_when_a_run_resumes(run: Run, photographs: Photographs):
+    job, plan = photographs.open()
+    run_local(job, plan, lambda _: None)
+    complete = photographs.objects()
+    photographs.storage().delete(masks_key("00001"))
+    told: list[Progress] = []
+    run(*photographs.open(), told.append)
+    assert {progress.shard for progress in told} == {1}
+    assert photographs.objects() == complete
+
+
+def test_nothing_is_done_when_everything_is(run: Run, photographs: Photographs):
+    job, plan = photographs.open()
+    run_local(job, plan, lambda _: None)
+    told: list[Progress] = []
+    run(*photographs.open(), told.append)
+    assert told == []
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_both_ways_write_the_same_bytes(photographs: Photographs):
+    photographs.add(bad=b"no image", p9=picture(9, FAIL))
+    run_local(*photographs.open(output="local"), lambda _: None)
+    cluster.run(*photographs.open(output="ray"), lambda _: None)
+    local = photographs.objects("local")
+    assert len([key for key in local if key.startswith("masks/")]) == 5
+    assert photographs.objects("ray") == local
+
+
+# Only on Ray.
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("command", "reason"), [(KILL_ONCE, "the worker died"), (LOSE_DEVICE, "RuntimeError: CUDA error: an illegal")]
+)
+def test_shard_is_done_again_when_its_worker_is_lost(
+    photographs: Photographs, caplog: pytest.LogCaptureFixture, command: Colour, reason: str
+):
+    photographs.add(p3=picture(3, command))
+    told: list[Progress] = []
+    cluster.run(*photographs.open(images_per_shard=7), told.append)
+    rows = photographs.rows()
+    assert {(row["status"], row["attempt"]) for row in rows.values()} == {("ok", 2)}
+    assert sorted(progress.image_id for progress in told) == sorted(rows), "each image is told of once"
+    assert f"shard 00000: attempt 1 failed at or near image p3.png: {reason}" in caplog.text
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_other_shards_are_done_when_one_kills_every_worker(tmp_path: Path):
+    photographs = Photographs(tmp_path)
+    photographs.add(p0=picture(0), p1=picture(1, KILL), p2=picture(2))
+    with pytest.raises(RunFailedError, match=r"1 of 3 shards failed.*shard 00001 at or near image p1\.png"):
+        cluster.run(*photographs.open(images_per_shard=1), lambda _: None)
+    assert set(photographs.rows()) == {"p0.png", "p2.png"}
+    # Once the cause is gone, the same command finishes the run.
+    photographs.add(p1=picture(1))
+    cluster.run(*photographs.open(), lambda _: None)
+    assert len(photographs.rows()) == 3
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_idle_worker_does_the_shard_of_one_that_hangs(photographs: Photographs, caplog: pytest.LogCaptureFixture):
+    photographs.add(p3=picture(3, HANG_ONCE))
+    cluster.run(*photographs.open(), lambda _: None, stall_seconds=0.01)
+    assert {row["status"] for row in photographs.rows().values()} == {"ok"}
+    assert "no progress for" in caplog.text
+
+
+@dataclass(frozen=True)
+class BrokenFactory:
+    """An engine that cannot be made."""
+
+    error: Exception
+
+    def __call__(self) -> Any:
+        raise self.error
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (CheckpointError("weights.pth: cut off"), CheckpointError),
+        (RuntimeError("not enough memory for the model"), RunFailedError),
+    ],
+)
+def test_run_ends_with_the_reason_when_no_engine_can_be_made(
+    photographs: Photographs, error: Exception, raised: type[Exception]
+):
+    job, plan = photographs.open(images_per_shard=7)
+    job = Job(job.source, job.ledger, BrokenFactory(error), job.max_image_pixels)
+    with pytest.raises(raised, match=str(error)):
+        cluster.run(job, plan, lambda _: None)
+    assert job.ledger.committed() == set()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_run_is_resumable_when_the_driver_is_interrupted(photographs: Photographs):
+    def interrupt(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cluster.run(*photographs.open(images_per_shard=7), interrupt)
+    cluster.run(*photographs.open(), lambda _: None)
+    assert len(photographs.rows()) == 7

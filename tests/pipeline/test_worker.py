@@ -1,0 +1,210 @@
+"""One shard to one part: rows, failures, progress, and threads that change nothing."""
+
+import hashlib
+import io
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from model.checkpoint import load_model
+from model.errors import CheckpointError
+from pipeline.config import PRESETS, RunConfig
+from pipeline.ledger import Ledger, masks_key
+from pipeline.records import Failure, ImageRecord, Shard
+from pipeline.storage import open_storage
+from pipeline.table import read_images
+from pipeline.worker import AHEAD, Job, Progress, SamFactory, process_shard
+from tests.fakes import FAIL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
+
+
+@dataclass(frozen=True)
+class FakeSource:
+    """Images from memory; counts how many were asked for, and can be slow."""
+
+    images: dict[str, bytes | Failure]
+    seconds: float = 0.0
+    read_ids: list[str] = field(default_factory=list)
+    uri: str = "/photographs"
+
+    def plan(self, images_per_shard: int) -> Iterator[Shard]:
+        yield Shard(0, self.uri, tuple(self.images))
+
+    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+        for image_id, data in self.images.items():
+            time.sleep(self.seconds)
+            self.read_ids.append(image_id)
+            yield ImageRecord(image_id, f"{self.uri}/{image_id}", data)
+
+
+SHARD = Shard(0, "/photographs")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    ledger = Ledger(open_storage(str(tmp_path / "out"), make=True), "id")
+    return Job(FakeSource({}), ledger, FakeEngine(tmp_path), max_image_pixels=1000, clock=frozen_clock)
+
+
+def with_images(job: Job, images: dict[str, bytes | Failure]) -> Job:
+    return replace(job, source=FakeSource(images))
+
+
+def process(job: Job, **arguments: Any) -> list[Progress]:
+    return list(process_shard(job, job.make_engine(), SHARD, **arguments))
+
+
+def image_rows(job: Job) -> dict[str, dict[str, Any]]:
+    rows = read_images(io.BytesIO(part(job))).to_pylist()
+    return {row["image_id"]: row for row in rows}
+
+
+def part(job: Job) -> bytes:
+    return job.ledger.storage.read(masks_key("00000"))
+
+
+def test_part_has_the_masks_of_every_image(job: Job):
+    images = {f"{seed}.png": picture(seed) for seed in range(10)}
+    job = with_images(job, {**images})
+    process(job)
+    rows = image_rows(job)
+    assert {image_id: row["n_masks"] for image_id, row in rows.items()} == dict.fromkeys(images, 3)
+    assert rows["4.png"]["sha256"] == hashlib.sha256(images["4.png"]).hexdigest()
+    assert rows["4.png"]["source_uri"] == "/photographs/4.png"
+    assert pq.read_table(io.BytesIO(part(job))).num_rows == 30
+
+
+def test_progress_tells_of_each_image_when_it_begins_and_when_it_ends(job: Job):
+    job = with_images(job, {"b": picture(1), "a": b"no image"})
+    assert process(job) == [
+        Progress(0, "b"),
+        Progress(0, "b", "ok", 3, 0.0),
+        Progress(0, "a"),
+        Progress(0, "a", "failed", 0, 0.0),
+    ]
+
+
+def test_failures_become_rows_and_the_others_go_on(job: Job):
+    images = {
+        "fetch": Failure("fetch", "gone"),
+        "decode": b"no image",
+        "large": picture(3),
+        "generate": picture(1, FAIL),
+        "good": picture(2),
+    }
+    job = replace(with_images(job, images), max_image_pixels=11 * 11)
+    process(job)
+    rows = image_rows(job)
+    assert {image_id: (row["status"], row["error_step"]) for image_id, row in rows.items()} == {
+        "fetch": ("failed", "fetch"),
+        "decode": ("failed", "decode"),
+        "large": ("failed", "decode"),
+        "generate": ("failed", "filter"),
+        "good": ("ok", None),
+    }
+    assert rows["fetch"]["error"] == "gone"
+    assert rows["fetch"]["sha256"] is None
+    assert rows["decode"]["sha256"] == hashlib.sha256(b"no image").hexdigest()
+    assert rows["generate"]["error"] == "ValueError: no masks for tensor at 0x..."
+    assert rows["good"]["n_masks"] == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError("out of memory"), RuntimeError("CUDA out of memory.")])
+def test_running_out_of_memory_ends_that_image_only(job: Job, error: Exception):
+    class Exhausted(FakeEngine):
+        def generate(self, pixels_HW3: Any, timer: Any) -> Any:
+            raise error
+
+    job = with_images(job, {"a": picture(1)})
+    list(process_shard(job, Exhausted(Path()), SHARD))
+    row = image_rows(job)["a"]
+    assert row["error"] == f"{type(error).__name__}: {error}"
+    assert row["error_step"] == "encode"
+
+
+def test_lost_device_fails_the_shard_and_no_image(job: Job):
+    job = with_images(job, {"a": picture(1, LOSE_DEVICE)})
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        process(job)
+    assert not job.ledger.is_committed(SHARD)
+
+
+def test_part_is_the_same_bytes_whatever_the_threads_do(job: Job, tmp_path: Path):
+    images: dict[str, bytes | Failure] = {f"{seed}.png": picture(seed) for seed in range(12)}
+    process(with_images(job, images))
+    again = replace(job, ledger=Ledger(open_storage(str(tmp_path / "again"), make=True), "id"))
+    process(replace(again, source=FakeSource(images, seconds=0.005)))
+    assert part(again) == part(job)
+
+
+def test_images_are_read_ahead_but_not_without_bound(job: Job):
+    job = with_images(job, {f"{seed}.png": picture(seed) for seed in range(3 * AHEAD)})
+    progress = process_shard(job, job.make_engine(), SHARD)
+    next(progress)
+    assert isinstance(job.source, FakeSource)
+    deadline = time.monotonic() + 60
+    while len(job.source.read_ids) < AHEAD + 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(job.source.read_ids) == AHEAD + 1
+    list(progress)
+
+
+def test_no_thread_is_left_behind_when_a_shard_is_abandoned(job: Job):
+    before = threading.active_count()
+    progress = process_shard(
+        with_images(job, {f"{seed}.png": picture(seed) for seed in range(20)}), job.make_engine(), SHARD
+    )
+    next(progress)
+    assert isinstance(progress, Iterator)
+    progress.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert threading.active_count() == before
+    assert not job.ledger.is_committed(SHARD)
+
+
+def test_commit_of_somebody_else_stands(job: Job):
+    job = with_images(job, {"a": picture(1)})
+    progress = process_shard(job, job.make_engine(), SHARD)
+    next(progress)
+    job.ledger.commit(SHARD, b"theirs")
+    list(progress)
+    assert part(job) == b"theirs"
+
+
+def test_nothing_is_read_when_the_shard_is_done(job: Job):
+    job = with_images(job, {"a": picture(1)})
+    job.ledger.commit(SHARD, b"theirs")
+    assert process(job) == []
+    assert isinstance(job.source, FakeSource)
+    assert job.source.read_ids == []
+
+
+def test_steps_are_timed(job: Job):
+    process(replace(with_images(job, {"a": picture(1)}), clock=time.perf_counter))
+    row = image_rows(job)["a"]
+    assert min(row["fetch_ms"], row["decode_ms"], row["filter_ms"]) > 0
+    assert row["prompt_ms"] is None
+
+
+def test_attempt_is_written_into_the_rows(job: Job):
+    job = with_images(job, {"a": picture(1)})
+    process(job, attempt=2)
+    assert image_rows(job)["a"]["attempt"] == 2
+
+
+def test_factory_makes_the_engine_of_the_embedded_model():
+    config = RunConfig(model="mini", preset="mini", generator=PRESETS["mini"])
+    factory = SamFactory(config, None, load_model("mini", None).sha256, "cpu")
+    assert hasattr(pickle.loads(pickle.dumps(factory))(), "generate")
+
+
+def test_factory_refuses_other_weights_than_the_run_began_with():
+    config = RunConfig(model="mini", preset="mini", generator=PRESETS["mini"])
+    with pytest.raises(CheckpointError, match="the run began with"):
+        SamFactory(config, None, "0" * 64, "cpu")()
