@@ -1,0 +1,98 @@
+"""A labelled image to a model input of any size: cropped, flipped, recoloured, resized and padded at random.
+
+Shapes: H W image size, A label maps, S input side, s = S / 2 side of the label maps that prompts are drawn on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from model.training.data import LabelledImage
+
+# Label maps are kept at half the input's resolution: twice what the mask logits have, at a quarter of the cost.
+LABEL_STRIDE = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image as the model takes it. Padding at the right and bottom is 0 in the maps."""
+
+    pixels_SS3: NDArray[np.uint8]
+    maps_Ass: NDArray[np.int32]
+    height: int
+    width: int
+
+
+def fit(image: LabelledImage, side: int) -> Example:
+    """The whole image, longest side `side`, padded: what the pipeline feeds the model."""
+    height, width = image.pixels_HW3.shape[:2]
+    scale = side / max(height, width)
+    return _place(image, side, max(1, round(height * scale)), max(1, round(width * scale)))
+
+
+def augment(image: LabelledImage, side: int, rng: Generator) -> Example:
+    """A random crop of 20 to 100 % of the area, nearly in proportion, flipped and recoloured."""
+    pixels_HW3, maps_AHW = image.pixels_HW3, image.maps_AHW
+    height, width = pixels_HW3.shape[:2]
+    if rng.random() < 0.85:
+        side_share, stretch = rng.uniform(0.45, 1.0), np.exp(rng.uniform(-0.2, 0.2))
+        h, w = int(height * side_share), int(min(width, width * side_share * stretch))
+        y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        pixels_HW3, maps_AHW = pixels_HW3[y : y + h, x : x + w], maps_AHW[:, y : y + h, x : x + w]
+    if rng.random() < 0.5:
+        pixels_HW3, maps_AHW = pixels_HW3[:, ::-1], maps_AHW[..., ::-1]
+    if rng.random() < 0.2:
+        pixels_HW3, maps_AHW = pixels_HW3[::-1], maps_AHW[:, ::-1]
+    if rng.random() < 0.3:
+        pixels_HW3, maps_AHW = pixels_HW3.transpose(1, 0, 2), maps_AHW.transpose(0, 2, 1)
+    height, width = pixels_HW3.shape[:2]
+    # Now and then smaller than the input, so that scale varies both ways; slightly stretched.
+    scale = side / max(height, width) * (rng.uniform(0.6, 1.0) if rng.random() < 0.25 else 1.0)
+    stretch = np.exp(rng.uniform(-0.12, 0.12))
+    new_height, new_width = (int(np.clip(round(v), 16, side)) for v in (height * scale, width * scale * stretch))
+    example = _place(LabelledImage(np.ascontiguousarray(pixels_HW3), maps_AHW), side, new_height, new_width)
+    window = example.pixels_SS3[:new_height, :new_width]
+    window[:] = _recolour(window, rng)
+    return example
+
+
+def _place(image: LabelledImage, side: int, height: int, width: int) -> Example:
+    shrinks = height < image.pixels_HW3.shape[0]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    pixels_SS3 = np.zeros((side, side, 3), np.uint8)
+    pixels_SS3[:height, :width] = cv2.resize(image.pixels_HW3, (width, height), interpolation=interpolation)
+    maps_Ass = np.zeros((len(image.maps_AHW), side // LABEL_STRIDE, side // LABEL_STRIDE), np.int32)
+    # Nearest label at the centre of each label pixel that lies in the image.
+    rows = _nearest(height, image.maps_AHW.shape[1])
+    columns = _nearest(width, image.maps_AHW.shape[2])
+    maps_Ass[:, : rows.size, : columns.size] = image.maps_AHW[:, rows[:, None], columns[None, :]]
+    return Example(pixels_SS3, maps_Ass, height, width)
+
+
+def _nearest(input_length: int, image_length: int) -> NDArray[np.int64]:
+    centres = np.arange(LABEL_STRIDE / 2, input_length, LABEL_STRIDE)
+    return np.minimum((centres * image_length / input_length).astype(np.int64), image_length - 1)
+
+
+def _recolour(pixels_HW3: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
+    pixels = pixels_HW3.astype(np.float32)
+    if rng.random() < 0.8:
+        pixels *= (
+            rng.uniform(0.7, 1.3, 3).astype(np.float32) if rng.random() < 0.5 else np.float32(rng.uniform(0.6, 1.4))
+        )
+        grey = pixels.mean(axis=2, keepdims=True)
+        pixels = grey + np.float32(rng.uniform(0.3, 1.5)) * (pixels - grey)
+        mean = pixels.mean()
+        pixels = mean + np.float32(rng.uniform(0.6, 1.3)) * (pixels - mean)
+    if rng.random() < 0.1:
+        pixels = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
+    if rng.random() < 0.1:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.5, 1.2))
+    if rng.random() < 0.1:
+        pixels = 255 - pixels
+    return np.clip(pixels, 0, 255).astype(np.uint8)

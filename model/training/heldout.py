@@ -1,0 +1,120 @@
+"""How good a model is on images it has not seen: the few figures that are watched while it trains.
+
+Shapes: P prompts on one image, M masks per prompt, J answers per prompt, s label map side, h w mask side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.sam import Sam
+from model.training.augment import LABEL_STRIDE, Example, fit
+from model.training.data import LabelledImage
+from model.training.losses import best_iou, mask_costs
+from model.training.prompts import (
+    MAX_ALTERNATIVES,
+    alternatives_at,
+    list_segments,
+    make_batch,
+    pool_masks,
+)
+
+# Smaller segments than this share of the image say more about the annotator's patience than about the model.
+_MIN_SEGMENT_SHARE = 0.005
+
+
+@dataclass(frozen=True)
+class HeldOutFigures:
+    """Means over prompts, at the resolution of the mask logits."""
+
+    prompts: int
+    one_click_best: float  # IoU with the clicked segment, best of the three masks
+    one_click_ranked: float  # the same, of the mask with the highest predicted IoU
+    box: float  # IoU of the single mask for a box around the segment
+    iou_correlation: float  # of predicted with true IoU, over all three masks of all clicks
+
+
+def measure(sam: Sam, images: Iterable[LabelledImage], prompts_per_image: int = 12) -> HeldOutFigures:
+    """Clicks in the middle of segments, and boxes around them; the same prompts every time."""
+    columns = [
+        _measure_image(sam, image, prompts_per_image, np.random.default_rng(i)) for i, image in enumerate(images)
+    ]
+    best_P, ranked_P, box_P, predicted_P3, true_P3 = (
+        torch.cat(column).numpy() for column in zip(*columns, strict=True)
+    )
+    return HeldOutFigures(
+        len(best_P),
+        float(best_P.mean()),
+        float(ranked_P.mean()),
+        float(box_P.mean()),
+        float(np.corrcoef(predicted_P3.ravel(), true_P3.ravel())[0, 1]),
+    )
+
+
+@torch.inference_mode()
+def _measure_image(sam: Sam, image: LabelledImage, count: int, rng: Generator) -> tuple[Tensor, ...]:
+    example = fit(image, sam.config.image_size)
+    points_P2, boxes_P4, answers_PJhw, valid_PJ = _questions(example, count, rng)
+    image_13SS = make_batch([example], 0, 0, sam.config, rng).images_B3SS
+    embedding_1CHW = sam.encode_images(image_13SS.to(sam.device))
+    decoded = sam.decode_points(embedding_1CHW, points_P2.to(sam.device))
+    everything_PM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
+    logits_PMhw = sam.decode_masks(decoded, everything_PM).unflatten(0, everything_PM.shape).cpu()
+    iou_PMJ = mask_costs(logits_PMhw, answers_PJhw).iou_NMJ
+    predicted_P3, clicked_P3 = decoded.predicted_iou_NM[:, 1:].cpu().float(), iou_PMJ[:, 1:, 0]
+    top_P1 = predicted_P3.argmax(dim=1, keepdim=True)
+
+    in_box = sam.decode_prompts(embedding_1CHW, boxes_N4=boxes_P4.to(sam.device))
+    single_PM = torch.zeros_like(everything_PM)
+    single_PM[:, 0] = True
+    box_logits_P1hw = sam.decode_masks(in_box, single_PM)[:, None].cpu()
+    box_P = mask_costs(box_logits_P1hw, answers_PJhw[:, :1]).iou_NMJ[:, 0, 0]
+    true_P3 = best_iou(iou_PMJ, valid_PJ)[:, 1:]
+    return clicked_P3.amax(1), clicked_P3.gather(1, top_P1)[:, 0], box_P, predicted_P3, true_P3
+
+
+def _questions(example: Example, count: int, rng: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Clicks, boxes, answers (the segment asked for first) and which answers exist, for up to `count` segments."""
+    maps_Ass = example.maps_Ass
+    side = maps_Ass.shape[-1]
+    smallest = _MIN_SEGMENT_SHARE * np.count_nonzero(maps_Ass.any(axis=0))
+    segments = [
+        segment
+        for segment in list_segments(maps_Ass)
+        if np.count_nonzero(maps_Ass[segment[0]] == segment[1]) >= smallest
+    ]
+    chosen = rng.permutation(len(segments))[:count]
+    points, boxes = [], []
+    answers = np.zeros((len(chosen), MAX_ALTERNATIVES, side, side), np.bool_)
+    valid = np.zeros((len(chosen), MAX_ALTERNATIVES), np.bool_)
+    for row, i in enumerate(chosen):
+        a, label = segments[i]
+        mask_ss = maps_Ass[a] == label
+        x, y = centre(mask_ss)
+        others = np.delete(np.arange(len(maps_Ass)), a)
+        found = alternatives_at(maps_Ass, x, y, np.concatenate([[a], others]))
+        answers[row, : len(found)], valid[row, : len(found)] = found, True
+        points.append([LABEL_STRIDE * x + 0.5, LABEL_STRIDE * y + 0.5])
+        rows, columns = np.flatnonzero(mask_ss.any(axis=1)), np.flatnonzero(mask_ss.any(axis=0))
+        boxes.append([LABEL_STRIDE * v for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)])
+    return (
+        torch.tensor(points, dtype=torch.float32),
+        torch.tensor(boxes, dtype=torch.float32),
+        pool_masks(answers),
+        torch.from_numpy(valid),
+    )
+
+
+def centre(mask_HW: NDArray[np.bool_]) -> tuple[int, int]:
+    """x, y of the pixel of a mask that is furthest from its border."""
+    distance_HW = cv2.distanceTransform(np.pad(mask_HW, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = divmod(int(distance_HW.argmax()), mask_HW.shape[1])
+    return x, y

@@ -1,0 +1,45 @@
+"""How a small SAM starts and how it moves between input sizes. Applied from outside the network."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import SamConfig
+from model.sam import Sam
+from model.transformer import CrossAttention
+
+
+def initialise(sam: Sam) -> None:
+    """Starts the decoder as something that already looks where the click is.
+
+    With equal orthogonal query and key projections, tokens attend to the cells whose positions resemble their own;
+    with identity-like values, they take over what they find there. From the usual random start, a small SAM needs
+    thousands of steps to find this out.
+    """
+    for module in sam.mask_decoder.modules():
+        if isinstance(module, CrossAttention):
+            nn.init.orthogonal_(module.q_proj.weight, gain=1.5)
+            module.k_proj.weight.data.copy_(module.q_proj.weight)
+            nn.init.eye_(module.v_proj.weight)
+            nn.init.eye_(module.out_proj.weight)
+            for linear in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
+                nn.init.zeros_(linear.bias)
+    # What a point is must not drown where it is.
+    embeddings = nn.ModuleList([*sam.prompt_encoder.point_embeddings, sam.prompt_encoder.no_mask_embed])
+    for weight in embeddings.parameters():
+        nn.init.normal_(weight, std=0.3)
+    nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
+
+
+def load_resized(config: SamConfig, state: dict[str, Tensor]) -> Sam:
+    """A Sam of `config` from the state dict of one that may have had another input side."""
+    sam = Sam(config)
+    pos_1HWC = state["image_encoder.pos_embed"]
+    if pos_1HWC.shape[1] != config.grid_size:
+        pos_1CHW = F.interpolate(pos_1HWC.permute(0, 3, 1, 2), (config.grid_size,) * 2, mode="bicubic", antialias=True)
+        state = state | {"image_encoder.pos_embed": pos_1CHW.permute(0, 2, 3, 1)}
+    with torch.no_grad():
+        sam.load_state_dict(state)
+    return sam

@@ -1,0 +1,158 @@
+"""A training run in a folder: it goes on where it stopped, logs what it does and leaves a checkpoint.
+
+OUT/run.pt              everything needed to go on
+OUT/log.jsonl           losses, and held-out figures now and then
+OUT/model.safetensors   the averaged weights, float16: what `maskmill generate --checkpoint` takes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import distributed, multiprocessing
+
+from model.checkpoint import save_checkpoint
+from model.config import SamConfig
+from model.training.data import Dataset, LabelMapFolder
+from model.training.heldout import measure
+from model.training.recipe import TrainingConfig
+from model.training.scenes import Scenes
+from model.training.trainer import Trainer
+
+SAVE_EVERY = 100
+MEASURE_EVERY = 500
+HELD_OUT_IMAGES = 20
+# Far from the seeds that are trained on.
+_HELD_OUT_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is trained, on what, and where it is kept."""
+
+    out: Path
+    model: SamConfig
+    recipe: TrainingConfig
+    photographs: tuple[Path, ...] = ()
+    validation: Path | None = None
+    device: str = "cpu"
+    processes: int = 1  # that share each step, one thread each
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step."""
+
+    step: int
+    losses: dict[str, float]
+
+
+def run(session: Session, until: int | None = None) -> Iterator[Progress]:
+    """Trains up to step `until` (default: the end of the recipe), from wherever OUT/run.pt stands.
+
+    Raises:
+        TrainingDataError: the data cannot be read, or the folder holds a run of another recipe.
+    """
+    session.out.mkdir(parents=True, exist_ok=True)
+    with _processes(session, until):
+        yield from _lead(session, until)
+
+
+def _lead(session: Session, until: int | None) -> Iterator[Progress]:
+    """The process that also writes."""
+    trainer = _trainer(session)
+    held_out = _held_out(session)
+    sums: Counter[str] = Counter()
+    first = trainer.step
+    for losses in trainer.run(until):
+        sums.update(losses)
+        if trainer.step % SAVE_EVERY == 0:
+            row = {name: round(total / (trainer.step - first), 4) for name, total in sums.items()}
+            if trainer.step % MEASURE_EVERY == 0:
+                row |= _measure(trainer, held_out)
+            _log(session, {"step": trainer.step} | row)
+            trainer.save(session.out / "run.pt")
+            sums.clear()
+            first = trainer.step
+        yield Progress(trainer.step, losses)
+    if trainer.step % SAVE_EVERY:
+        trainer.save(session.out / "run.pt")
+    facts = {
+        "step": str(trainer.step),
+        "recipe": json.dumps(dataclasses.asdict(session.recipe)),
+        "data": ", ".join(["procedural scenes", *(folder.name for folder in session.photographs)]),
+    }
+    save_checkpoint(trainer.averaged_sam(), session.out / "model.safetensors", facts, torch.float16)
+
+
+def _trainer(session: Session) -> Trainer:
+    torch.set_num_threads(1 if session.processes > 1 else torch.get_num_threads())
+    recipe = session.recipe
+    scenes = Scenes(recipe.scene_count, recipe.seed, recipe.scene_side)
+    photographs = [LabelMapFolder(folder) for folder in session.photographs]
+    trainer = Trainer(session.model, recipe, scenes, photographs, session.device)
+    if (session.out / "run.pt").exists():
+        trainer.load(session.out / "run.pt")
+    return trainer
+
+
+def _held_out(session: Session) -> dict[str, Dataset]:
+    held_out: dict[str, Dataset] = {"scenes": Scenes(HELD_OUT_IMAGES, _HELD_OUT_SEED, session.recipe.scene_side)}
+    if session.validation is not None:
+        held_out["photographs"] = LabelMapFolder(session.validation, limit=HELD_OUT_IMAGES)
+    return held_out
+
+
+def _measure(trainer: Trainer, held_out: dict[str, Dataset]) -> dict[str, dict[str, float]]:
+    sam = trainer.averaged_sam(trainer.image_size)
+    with torch.autocast(trainer.device, torch.bfloat16):
+        return {
+            name: dataclasses.asdict(measure(sam, (data[i] for i in range(len(data)))))
+            for name, data in held_out.items()
+        }
+
+
+def _log(session: Session, row: Mapping[str, object]) -> None:
+    with (session.out / "log.jsonl").open("a") as log:
+        log.write(json.dumps(row) + "\n")
+
+
+@contextmanager
+def _processes(session: Session, until: int | None) -> Iterator[None]:
+    """The other processes of a run, and the group in which all average their gradients."""
+    if session.processes == 1:
+        yield
+        return
+    with TemporaryDirectory() as meeting:
+        spawn = multiprocessing.get_context("spawn")
+        helpers = [
+            spawn.Process(target=_help, args=(session, until, f"{meeting}/group", rank), daemon=True)
+            for rank in range(1, session.processes)
+        ]
+        for helper in helpers:
+            helper.start()
+        _join(session, f"{meeting}/group", rank=0)
+        try:
+            yield
+        finally:
+            distributed.destroy_process_group()
+            for helper in helpers:
+                helper.join(timeout=30)
+
+
+def _help(session: Session, until: int | None, meeting: str, rank: int) -> None:
+    _join(session, meeting, rank)
+    for _ in _trainer(session).run(until):
+        pass
+
+
+def _join(session: Session, meeting: str, rank: int) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=session.processes)

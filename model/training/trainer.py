@@ -1,0 +1,281 @@
+"""The training loop: batches, losses, optimizer, moving average, checkpoints. One process, CPU or GPU.
+
+A step depends only on the recipe, the data and its number, so a resumed run continues as if it had not stopped.
+
+Shapes: B images, N prompts, M masks per prompt, J answers, C channels, H W embedding grid, h w mask side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.utils import clip_grad_norm_
+
+from model.config import SamConfig
+from model.sam import Sam
+from model.training.augment import augment
+from model.training.data import Dataset, TrainingDataError
+from model.training.initialise import initialise, load_resized
+from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss
+from model.training.prompts import Batch, error_clicks, make_batch
+from model.training.recipe import TrainingConfig
+
+
+class Learner(nn.Module):
+    """A Sam and the auxiliary head that is thrown away after training."""
+
+    def __init__(self, sam: Sam, affinity_channels: int) -> None:
+        super().__init__()
+        self.sam = sam
+        self.affinity = nn.Conv2d(sam.config.embed_dim, affinity_channels, kernel_size=1)
+        self.affinity_scale = nn.Parameter(torch.tensor([8.0, -4.0]))
+
+    def similarities(self, embedding_BCHW: Tensor, clicks_N2: Tensor) -> Tensor:
+        """How much each cell of its image resembles the clicked cell, as logits (N, H, W)."""
+        features = nn.functional.normalize(self.affinity(embedding_BCHW).float(), dim=1)
+        cells_N2 = (clicks_N2 / self.sam.config.patch_size).long()
+        per_image = len(clicks_N2) // len(features)
+        image_N = torch.arange(len(features), device=features.device).repeat_interleave(per_image)
+        clicked_NC = features[image_N, :, cells_N2[:, 1], cells_N2[:, 0]]
+        cosine = torch.einsum("bpc,bchw->bphw", clicked_NC.unflatten(0, (-1, per_image)), features).flatten(0, 1)
+        return self.affinity_scale[0] * cosine + self.affinity_scale[1]
+
+
+class Trainer:
+    """A run in progress."""
+
+    def __init__(
+        self,
+        model: SamConfig,
+        recipe: TrainingConfig,
+        scenes: Dataset,
+        photographs: Sequence[Dataset],
+        device: str = "cpu",
+    ) -> None:
+        self.model, self.recipe, self.device = model, recipe, device
+        self._scenes, self._photographs = scenes, photographs
+        self.step = 0
+        self._rank, self._processes = 0, 1
+        if distributed.is_initialized():
+            self._rank, self._processes = distributed.get_rank(), distributed.get_world_size()
+        torch.manual_seed(recipe.seed)
+        sam = Sam(self._model_at(0))
+        initialise(sam)
+        self._learner = Learner(sam, recipe.affinity_channels).to(device)
+        self._average = {name: value.clone() for name, value in sam.state_dict().items()}
+        self._optimizer = self._make_optimizer()
+
+    @property
+    def image_size(self) -> int:
+        """Input side in pixels of the stage that the weights are in."""
+        return self._learner.sam.config.image_size
+
+    def averaged_sam(self, image_size: int | None = None) -> Sam:
+        """The moving average of the weights, as a Sam for the configured input side (or another)."""
+        config = dataclasses.replace(self.model, image_size=image_size or self.model.image_size)
+        return load_resized(config, self._average).to(self.device).eval()
+
+    def run(self, until: int | None = None) -> Iterator[dict[str, float]]:
+        """Trains up to step `until` (default: the end), yielding the losses of each step."""
+        last = self.recipe.total_steps if until is None else until
+        with ThreadPoolExecutor(max_workers=1) as loader:
+            upcoming = loader.submit(self._draw_batch, self.step)
+            while self.step < last:
+                self._enter_stage()
+                batch = upcoming.result()
+                if self.step + 1 < last:
+                    upcoming = loader.submit(self._draw_batch, self.step + 1)
+                losses = self._train_step(batch)
+                self.step += 1
+                yield losses
+
+    def save(self, path: Path) -> None:
+        """Everything needed to go on, written in one piece."""
+        state = {
+            "step": self.step,
+            "recipe": dataclasses.asdict(self.recipe),
+            "learner": self._learner.state_dict(),
+            "average": self._average,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        temporary = path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def load(self, path: Path) -> None:
+        """Goes on from a file that `save` wrote. Raises TrainingDataError if it was written under another recipe."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != dataclasses.asdict(self.recipe):
+            raise TrainingDataError(f"{path} is a run of another recipe; train into another folder")
+        self.step = state["step"]
+        learner = state["learner"]
+        sam_state = {name.removeprefix("sam."): value for name, value in learner.items() if name.startswith("sam.")}
+        side = sam_state["image_encoder.pos_embed"].shape[1] * self.model.patch_size
+        self._learner.sam = load_resized(dataclasses.replace(self.model, image_size=side), sam_state).to(self.device)
+        self._learner.load_state_dict(learner)
+        self._average = state["average"]
+        self._optimizer = self._make_optimizer()
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _model_at(self, step: int) -> SamConfig:
+        return dataclasses.replace(self.model, image_size=self.recipe.stage_at(step)[1].image_size)
+
+    def _enter_stage(self) -> None:
+        """Moves weights, average and optimizer to this step's input side, if it is another."""
+        config = self._model_at(self.step)
+        old = self._learner.sam
+        if old.config.image_size == config.image_size:
+            return
+        moments = [self._optimizer.state.get(p) for p in self._learner.parameters()]
+        self._learner.sam = load_resized(config, old.state_dict()).to(self.device)
+        self._average = {k: v.clone() for k, v in load_resized(config, self._average).state_dict().items()}
+        self._optimizer = self._make_optimizer()
+        for parameter, state in zip(self._learner.parameters(), moments, strict=True):
+            # All but the resized position table keep their moments.
+            if state and state["exp_avg"].shape == parameter.shape:
+                self._optimizer.state[parameter] = state
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        parameters = list(self._learner.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.98))
+
+    def _learning_rate(self) -> float:
+        recipe = self.recipe
+        if self.step < recipe.warmup_steps:
+            return recipe.learning_rate * (self.step + 1) / recipe.warmup_steps
+        done = (self.step - recipe.warmup_steps) / max(1, recipe.total_steps - recipe.warmup_steps)
+        span = recipe.learning_rate - recipe.final_learning_rate
+        return recipe.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
+
+    def _draw_batch(self, step: int) -> Batch:
+        """This process's share of a step's images."""
+        _, stage = self.recipe.stage_at(step)
+        rng = np.random.default_rng((self.recipe.seed, step, self._rank))
+        examples = []
+        for _ in range(stage.images // self._processes):
+            source = self._scenes
+            if self._photographs and rng.random() < self.recipe.photograph_share:
+                source = self._photographs[int(rng.integers(len(self._photographs)))]
+            examples.append(augment(source[int(rng.integers(len(source)))], stage.image_size, rng))
+        return make_batch(examples, stage.clicks, stage.boxes, self.model, rng)
+
+    def _train_step(self, batch: Batch) -> dict[str, float]:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        batch = Batch(*(getattr(batch, field.name).to(self.device) for field in dataclasses.fields(Batch)))
+        with torch.autocast(self.device, torch.bfloat16):
+            losses = self._losses(batch)
+        loss = torch.stack(list(losses.values())).sum()
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._average_gradients()
+        clip_grad_norm_(self._learner.parameters(), self.recipe.clip_norm)
+        self._optimizer.step()
+        decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self._learner.sam.state_dict().items():
+                self._average[name].lerp_(value, 1 - decay)
+        return {name: value.item() for name, value in losses.items()}
+
+    def _average_gradients(self) -> None:
+        """Over the processes that share each step, if there are several."""
+        if self._processes == 1:
+            return
+        gradients = [p.grad for p in self._learner.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients]) / self._processes
+        distributed.all_reduce(flat)
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        recipe, sam = self.recipe, self._learner.sam
+        embedding_BCHW = sam.encode_images(batch.images_B3SS)
+        clicks, boxes = len(batch.clicks_N2), len(batch.boxes_N4)
+        logits_NMhw, predicted_NM = _decode(sam, embedding_BCHW, batch)
+
+        # Clicks: the ambiguity masks share out the answers; the single mask has to give the first one.
+        click_logits, box_logits_Nhw = logits_NMhw[:clicks], logits_NMhw[clicks:, 0]
+        costs = mask_costs(click_logits, batch.click_answers_NJhw)
+        single_N = costs.loss_NMJ[:, 0, 0]
+        ambiguous_N = matched_loss(costs.loss_NMJ[:, 1:], batch.click_valid_NJ)
+        click_iou_NM = best_iou(costs.iou_NMJ, batch.click_valid_NJ)
+        box_costs = mask_costs(box_logits_Nhw[:, None], batch.box_answers_Nhw[:, None])
+        box_iou_N = box_costs.iou_NMJ[:, 0, 0]
+        losses = {
+            "masks": ambiguous_N.mean(),
+            "single": 0.3 * single_N.mean(),
+            "boxes": boxes / clicks * box_costs.loss_NMJ.mean(),
+            "iou": recipe.iou_weight * (predicted_NM[:clicks].float() - click_iou_NM).square().mean()
+            + boxes / clicks * (predicted_NM[clicks:, 0].float() - box_iou_N).square().mean(),
+            "affinity": recipe.affinity_weight
+            * affinity_loss(
+                self._learner.similarities(embedding_BCHW, batch.clicks_N2), batch.click_answers_NJhw[:, 0]
+            ),
+        }
+        if recipe.stage_at(self.step)[0] > 0:
+            losses["second"] = self._second_round(batch, embedding_BCHW, click_logits, predicted_NM, costs.iou_NMJ)
+        return losses
+
+    def _second_round(
+        self, batch: Batch, embedding_BCHW: Tensor, logits_NMhw: Tensor, predicted_NM: Tensor, iou_NMJ: Tensor
+    ) -> Tensor:
+        """Some clicks go on: the mask that looked best comes back as a prompt, with a click where it is wrong."""
+        generator = torch.Generator(self.device).manual_seed(
+            (self.recipe.seed * 1_000_003 + self.step) * 64 + self._rank
+        )
+        count = len(logits_NMhw)
+        chosen_K = torch.randperm(count, generator=generator, device=self.device)
+        chosen_K = chosen_K[: max(1, int(count * self.recipe.second_round_share))]
+        best_K = 1 + predicted_NM[chosen_K, 1:].argmax(dim=1)
+        previous_Khw = logits_NMhw[chosen_K, best_K].detach().float()
+        answer_K = iou_NMJ[chosen_K, best_K].argmax(dim=1)
+        answers_Khw = batch.click_answers_NJhw[chosen_K, answer_K]
+        second_K2, labels_K = error_clicks(previous_Khw, answers_Khw, generator)
+        points_KP2 = torch.stack([batch.clicks_N2[chosen_K], second_K2], dim=1)
+        labels_KP = torch.stack([torch.ones_like(labels_K), labels_K], dim=1)
+        image_K = chosen_K // (count // len(embedding_BCHW))
+        sam = self._learner.sam
+        decoded = sam.decode_prompts(embedding_BCHW[image_K], points_KP2, labels_KP, masks_N1hw=previous_Khw[:, None])
+        keep_KM = torch.zeros_like(decoded.predicted_iou_NM, dtype=torch.bool)
+        keep_KM[:, 0] = True
+        costs = mask_costs(sam.decode_masks(decoded, keep_KM)[:, None], answers_Khw[:, None])
+        error_K = (decoded.predicted_iou_NM[:, 0].float() - costs.iou_NMJ[:, 0, 0]).square()
+        return len(chosen_K) / count * (costs.loss_NMJ.mean() + error_K.mean())
+
+
+def _decode(sam: Sam, embedding_BCHW: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Clicks, then boxes, in one pass (both are two tokens): logits (N, M, h, w), predicted IoUs (N, M)."""
+    images = len(embedding_BCHW)
+    labels_N1 = torch.ones((len(batch.clicks_N2), 1), dtype=torch.int64, device=embedding_BCHW.device)
+    click_NTC, dense_1C11 = sam.prompt_encoder(batch.clicks_N2[:, None], labels_N1)
+    box_NTC, _ = sam.prompt_encoder(boxes_N4=batch.boxes_N4)
+    tokens_BPTC = torch.cat([click_NTC.unflatten(0, (images, -1)), box_NTC.unflatten(0, (images, -1))], dim=1)
+    # In the embedding's dtype: one float32 summand would make every image token float32.
+    dtype = embedding_BCHW.dtype
+    positions_1CHW, dense_1C11 = sam.prompt_encoder.grid_positions().to(dtype), dense_1C11.to(dtype)
+    logits, predicted = [], []
+    # Image by image: prompts that share an embedding share the work on it, and the tensors fit the cache.
+    for embedding_CHW, tokens_PTC in zip(embedding_BCHW, tokens_BPTC, strict=True):
+        decoded = sam.mask_decoder.decode_prompts(embedding_CHW[None], positions_1CHW, tokens_PTC, dense_1C11)
+        everything_PM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
+        logits.append(sam.decode_masks(decoded, everything_PM).unflatten(0, everything_PM.shape))
+        predicted.append(decoded.predicted_iou_NM)
+    clicks = len(batch.clicks_N2) // images
+    return _clicks_first(torch.stack(logits), clicks), _clicks_first(torch.stack(predicted), clicks)
+
+
+def _clicks_first(x_BPM: Tensor, clicks: int) -> Tensor:
+    """(B, P, M, ...), clicks before boxes on each image, to (N, M, ...), all clicks before all boxes."""
+    return torch.cat([x_BPM[:, :clicks].flatten(0, 1), x_BPM[:, clicks:].flatten(0, 1)])

@@ -1,0 +1,107 @@
+"""Scenes, label-map folders, and the examples made from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from model.training.augment import LABEL_STRIDE, augment, fit
+from model.training.data import LabelledImage, LabelMapFolder, TrainingDataError
+from model.training.scenes import GROUPS, OBJECTS, PARTS, Scenes, draw_scene
+from tests.model.training.tiny import squares, write_label_folder
+
+
+def test_scene_is_the_same_when_the_seed_is():
+    first, again, other = draw_scene(3, 96), draw_scene(3, 96), draw_scene(4, 96)
+    assert np.array_equal(first.pixels_HW3, again.pixels_HW3)
+    assert np.array_equal(first.maps_AHW, again.maps_AHW)
+    assert first.pixels_HW3.shape != other.pixels_HW3.shape or not np.array_equal(first.pixels_HW3, other.pixels_HW3)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scene_labels_every_pixel_in_every_map(seed: int):
+    scene = draw_scene(seed, 96)
+    assert scene.maps_AHW.shape == (3, *scene.pixels_HW3.shape[:2])
+    assert scene.maps_AHW.min() > 0
+    assert max(scene.pixels_HW3.shape) == 96
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scene_levels_are_nested(seed: int):
+    maps = draw_scene(seed, 96).maps_AHW
+    for finer, coarser in ((PARTS, OBJECTS), (OBJECTS, GROUPS)):
+        for label in np.unique(maps[finer]):
+            assert len(np.unique(maps[coarser][maps[finer] == label])) == 1
+
+
+def test_scene_outlines_lie_where_the_picture_changes():
+    """Neighbouring pixels differ more across an outline than within a segment."""
+    across, within = [], []
+    for seed in range(8):
+        scene = draw_scene(seed, 128)
+        change = np.abs(np.diff(scene.pixels_HW3.astype(float), axis=1)).mean(axis=2)
+        outline = np.diff(scene.maps_AHW[PARTS], axis=1) != 0
+        across.append(change[outline].mean())
+        within.append(change[~outline].mean())
+    assert np.mean(across) > 2 * np.mean(within)
+
+
+def test_scenes_are_kept_once_drawn():
+    scenes = Scenes(count=2, first_seed=5, longest_side=64)
+    assert len(scenes) == 2
+    assert scenes[1] is scenes[1]
+    assert np.array_equal(scenes[1].pixels_HW3, draw_scene(6, 64).pixels_HW3)
+
+
+def test_label_folder_is_read_with_all_annotators(tmp_path: Path):
+    write_label_folder(tmp_path)
+    folder = LabelMapFolder(tmp_path)
+    assert len(folder) == 1
+    assert folder[0].maps_AHW.shape == (2, 64, 64)
+    assert len(np.unique(folder[0].maps_AHW[0])) == 3
+    # JPEG changes colours a little; red must stay red.
+    assert folder[0].pixels_HW3[16, 16, 0] > 150 > 100 > folder[0].pixels_HW3[16, 16, 2]
+
+
+def test_label_folder_is_refused_when_it_has_no_photographs(tmp_path: Path):
+    with pytest.raises(TrainingDataError, match=r"no \.jpg files"):
+        LabelMapFolder(tmp_path)
+
+
+def test_label_folder_is_refused_when_a_photograph_has_no_labels(tmp_path: Path):
+    write_label_folder(tmp_path)
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    with pytest.raises(TrainingDataError, match=r"no one\.seg0\.png"):
+        LabelMapFolder(tmp_path)
+
+
+def test_label_folder_is_refused_when_a_map_has_another_size(tmp_path: Path):
+    write_label_folder(tmp_path)
+    cv2.imwrite(str(tmp_path / "one.seg1.png"), np.ones((64, 32), np.uint8))
+    with pytest.raises(TrainingDataError, match="image's size"):
+        LabelMapFolder(tmp_path)
+
+
+def test_fitted_example_keeps_proportions_and_pads():
+    image = LabelledImage(np.full((50, 100, 3), 200, np.uint8), np.ones((1, 50, 100), np.int32))
+    example = fit(image, 64)
+    assert (example.height, example.width) == (32, 64)
+    assert (example.pixels_SS3[:32] == 200).all()
+    assert not example.pixels_SS3[32:].any()
+    assert (example.maps_Ass[0, : 32 // LABEL_STRIDE] == 1).all()
+    assert not example.maps_Ass[0, 32 // LABEL_STRIDE :].any()
+
+
+def test_augmented_labels_move_with_the_pixels():
+    """Colours change, but a label's pixels stay of one colour."""
+    for seed in range(20):
+        example = augment(squares(), 64, np.random.default_rng(seed))
+        pixels_ss3 = example.pixels_SS3[::LABEL_STRIDE, ::LABEL_STRIDE].astype(float)
+        for label in (1, 2, 3):
+            inside = pixels_ss3[example.maps_Ass[0] == label]
+            if len(inside) > 40:
+                assert np.median(np.abs(inside - np.median(inside, axis=0))) < 6

@@ -1,0 +1,63 @@
+"""Losses on cases that can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss
+
+
+def _half(left: bool) -> Tensor:
+    mask_44 = torch.zeros(4, 4)
+    mask_44[:, :2] = 1
+    return mask_44 if left else 1 - mask_44
+
+
+def test_mask_costs_are_nothing_when_masks_are_right_and_sure():
+    answer = _half(True)[None, None]
+    costs = mask_costs(40 * (2 * answer - 1), answer)
+    assert costs.loss_NMJ.item() == pytest.approx(0, abs=1e-5)
+    assert costs.iou_NMJ.item() == 1
+
+
+def test_mask_costs_when_the_mask_knows_nothing():
+    answer = _half(True)[None, None]
+    # BCE is ln 2; dice has 8 * 0.5 in common of 16 * 0.5 + 8, each plus 1.
+    costs = mask_costs(torch.zeros(1, 1, 4, 4), answer)
+    assert costs.loss_NMJ.item() == pytest.approx(2 * math.log(2) + 1 - 9 / 17, abs=1e-5)
+    assert costs.iou_NMJ.item() == 0
+
+
+def test_mask_costs_compare_every_mask_with_every_answer():
+    answers = torch.stack([_half(True), _half(False), torch.ones(4, 4)])[None]
+    masks = torch.stack([_half(True), torch.ones(4, 4)])[None]
+    assert mask_costs(20 * (masks - 0.5), answers).iou_NMJ.tolist() == [[[1.0, 0.0, 0.5], [0.5, 0.5, 1.0]]]
+
+
+def test_matched_loss_gives_each_answer_a_mask_of_its_own():
+    # Mask 0 fits both answers best, but only one may have it.
+    loss_NMJ = torch.tensor([[[0.1, 0.2], [0.9, 0.5], [0.4, 0.9]]])
+    assert matched_loss(loss_NMJ, torch.tensor([[True, True]])).tolist() == pytest.approx([(0.4 + 0.2) / 2])
+
+
+def test_matched_loss_is_that_of_the_best_mask_when_there_is_one_answer():
+    loss_NMJ = torch.tensor([[[0.7, -9.0], [0.3, -9.0], [0.5, -9.0]]])
+    assert matched_loss(loss_NMJ, torch.tensor([[True, False]])).tolist() == pytest.approx([0.3])
+
+
+def test_best_iou_ignores_answers_that_do_not_exist():
+    iou_NMJ = torch.tensor([[[0.2, 0.9], [0.6, 0.1]]])
+    valid = torch.tensor([[True, False]])
+    assert best_iou(iou_NMJ, valid).tolist() == [[pytest.approx(0.2), pytest.approx(0.6)]]
+
+
+def test_affinity_loss_falls_as_similarity_nears_the_answer():
+    answer_188 = torch.zeros(1, 8, 8)
+    answer_188[:, :, :4] = 1
+    right_144 = 2 * _half(True)[None] - 1
+    losses = [affinity_loss(scale * right_144, answer_188).item() for scale in (-4.0, 0.0, 4.0)]
+    assert losses[0] > losses[1] > losses[2]

@@ -1,0 +1,90 @@
+"""The training loop: it learns, it resumes, it leaves a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import read_checkpoint
+from model.training.data import TrainingDataError
+from model.training.initialise import load_resized
+from model.training.recipe import RECIPES, Stage, TrainingConfig
+from model.training.scenes import Scenes
+from model.training.session import Session, run
+from model.training.trainer import Trainer
+from tests.model.training.tiny import TINY, TWO_STAGES, OneImage, squares, write_label_folder
+
+
+def _trainer(recipe: TrainingConfig = TWO_STAGES) -> Trainer:
+    return Trainer(TINY, recipe, Scenes(recipe.scene_count, 0, recipe.scene_side), [])
+
+
+def test_loss_falls_by_a_quarter_when_there_is_one_picture_to_learn():
+    recipe = dataclasses.replace(
+        TWO_STAGES, stages=(Stage(128, 120, images=2, clicks=8, boxes=2),), learning_rate=3e-3, warmup_steps=10
+    )
+    trainer = Trainer(TINY, recipe, OneImage(squares()), [])
+    masks = [losses["masks"] for losses in trainer.run()]
+    assert sum(masks[-10:]) < 0.75 * sum(masks[:10])
+
+
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path):
+    whole = _trainer()
+    list(whole.run())
+    for stop in (2, 3):  # within a stage, and between two
+        first, second = _trainer(), _trainer()
+        list(first.run(until=stop))
+        first.save(tmp_path / "run.pt")
+        second.load(tmp_path / "run.pt")
+        assert second.step == stop
+        list(second.run())
+        expected = whole.averaged_sam().state_dict()
+        for name, value in second.averaged_sam().state_dict().items():
+            assert torch.equal(value, expected[name]), name
+
+
+def test_later_stages_have_larger_inputs_and_second_clicks():
+    trainer = _trainer()
+    losses = list(trainer.run())
+    assert trainer.image_size == 128
+    assert ["second" in row for row in losses] == [False] * 3 + [True] * 3
+
+
+def test_run_is_refused_when_the_recipe_is_another(tmp_path: Path):
+    _trainer().save(tmp_path / "run.pt")
+    with pytest.raises(TrainingDataError, match="another recipe"):
+        _trainer(dataclasses.replace(TWO_STAGES, learning_rate=1e-4)).load(tmp_path / "run.pt")
+
+
+def test_resized_weights_differ_only_in_the_position_table():
+    trainer = _trainer()
+    small, large = trainer.averaged_sam(64), trainer.averaged_sam(128)
+    changed = [k for k, v in small.state_dict().items() if not torch.equal(v, large.state_dict()[k])]
+    assert changed == ["image_encoder.pos_embed"]
+    assert large.state_dict()[changed[0]].shape == (1, 8, 8, 64)
+    back = load_resized(small.config, small.state_dict())
+    assert torch.equal(back.image_encoder.pos_embed, small.image_encoder.pos_embed)
+
+
+def test_session_goes_on_where_it_stopped_and_leaves_a_checkpoint(tmp_path: Path):
+    (tmp_path / "photographs").mkdir()
+    write_label_folder(tmp_path / "photographs")
+    session = Session(tmp_path / "run", TINY, TWO_STAGES, (tmp_path / "photographs",))
+    assert [state.step for state in run(session, until=2)] == [1, 2]
+    assert [state.step for state in run(session)] == [3, 4, 5, 6]
+    checkpoint = read_checkpoint(tmp_path / "run" / "model.safetensors")
+    assert checkpoint.metadata["variant"] == "tiny"
+    assert checkpoint.metadata["data"] == "procedural scenes, photographs"
+    assert json.loads(checkpoint.metadata["recipe"])["learning_rate"] == TWO_STAGES.learning_rate
+    assert checkpoint.stored_dtype == torch.float16
+
+
+def test_recipe_of_the_embedded_model_ends_at_its_input_size():
+    recipe = RECIPES["mini"]
+    assert recipe.stages[-1].image_size == 512
+    assert recipe.total_steps == sum(stage.steps for stage in recipe.stages)
+    assert recipe.stage_at(recipe.stages[0].steps)[0] == 1

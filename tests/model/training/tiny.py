@@ -1,0 +1,65 @@
+"""A SAM and a recipe small enough to train in seconds, and data for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from model.config import SamConfig
+from model.training.data import LabelledImage
+from model.training.recipe import Stage, TrainingConfig
+
+TINY = SamConfig(
+    "tiny",
+    encoder_width=64,
+    encoder_depth=1,
+    encoder_heads=2,
+    global_attention_blocks=(0,),
+    window_size=4,
+    relative_positions=False,
+    stem="conv",
+    image_size=128,
+    embed_dim=32,
+    decoder_heads=2,
+    decoder_mlp_dim=64,
+    decoder_attention_downsample=1,
+    iou_head_width=32,
+)
+
+TWO_STAGES = TrainingConfig(
+    stages=(Stage(64, 3, images=2, clicks=4, boxes=2), Stage(128, 3, images=2, clicks=4, boxes=2)),
+    warmup_steps=2,
+    scene_count=2,
+    scene_side=64,
+)
+
+
+class OneImage:
+    """A dataset of a single image."""
+
+    def __init__(self, image: LabelledImage) -> None:
+        self._image = image
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int, /) -> LabelledImage:
+        return self._image
+
+
+def squares() -> LabelledImage:
+    """A red square and a blue one on grey, labelled in one map."""
+    map_HW = np.ones((64, 64), np.int32)
+    map_HW[8:32, 8:32], map_HW[36:60, 30:60] = 2, 3
+    colours = np.array([[0, 0, 0], [128, 128, 128], [220, 20, 20], [20, 20, 220]], np.uint8)
+    return LabelledImage(colours[map_HW], map_HW[None])
+
+
+def write_label_folder(folder: Path) -> None:
+    """The squares as a folder in the BSDS layout, with two annotators of whom one saw no squares."""
+    image = squares()
+    cv2.imwrite(str(folder / "one.jpg"), image.pixels_HW3[..., ::-1])
+    cv2.imwrite(str(folder / "one.seg0.png"), image.maps_AHW[0].astype(np.uint8))
+    cv2.imwrite(str(folder / "one.seg1.png"), np.ones((64, 64), np.uint8))
