@@ -175,6 +175,7 @@ def _to_parquet(table: pa.Table, sorted_by: list[str], n_images: int, metadata: 
         compression="zstd",
         use_dictionary=[name for name in schema.names if name not in _UNIQUE_COLUMNS],  # pyright: ignore[reportArgumentType]
         write_page_index=True,
+        write_page_checksum=True,  # a flipped bit in a score would be read as another score
         sorting_columns=[pq.SortingColumn(schema.get_field_index(name)) for name in sorted_by],
         data_page_size=PAGE_BYTES,
         **_bloom_filter(n_images),
