@@ -24,7 +24,6 @@ from model.errors import CheckpointError
 from model.sam import Sam
 
 Layout = Literal["official", "Hugging Face", "maskmill"]
-POSITIONS_KEY = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
 
 
@@ -38,11 +37,16 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds: float32 tensors under our key names, and what the file says about itself."""
+    """What a checkpoint file holds: float32 tensors under our key names, and what is known about them.
 
+    `variant` is what the file says, or else the variant with this image encoder; `metadata` is how it was trained.
+    """
+
+    path: Path
     state: dict[str, Tensor]
     layout: Layout
     stored_dtype: torch.dtype
+    variant: str | None
     metadata: dict[str, str]
 
 
@@ -56,7 +60,7 @@ def load_model(variant: str, checkpoint: Path | None) -> LoadedModel:
         raise CheckpointError(f"there is no model {variant!r}; choose one of {', '.join(VARIANTS)}")
     if checkpoint is None:
         checkpoint = embedded_checkpoint(variant)
-    sam = build_sam(VARIANTS[variant], load_state_dict(checkpoint), checkpoint)
+    sam = build_sam(VARIANTS[variant], read_checkpoint(checkpoint))
     return LoadedModel(sam, file_sha256(checkpoint))
 
 
@@ -71,11 +75,6 @@ def embedded_checkpoint(variant: str) -> Path:
     return EMBEDDED_WEIGHTS
 
 
-def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of any layout, float32, under our key names. Raises CheckpointError."""
-    return read_checkpoint(path).state
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a `.pth`, `.bin` or `.safetensors` file of any layout.
 
@@ -85,57 +84,53 @@ def read_checkpoint(path: Path) -> Checkpoint:
     tensors, metadata = _read_tensors(path)
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
-    layout: Layout = "maskmill" if "variant" in metadata else "official"
+    layout: Layout = "official"
     if any(key.startswith("vision_encoder.") for key in tensors):
         layout, tensors = "Hugging Face", _from_hugging_face(tensors, path)
+    elif "variant" in metadata:
+        layout = "maskmill"
     elements_by_dtype: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         elements_by_dtype[tensor.dtype] += tensor.numel()
-    state = {key: tensor.float() for key, tensor in tensors.items()}
-    return Checkpoint(state, layout, elements_by_dtype.most_common(1)[0][0], metadata)
+    return Checkpoint(
+        path,
+        state={key: tensor.float() for key, tensor in tensors.items()},
+        layout=layout,
+        stored_dtype=elements_by_dtype.most_common(1)[0][0],
+        variant=metadata.get("variant", _matching_variant(tensors)),
+        metadata=metadata,
+    )
 
 
-def build_sam(config: SamConfig, state: Mapping[str, Tensor], path: Path) -> Sam:
-    """The network of `config` around these tensors; `path` is only for the message.
+def build_sam(config: SamConfig, checkpoint: Checkpoint) -> Sam:
+    """The network of `config` around the tensors of a checkpoint.
 
     Raises:
         CheckpointError: keys are missing or left over, or shapes differ.
     """
+    state = checkpoint.state
     with torch.device("meta"):
         sam = Sam(config)
     expected = sam.state_dict()
+    differing = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     problems = [
         _describe("missing keys", [key for key in expected if key not in state]),
         _describe("unexpected keys", [key for key in state if key not in expected]),
         _describe(
-            "other shapes",
-            [
-                f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
-                for key, tensor in expected.items()
-                if key in state and state[key].shape != tensor.shape
-            ],
+            "differing shapes",
+            [f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}" for key in differing],
         ),
     ]
     if any(problems):
-        variant = matching_variant(state)
+        variant = checkpoint.variant
         if variant not in (None, config.name):
             raise CheckpointError(
-                f"{path} is not {config.name}: it looks like {variant}; choose that with --model {variant}"
+                f"{checkpoint.path} is not {config.name}: it looks like {variant}; choose that with --model {variant}"
             )
-        raise CheckpointError(f"{path} does not fit {config.name}: {'; '.join(filter(None, problems))}")
+        raise CheckpointError(f"{checkpoint.path} does not fit {config.name}: {'; '.join(filter(None, problems))}")
     # Takes the tensors as they are: no random initialisation, no copy.
     sam.load_state_dict(state, assign=True)
     return sam.eval()
-
-
-def matching_variant(state: Mapping[str, Tensor]) -> str | None:
-    """The named variant whose image encoder has the width and depth of these tensors."""
-    pos_embed = state.get("image_encoder.pos_embed")
-    depth = len({key.split(".")[2] for key in state if key.startswith("image_encoder.blocks.")})
-    for name, config in VARIANTS.items():
-        if pos_embed is not None and (config.encoder_width, config.encoder_depth) == (pos_embed.shape[-1], depth):
-            return name
-    return None
 
 
 def save_checkpoint(
@@ -165,7 +160,10 @@ def file_sha256(path: Path) -> str:
 # How Hugging Face's SamModel names what the official files call otherwise: patterns and our names, applied in order.
 _HUGGING_FACE_NAMES = (
     # One tensor under two names; files have either or both.
-    (r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$", POSITIONS_KEY),
+    (
+        r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
     (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
     (r"^vision_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
     (r"^vision_encoder\.neck\.conv1\.", "image_encoder.neck.0."),
@@ -251,9 +249,19 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def _matching_variant(state: Mapping[str, Tensor]) -> str | None:
+    """The named variant whose image encoder has the width and depth of these tensors."""
+    pos_embed = state.get("image_encoder.pos_embed")
+    depth = len({key.split(".")[2] for key in state if key.startswith("image_encoder.blocks.")})
+    for name, config in VARIANTS.items():
+        if pos_embed is not None and (config.encoder_width, config.encoder_depth) == (pos_embed.shape[-1], depth):
+            return name
+    return None
+
+
 def _describe(what: str, names: list[str]) -> str:
-    """ "3 missing keys (a, b, c)", with the first few names, or nothing when there are none."""
+    """ "missing keys: 7 (a, b, c, ...)", with the first few names, or nothing when there are none."""
     if not names:
         return ""
     shown = 3
-    return f"{len(names)} {what} ({', '.join(names[:shown])}{', ...' if len(names) > shown else ''})"
+    return f"{what}: {len(names)} ({', '.join(names[:shown])}{', ...' if len(names) > shown else ''})"

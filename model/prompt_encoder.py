@@ -87,8 +87,8 @@ class PromptEncoder(nn.Module):
         label_NP1 = labels_NP[..., None]
         # A padding point has no position, only its own embedding.
         tokens_NPC = torch.where(label_NP1 == PADDING_LABEL, self.not_a_point_embed.weight, tokens_NPC)
-        tokens_NPC = tokens_NPC + (label_NP1 == 0) * self.point_embeddings[0].weight
-        tokens_NPC = tokens_NPC + (label_NP1 == 1) * self.point_embeddings[1].weight
+        tokens_NPC = tokens_NPC + (label_NP1 == 0) * self._point_embedding(0)
+        tokens_NPC = tokens_NPC + (label_NP1 == 1) * self._point_embedding(1)
         if not pad:
             return tokens_NPC
         padding_N1C = self.not_a_point_embed.weight.expand(len(tokens_NPC), 1, -1)
@@ -96,7 +96,10 @@ class PromptEncoder(nn.Module):
 
     def _embed_boxes(self, boxes_N4: Tensor) -> Tensor:
         corners_N2C = self._positions(boxes_N4.reshape(-1, 2, 2))
-        return corners_N2C + torch.cat([self.point_embeddings[2].weight, self.point_embeddings[3].weight])
+        return corners_N2C + torch.cat([self._point_embedding(2), self._point_embedding(3)])
+
+    def _point_embedding(self, kind: int) -> Tensor:
+        return self.point_embeddings.get_parameter(f"{kind}.weight")
 
 
 class RandomFourierPositions(nn.Module):

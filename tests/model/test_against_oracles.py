@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint import build_sam, load_state_dict
+from model.checkpoint import build_sam, read_checkpoint
 from model.config import VARIANTS, SamConfig
 from model.sam import Sam
 from tests.model.networks import SMALL_CONFIGS, random_hugging_face
@@ -28,7 +28,7 @@ def both_networks(config: SamConfig, directory: Path) -> tuple[Sam, transformers
     theirs = random_hugging_face(config)
     path = directory / "model.safetensors"
     save_file({key: tensor.clone() for key, tensor in theirs.state_dict().items()}, path)
-    return build_sam(config, load_state_dict(path), path), theirs
+    return build_sam(config, read_checkpoint(path)), theirs
 
 
 def prompts(config: SamConfig) -> dict[str, dict[str, Tensor]]:

@@ -1,0 +1,47 @@
+"""`maskmill info` tells what a checkpoint is."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from jobs.info import info
+from model.checkpoint import save_checkpoint
+from model.config import VARIANTS
+from model.errors import CheckpointError
+from model.sam import Sam
+from tests.model.networks import SMALL_CONFIGS, random_sam
+
+APP = typer.Typer()
+APP.command("info")(info)
+
+
+def test_info_shows_what_a_checkpoint_is(tmp_path: Path) -> None:
+    sam, path = Sam(VARIANTS["mini"]), tmp_path / "mini.safetensors"
+    save_checkpoint(sam, path, {"steps": "1234"}, torch.float16)
+    result = CliRunner().invoke(APP, [str(path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    rows = {line.rstrip() for line in result.output.splitlines()}
+    count = sum(parameter.numel() for parameter in sam.parameters())
+    for name, value in {
+        "model": "mini",
+        "layout": "maskmill",
+        "stored as": "float16",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "input": "512 x 512 pixels",
+        "all parts": f"{count:,} parameters",
+        "steps": "1234",
+    }.items():
+        assert any(row.startswith(name) and row.endswith(f" {value}") for row in rows), name
+
+
+def test_info_refuses_what_is_none_of_the_models(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save(random_sam(SMALL_CONFIGS["grid7"]).state_dict(), path)
+    with pytest.raises(CheckpointError, match="is none of the models vit_b"):
+        info(path)

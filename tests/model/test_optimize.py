@@ -1,0 +1,96 @@
+"""Devices and precisions: float32 unchanged, bf16 close to it, everything else refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.errors import DeviceError
+from model.optimize import Bfloat16Sam, multiplies_bfloat16, optimize, resolve_device
+from model.sam import Sam
+from tests.model.networks import SMALL_CONFIGS, random_sam
+
+CONFIG = SMALL_CONFIGS["grid5"]
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def results(sam: Sam) -> dict[str, Tensor]:
+    """Everything that comes out of a network, for points and for boxes with masks."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(1, 3, CONFIG.image_size, CONFIG.image_size, generator=generator).to(sam.device)
+    points = torch.rand(4, 1, 2, generator=generator).to(sam.device) * CONFIG.image_size
+    boxes = torch.cat([points[:, 0] / 2, points[:, 0]], dim=1)
+    masks = torch.randn(4, 1, CONFIG.mask_size, CONFIG.mask_size, generator=generator).to(sam.device)
+    labels = torch.ones(4, 1, dtype=torch.int64, device=sam.device)
+    embedding = sam.encode_images(image)
+    found = {"embedding": embedding}
+    for kind, prompt in {"points": {}, "boxes": {"boxes_N4": boxes, "masks_N1hw": masks}}.items():
+        decoded = sam.decode_prompts(embedding, points, labels, **prompt)
+        found[f"{kind}, predicted IoU"] = decoded.predicted_iou_NM
+        everything = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
+        found[f"{kind}, logits"] = sam.decode_masks(decoded, everything)
+    return found
+
+
+def test_exact_changes_nothing() -> None:
+    sam = random_sam(CONFIG)
+    assert optimize(sam, "exact", "cpu") is sam
+    assert {parameter.dtype for parameter in sam.parameters()} == {torch.float32}
+
+
+def test_fast_is_bfloat16_only_where_the_cpu_multiplies_it() -> None:
+    assert isinstance(optimize(random_sam(CONFIG), "fast", "cpu"), Bfloat16Sam) == multiplies_bfloat16(CPU)
+
+
+def test_bfloat16_is_close_to_float32_and_comes_out_as_float32() -> None:
+    sam = random_sam(CONFIG)
+    exact = results(sam)
+    fast = results(Bfloat16Sam(sam))
+    for name, tensor in exact.items():
+        assert fast[name].dtype == torch.float32
+        error = (fast[name] - tensor).abs().max() / tensor.abs().max()
+        # It must differ: otherwise nothing ran in bf16.
+        assert 1e-5 < error < 0.05, name
+
+
+def test_bfloat16_leaves_the_original_and_the_delicate_weights_in_float32() -> None:
+    sam = random_sam(CONFIG)
+    fast = Bfloat16Sam(sam)
+    assert {parameter.dtype for parameter in sam.parameters()} == {torch.float32}
+    dtypes = {key: tensor.dtype for key, tensor in fast.state_dict().items()}
+    assert dtypes["image_encoder.blocks.0.mlp.lin1.weight"] == torch.bfloat16
+    assert dtypes["image_encoder.blocks.0.norm1.weight"] == torch.float32
+    assert dtypes["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_equals_cpu() -> None:
+    on_cpu = results(random_sam(CONFIG))
+    for precision, tolerance in (("exact", 1e-4), ("fast", 0.05)):
+        on_gpu = results(optimize(random_sam(CONFIG), precision, "cuda"))
+        for name, tensor in on_cpu.items():
+            assert (on_gpu[name].cpu() - tensor).abs().max() / tensor.abs().max() < tolerance, name
+
+
+def test_resolve_device_knows_auto_and_cpu() -> None:
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "meta", "cuda:x", ""])
+def test_resolve_device_refuses_other_names(name: str) -> None:
+    with pytest.raises(DeviceError, match=f"there is no device '{name}'; choose auto"):
+        resolve_device(name)
+
+
+def test_resolve_device_refuses_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(DeviceError, match=r"there is no cuda:99 on this machine \(\d+ GPUs\)"):
+        resolve_device("cuda:99")
+
+
+def test_optimize_refuses_other_precisions() -> None:
+    with pytest.raises(DeviceError, match="there is no precision 'fp8'; choose exact or fast"):
+        optimize(random_sam(CONFIG), "fp8", "cpu")
