@@ -21,7 +21,7 @@ def train(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that share each step; one per core is fastest on a CPU.")
     ] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
 ) -> None:
     """Train the model "mini" from procedural scenes and labelled photographs.
 
@@ -39,11 +39,14 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from model.config import VARIANTS
+    from model.optimize import resolve_device
     from model.training.recipe import RECIPES
     from model.training.session import Session, run
 
     recipe = RECIPES["mini"]
-    session = Session(out, VARIANTS["mini"], recipe, tuple(data or ()), validation, device, processes)
+    session = Session(
+        out, VARIANTS["mini"], recipe, tuple(data or ()), validation, str(resolve_device(device)), processes
+    )
     last = min(steps or recipe.total_steps, recipe.total_steps)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -14,6 +14,10 @@ class Stage:
     images: int
     clicks: int
     boxes: int
+    # How well a mask is judged matters most once the masks are good.
+    iou_weight: float = 1.0
+    # Times the learning rate of the recipe's curve.
+    learning_rate_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,6 @@ class TrainingConfig:
     second_round_share: float = 0.25
     affinity_channels: int = 32
     affinity_weight: float = 0.5
-    iou_weight: float = 1.0
 
     @property
     def total_steps(self) -> int:
@@ -57,7 +60,8 @@ RECIPES: dict[str, TrainingConfig] = {
         stages=(
             Stage(image_size=128, steps=900, images=16, clicks=16, boxes=4),
             Stage(image_size=256, steps=2300, images=8, clicks=16, boxes=4),
-            Stage(image_size=512, steps=600, images=4, clicks=12, boxes=4),
+            # A new resolution needs larger steps than the end of the curve has.
+            Stage(image_size=512, steps=600, images=4, clicks=12, boxes=4, iou_weight=4.0, learning_rate_scale=3.0),
         )
     ),
 }

@@ -113,7 +113,7 @@ def _held_out(session: Session) -> dict[str, Dataset]:
 
 def _measure(trainer: Trainer, held_out: dict[str, Dataset]) -> dict[str, dict[str, float]]:
     sam = trainer.averaged_sam(trainer.image_size)
-    with torch.autocast(trainer.device, torch.bfloat16):
+    with torch.autocast(torch.device(trainer.device).type, torch.bfloat16):
         return {
             name: dataclasses.asdict(measure(sam, (data[i] for i in range(len(data)))))
             for name, data in held_out.items()

@@ -157,7 +157,8 @@ class Trainer:
             return recipe.learning_rate * (self.step + 1) / recipe.warmup_steps
         done = (self.step - recipe.warmup_steps) / max(1, recipe.total_steps - recipe.warmup_steps)
         span = recipe.learning_rate - recipe.final_learning_rate
-        return recipe.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
+        scale = recipe.stage_at(self.step)[1].learning_rate_scale
+        return scale * (recipe.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2)
 
     def _draw_batch(self, step: int) -> Batch:
         """This process's share of a step's images."""
@@ -175,7 +176,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate()
         batch = Batch(*(getattr(batch, field.name).to(self.device) for field in dataclasses.fields(Batch)))
-        with torch.autocast(self.device, torch.bfloat16):
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             losses = self._losses(batch)
         loss = torch.stack(list(losses.values())).sum()
         self._optimizer.zero_grad()
@@ -201,6 +202,7 @@ class Trainer:
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         recipe, sam = self.recipe, self._learner.sam
+        stage_index, stage = recipe.stage_at(self.step)
         embedding_BCHW = sam.encode_images(batch.images_B3SS)
         clicks, boxes = len(batch.clicks_N2), len(batch.boxes_N4)
         logits_NMhw, predicted_NM = _decode(sam, embedding_BCHW, batch)
@@ -217,14 +219,17 @@ class Trainer:
             "masks": ambiguous_N.mean(),
             "single": 0.3 * single_N.mean(),
             "boxes": boxes / clicks * box_costs.loss_NMJ.mean(),
-            "iou": recipe.iou_weight * (predicted_NM[:clicks].float() - click_iou_NM).square().mean()
-            + boxes / clicks * (predicted_NM[clicks:, 0].float() - box_iou_N).square().mean(),
+            "iou": stage.iou_weight
+            * (
+                (predicted_NM[:clicks].float() - click_iou_NM).square().mean()
+                + boxes / clicks * (predicted_NM[clicks:, 0].float() - box_iou_N).square().mean()
+            ),
             "affinity": recipe.affinity_weight
             * affinity_loss(
                 self._learner.similarities(embedding_BCHW, batch.clicks_N2), batch.click_answers_NJhw[:, 0]
             ),
         }
-        if recipe.stage_at(self.step)[0] > 0:
+        if stage_index > 0:
             losses["second"] = self._second_round(batch, embedding_BCHW, click_logits, predicted_NM, costs.iou_NMJ)
         return losses
 

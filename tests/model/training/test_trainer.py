@@ -88,3 +88,12 @@ def test_recipe_of_the_embedded_model_ends_at_its_input_size():
     assert recipe.stages[-1].image_size == 512
     assert recipe.total_steps == sum(stage.steps for stage in recipe.stages)
     assert recipe.stage_at(recipe.stages[0].steps)[0] == 1
+
+
+def test_processes_share_the_images_of_a_step(tmp_path: Path):
+    alone, shared = (Session(tmp_path / name, TINY, TWO_STAGES, processes=n) for name, n in (("one", 1), ("two", 2)))
+    losses = [[state.losses["masks"] for state in run(session, until=2)] for session in (alone, shared)]
+    assert len(losses[1]) == 2
+    # The leader of two has seen another half of the images than the process that has them all.
+    assert losses[0] != losses[1]
+    assert read_checkpoint(tmp_path / "two" / "model.safetensors").metadata["step"] == "2"
