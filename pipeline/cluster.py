@@ -42,6 +42,7 @@ def run(
     job: Job,
     plan: Plan,
     on_progress: Callable[[Progress], None],
+    on_commit: Callable[[Shard], None] = lambda _: None,
     device: str = "auto",
     address: str | None = None,
     stall_seconds: float = STALL_SECONDS,
@@ -49,7 +50,8 @@ def run(
     """Commits a part for every shard of the plan. Local without an address: a cluster of one machine, gone afterwards.
 
     A shard whose worker dies or raises is tried MAX_ATTEMPTS times while the others go on. `on_progress` is told once
-    of each image that ended. Failed attempts, and workers that say nothing for `stall_seconds`, are logged as warnings.
+    of each image that ended, `on_commit` of each shard. Failed attempts, and workers that say nothing for
+    `stall_seconds`, are logged as warnings.
 
     Raises RunFailedError, when everything else is done, if there are shards that could not be done, and at once where
     the cluster cannot be reached; CheckpointError and DeviceError where a worker cannot make its engine. Whatever ends
@@ -57,7 +59,7 @@ def run(
     """
     with _session(address):
         placement = place([node["Resources"] for node in ray.nodes() if node["Alive"]], device)
-        driver = _Driver(job, placement, plan, on_progress, stall_seconds)
+        driver = _Driver(job, placement, plan, on_progress, on_commit, stall_seconds)
         try:
             driver.run()
         finally:
@@ -133,11 +135,13 @@ class _Driver:
         placement: Placement,
         plan: Plan,
         on_progress: Callable[[Progress], None],
+        on_commit: Callable[[Shard], None],
         stall_seconds: float,
     ) -> None:
         self._job = job
         self._placement = placement
         self._on_progress = on_progress
+        self._on_commit = on_commit
         self._stall_seconds = stall_seconds
         self._n_shards = len(plan)
         self._fresh = iter(plan)
@@ -239,6 +243,7 @@ class _Driver:
             self._ended.pop(index, None)
             self._failed.pop(index, None)
             self._job.ledger.publish_images(lease.shard.name)
+            self._on_commit(lease.shard)
 
     def _lose(self, worker: _WorkerHandle, error: RayError) -> None:
         """A worker died, or raised what leaves it in doubt: replaces it, and does the shards it held again."""

@@ -102,6 +102,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Totals:
+    """What a run has made so far."""
+
+    images: int
+    failed: int  # of the images
+    masks: int
+
+
+@dataclass(frozen=True)
 class Ledger:
     """The commits of one run. Small and picklable: every worker has one.
 
@@ -131,6 +140,17 @@ class Ledger:
         """Derives the images parts that a stopped driver left out."""
         for shard_name in sorted(self.committed() - self._parts("images")):
             self.publish_images(shard_name)
+
+    def totals(self) -> Totals:
+        """What the images parts add up to."""
+        n_images, n_ok, n_masks = 0, 0, 0
+        for shard_name in self._parts("images"):
+            data = self.storage.read(images_key(shard_name))
+            rows = pq.read_table(io.BytesIO(data), columns=["status", "n_masks"])
+            n_images += len(rows)
+            n_ok += rows["status"].to_pylist().count("ok")
+            n_masks += sum(rows["n_masks"].to_pylist())
+        return Totals(n_images, n_images - n_ok, n_masks)
 
     def _parts(self, table: str) -> set[str]:
         head, tail = f"{table}/part-", ".parquet"

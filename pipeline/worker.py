@@ -82,13 +82,20 @@ class Progress:
     milliseconds: float = 0.0  # of all steps
 
 
-def run_local(job: Job, shards: Iterable[Shard], on_progress: Callable[[Progress], None]) -> None:
+def run_local(
+    job: Job,
+    shards: Iterable[Shard],
+    on_progress: Callable[[Progress], None],
+    on_commit: Callable[[Shard], None] = lambda _: None,
+) -> None:
     """Does the shards one after the other in this process. What `cluster.run` does, but nothing survives a crash."""
     engine = job.make_engine()
     for shard in shards:
         for progress in process_shard(job, engine, shard):
-            on_progress(progress)
+            if progress.status is not None:
+                on_progress(progress)
         job.ledger.publish_images(shard.name)
+        on_commit(shard)
 
 
 def process_shard(job: Job, engine: Engine, shard: Shard, attempt: int = 1) -> Iterator[Progress]:

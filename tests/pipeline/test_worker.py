@@ -13,9 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from model.checkpoint import load_model
+from model.checkpoint import file_sha256, save_checkpoint
+from model.config import VARIANTS
 from model.errors import CheckpointError
+from model.sam import Sam
 from pipeline.config import PRESETS, RunConfig
+from pipeline.generator import MaskGenerator
 from pipeline.ledger import Ledger, masks_key
 from pipeline.records import Failure, ImageRecord, Shard
 from pipeline.storage import open_storage
@@ -198,13 +201,11 @@ def test_attempt_is_written_into_the_rows(job: Job):
     assert image_rows(job)["a"]["attempt"] == 2
 
 
-def test_factory_makes_the_engine_of_the_embedded_model():
+def test_factory_loads_the_weights_the_run_began_with(tmp_path: Path):
+    weights = tmp_path / "mini.safetensors"
+    save_checkpoint(Sam(VARIANTS["mini"]), weights)
     config = RunConfig(model="mini", preset="mini", generator=PRESETS["mini"])
-    factory = SamFactory(config, None, load_model("mini", None).sha256, "cpu")
-    assert hasattr(pickle.loads(pickle.dumps(factory))(), "generate")
-
-
-def test_factory_refuses_other_weights_than_the_run_began_with():
-    config = RunConfig(model="mini", preset="mini", generator=PRESETS["mini"])
+    factory = SamFactory(config, weights, file_sha256(weights), "cpu")
+    assert isinstance(pickle.loads(pickle.dumps(factory))(), MaskGenerator)
     with pytest.raises(CheckpointError, match="the run began with"):
-        SamFactory(config, None, "0" * 64, "cpu")()
+        replace(factory, weights_sha256="0" * 64)()

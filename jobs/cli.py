@@ -1,0 +1,82 @@
+"""The `maskmill` command line: registers the commands; one line per error; exit codes.
+
+0: done, with or without failed images; 1: an error; 2: wrong usage; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+
+from jobs.demo import demo
+from jobs.generate import generate
+from jobs.info import info
+from jobs.preview import preview
+from jobs.train import train
+from jobs.verify import verify
+from model.errors import MaskmillError
+
+app = typer.Typer(
+    help="Automatic mask generation with Segment Anything: images in, Parquet tables of masks out.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (generate, demo, preview, verify, info, train):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def maskmill(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Runs when there is no command, or before it."""
+    if show_version:
+        typer.echo(f"maskmill {version('maskmill')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line, the process's own by default, and returns its exit code."""
+    logging.basicConfig(level=logging.WARNING, handlers=[_Stderr()])
+    try:
+        return app(arguments, prog_name="maskmill", standalone_mode=False) or 0
+    except MaskmillError as error:
+        return _fail(str(error), 1)
+    except typer.Abort:  # how older typers say KeyboardInterrupt
+        return 130
+    except _UsageError as error:
+        usage: Any = error
+        command = usage.ctx.command_path if usage.ctx else "maskmill"
+        return _fail(f"{usage.format_message()} See {command} --help", 2)
+
+
+# typer exports only children of the class that all errors of usage have in common.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"maskmill: error: {' '.join(message.split())}\n")
+    return code
+
+
+class _Stderr(logging.Handler):
+    """Warnings as lines, each said once, on whatever stderr is at that moment: a progress bar moves it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self._said:
+            self._said.add(message)
+            sys.stderr.write(f"maskmill: {record.levelname.lower()}: {message}\n")

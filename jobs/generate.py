@@ -1,0 +1,256 @@
+"""`maskmill generate`: masks for all images of a source."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.ledger import Ledger, Plan
+    from pipeline.sources import Source
+    from pipeline.worker import Job
+
+# Shards have MAX_IMAGES_PER_SHARD, or fewer where that would make fewer than MIN_SHARDS: small sources are spread over
+# the workers too.
+MAX_IMAGES_PER_SHARD = 64
+MIN_SHARDS = 32
+
+
+def generate(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Images: a folder of them, one image, a WebDataset tar, a folder of tars, or a pattern of tars.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="The folder of the output: new, empty, or a run to go on with.", show_default=False
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="mini (embedded), vit_b, vit_l or vit_h.")] = "mini",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights, as published by Segment Anything or Hugging Face. Not needed for mini.", show_default=False
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="official, sa1b or mini. Default: what suits the model.", show_default=False)
+    ] = None,
+    points_per_side: Annotated[int | None, typer.Option(help="Point prompts per side of the image's grid.")] = None,
+    pred_iou_thresh: Annotated[float | None, typer.Option(help="Keep masks with a predicted IoU above this.")] = None,
+    stability_score_thresh: Annotated[float | None, typer.Option(help="Keep masks at least this stable.")] = None,
+    crop_n_layers: Annotated[int | None, typer.Option(help="Layers of zoomed-in crops besides the image.")] = None,
+    min_mask_region_area: Annotated[
+        int | None, typer.Option(help="Remove holes and islands with fewer pixels than this.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="exact: float32, as published. fast: bf16 where the device multiplies it.")
+    ] = "exact",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    images_per_shard: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images per part of the output, fixed when a run begins; tars make one each. Default: up to 64.",
+            show_default=False,
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster (host:port or auto). Default: this machine.", show_default=False)
+    ] = None,
+) -> None:
+    """Generate masks for all images of SOURCE and write them as Parquet tables to OUT.
+
+    OUT/masks/*.parquet has one row per mask, OUT/images/*.parquet one row per image.
+
+    An image that cannot be read is a row that says why; it does not end the run.
+
+    The same command run again goes on where it stopped.
+
+    Examples:
+
+      maskmill generate photos/ out/
+
+      maskmill generate photos/ out/ --model vit_h --checkpoint sam_vit_h_4b8939.pth --preset sa1b
+
+      maskmill generate "train-*.tar" out/ --address auto --precision fast
+    """
+    overrides = {
+        "points_per_side": points_per_side,
+        "pred_iou_thresh": pred_iou_thresh,
+        "stability_score_thresh": stability_score_thresh,
+        "crop_n_layers": crop_n_layers,
+        "min_mask_region_area": min_mask_region_area,
+    }
+    generate_masks(
+        source,
+        out,
+        model=model,
+        checkpoint=checkpoint,
+        preset=preset,
+        overrides={name: value for name, value in overrides.items() if value is not None},
+        precision=precision,
+        device=device,
+        images_per_shard=images_per_shard,
+        address=address,
+    )
+
+
+def generate_masks(
+    source: str,
+    out: str,
+    *,
+    model: str = "mini",
+    checkpoint: Path | None = None,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    precision: str = "exact",
+    device: str = "auto",
+    images_per_shard: int | None = None,
+    address: str | None = None,
+) -> None:
+    """Begins or resumes a run and sees it to its end, with a progress bar on stderr and a summary on stdout.
+
+    `overrides` are fields of GeneratorConfig that shall differ from the preset's. Raises MaskmillError.
+    """
+    # The libraries behind it take a while to load: `--help` must not wait for them.
+    from model.checkpoint import load_model
+    from pipeline.errors import ConfigError
+    from pipeline.ledger import Identity, open_run
+    from pipeline.sources import open_source
+    from pipeline.storage import open_storage
+    from pipeline.worker import Job, SamFactory
+
+    images = open_source(source)
+    config = run_config(model, preset, overrides or {}, precision)
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"there is no device {device!r}; choose auto, cpu or cuda")
+    # Loaded here too, so that a wrong checkpoint is found before any worker starts.
+    weights_sha256 = load_model(model, checkpoint).sha256
+    storage = open_storage(out, make=True)
+    identity = Identity(images.uri, weights_sha256, config)
+    ledger, plan = open_run(storage, identity, images, images_per_shard or shard_size(images))
+    checkpoint = checkpoint and checkpoint.absolute()
+    engine = SamFactory(config, checkpoint, weights_sha256, device)
+    run_job(Job(images, ledger, engine, config.max_image_pixels), plan, device, address)
+
+
+def run_job(job: Job, plan: Plan, device: str = "auto", address: str | None = None) -> None:
+    """Does what is left of a plan, with a progress bar on stderr and a summary on stdout."""
+    left = plan.without(job.ledger.committed())
+    started = time.monotonic()
+    try:
+        ended = _run_with_progress_bar(job, left, device, address) if len(left) else 0
+    except KeyboardInterrupt:
+        done = len(job.ledger.committed())
+        sys.stderr.write(
+            f"maskmill: stopped with {done} of {len(plan)} shards done, which are kept: "
+            "run the same command again to go on\n"
+        )
+        raise
+    _print_summary(job.ledger, ended, time.monotonic() - started)
+
+
+def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
+    """The configuration that the flags mean. ConfigError where one of them is wrong."""
+    from model.config import VARIANTS
+    from pipeline.config import PRESETS, RunConfig
+    from pipeline.errors import ConfigError
+
+    if model not in VARIANTS:
+        raise ConfigError(f"there is no model {model!r}; choose one of {', '.join(VARIANTS)}")
+    preset = preset or VARIANTS[model].default_preset
+    if preset not in PRESETS:
+        raise ConfigError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    if precision not in ("exact", "fast"):
+        raise ConfigError(f"there is no precision {precision!r}; choose exact or fast")
+    return RunConfig(model, preset, replace(PRESETS[preset], **overrides), precision)
+
+
+def shard_size(source: Source) -> int:
+    """Images per shard where the user has no wish."""
+    enough = MAX_IMAGES_PER_SHARD * MIN_SHARDS
+    count = sum(1 for _ in islice(source.plan(1), enough))
+    return max(1, min(MAX_IMAGES_PER_SHARD, count // MIN_SHARDS))
+
+
+def _run_with_progress_bar(job: Job, plan: Plan, device: str, address: str | None) -> int:
+    """How many images ended. The bar counts images where the plan lists them, else shards."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from pipeline import cluster
+    from pipeline.worker import Progress as ImageProgress
+
+    ended = masks = failed = 0
+    unit = "images" if plan.n_images is not None else "shards"
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    # Estimates look back ten minutes: on a CPU an image takes a while.
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
+        task = bar.add_task("starting", total=len(plan) if plan.n_images is None else plan.n_images, figures="")
+        started = time.monotonic()
+
+        def on_progress(progress: ImageProgress) -> None:
+            nonlocal ended, masks, failed
+            ended += 1
+            masks += progress.n_masks
+            failed += progress.status == "failed"
+            rate = ended / (time.monotonic() - started)
+            figures = f"{rate:.2f} images/s  {masks} masks" + (f"  {failed} failed" if failed else "")
+            bar.update(task, description="generating", figures=figures, advance=1 if unit == "images" else 0)
+
+        def on_commit(_: object) -> None:
+            bar.advance(task, 0 if unit == "images" else 1)
+
+        cluster.run(job, plan, on_progress, on_commit, device=device, address=address)
+    return ended
+
+
+def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
+    from rich.console import Console
+
+    totals = ledger.totals()
+    out = ledger.storage.uri
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    ok = totals.images - totals.failed
+    console.print(f"images    {totals.images} ({ok} ok, {totals.failed} failed)")
+    console.print(f"masks     {totals.masks}, {totals.masks / max(1, ok):.1f} per image")
+    if ended:
+        console.print(f"speed     {ended / seconds:.2f} images/s ({ended} images in {seconds:.0f} s, start included)")
+    console.print(f"output    {out}")
+    console.print(
+        f"query     SELECT image_id, count(*), avg(predicted_iou) FROM '{out}/masks/*.parquet' GROUP BY image_id"
+    )
+    if totals.failed:
+        console.print(
+            f"failures  SELECT image_id, error_step, error FROM '{out}/images/*.parquet' WHERE status <> 'ok'"
+        )

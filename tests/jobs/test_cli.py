@@ -1,0 +1,67 @@
+"""The command line as a whole: help, versions, exit codes, one line per error."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from jobs.cli import main
+
+
+def test_help_does_not_wait_for_torch_and_ray():
+    code = "import jobs.cli, sys; print({'torch', 'ray', 'pyarrow', 'cv2'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("command", ["generate", "demo", "preview", "verify", "info", "train"])
+def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]):
+    assert main([command, "--help"]) == 0
+    assert f"maskmill {command}" in capsys.readouterr().out.split("Example", 1)[1]
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"maskmill {version('maskmill')}\n"
+
+
+def test_help_is_shown_when_there_is_no_command(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 2
+    assert "generate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "a", "b", "--nonsense"], "maskmill: error: No such option: --nonsense"),
+        (["generate", "a"], "maskmill: error: Missing argument"),
+        (["generate", "a", "b", "--points-per-side", "x"], "maskmill: error: Invalid value for '--points-per-side'"),
+        (["nonsense"], "maskmill: error: No such command 'nonsense'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+    assert "--help" in error
+
+
+def test_our_errors_are_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]):
+    assert main(["generate", "/no/such/place", "/no/output"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("maskmill: error: /no/such/place: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_warnings_are_lines_and_said_once():
+    code = (
+        "import logging; from jobs.cli import main; main(['--version']);"
+        "[logging.getLogger('pipeline.sources').warning('%d files left out', 3) for _ in range(2)]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "maskmill: warning: 3 files left out\n"

@@ -1,0 +1,181 @@
+"""`maskmill generate`: what the flags mean, what is refused, and the whole way on Ray."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+import torch
+
+from jobs.cli import main
+from jobs.generate import run_config, shard_size
+from model.checkpoint import save_checkpoint
+from model.config import VARIANTS
+from model.sam import Sam
+from pipeline.config import PRESETS, RunConfig
+from pipeline.errors import ConfigError
+from pipeline.ledger import Identity, Plan, open_run
+from pipeline.sources import open_source
+from pipeline.storage import open_storage
+from pipeline.worker import Job, run_local
+from tests.fakes import HANG_ONCE, FakeEngine, frozen_clock, picture
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for seed in range(3):
+        (folder / f"p{seed}.png").write_bytes(picture(seed))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model `mini`, untrained."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "mini.safetensors"
+    save_checkpoint(Sam(VARIANTS["mini"]), path)
+    return path
+
+
+# What the flags mean.
+
+
+@pytest.mark.parametrize(("model", "preset"), [("mini", "mini"), ("vit_b", "official"), ("vit_h", "official")])
+def test_preset_is_the_models_own_when_none_is_given(model: str, preset: str):
+    assert run_config(model, None, {}, "exact") == RunConfig(model, preset, PRESETS[preset])
+
+
+def test_overrides_change_the_preset():
+    config = run_config("mini", "sa1b", {"points_per_side": 16}, "fast")
+    assert config.preset == "sa1b"
+    assert config.precision == "fast"
+    assert config.generator.points_per_side == 16
+    assert config.generator.crop_n_layers == PRESETS["sa1b"].crop_n_layers
+
+
+@pytest.mark.parametrize(
+    ("model", "preset", "overrides", "precision", "message"),
+    [
+        ("vit_x", None, {}, "exact", "no model 'vit_x'; choose one of .*vit_b"),
+        ("mini", "best", {}, "exact", "no preset 'best'; choose one of .*sa1b"),
+        ("mini", None, {}, "bf16", "no precision 'bf16'; choose exact or fast"),
+        ("mini", None, {"stability_score_thresh": 7}, "exact", "stability_score_thresh"),
+    ],
+)
+def test_configuration_is_refused_by_name(model: str, preset: str, overrides: dict, precision: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        run_config(model, preset, overrides, precision)
+
+
+@pytest.mark.parametrize(("images", "size"), [(1, 1), (40, 1), (320, 10)])
+def test_small_sources_are_spread_over_shards(tmp_path: Path, images: int, size: int):
+    for number in range(images):
+        (tmp_path / f"{number}.jpg").touch()
+    assert shard_size(open_source(str(tmp_path))) == size
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "tpu"], "no device 'tpu'"),
+        (["--preset", "best"], "no preset 'best'"),
+        (["--model", "vit_b"], "vit_b needs a checkpoint"),
+        (["--checkpoint", "/no/such/file"], "/no/such/file"),
+    ],
+)
+def test_nothing_is_written_when_a_flag_is_wrong(
+    photographs: Path, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["generate", str(photographs), str(tmp_path / "out"), *flags]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_with_other_things_is_refused_as_output(
+    photographs: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("dear to somebody")
+    assert main(["generate", str(photographs), str(tmp_path / "out"), "--checkpoint", str(weights)]) == 1
+    assert "thesis.txt" in capsys.readouterr().err
+
+
+# The whole way.
+
+
+@pytest.mark.ray
+def test_generate_goes_from_images_to_tables(
+    photographs: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+):
+    (photographs / "bad.png").write_bytes(b"no image")
+    command = ["generate", str(photographs), str(tmp_path / "out"), "--checkpoint", str(weights)]
+    command += ["--points-per-side", "1", "--images-per-shard", "4", "--device", "cpu"]
+    assert main(command) == 0
+    summary = capsys.readouterr().out
+    assert "4 (3 ok, 1 failed)" in summary
+    queries = [line.split(maxsplit=1)[1] for line in summary.splitlines() if " SELECT " in line]
+    assert [len(duckdb.connect().execute(query).fetchall()) for query in queries][1] == 1
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    # Again: nothing is left to do, and another configuration is refused.
+    assert main(command) == 0
+    assert "4 (3 ok, 1 failed)" in capsys.readouterr().out
+    assert main([*command, "--pred-iou-thresh", "0.5"]) == 1
+    assert "pred_iou_thresh is 0.7 there and 0.5 now" in capsys.readouterr().err
+
+
+def open_fake_job(folder: Path) -> tuple[Job, Plan]:
+    source = open_source(str(folder / "photographs"))
+    identity = Identity(source.uri, "abc", run_config("mini", None, {}, "exact"))
+    ledger, plan = open_run(open_storage(str(folder / "out"), make=True), identity, source, images_per_shard=1)
+    return Job(source, ledger, FakeEngine(folder), max_image_pixels=1000, clock=frozen_clock), plan
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from jobs.cli import app, main
+from jobs.generate import run_job
+from tests.jobs.test_generate import open_fake_job
+
+app.command("fake")(lambda: run_job(*open_fake_job(Path(sys.argv[1]))))
+sys.exit(main(["fake"]))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_run_goes_on_when_it_was_stopped(photographs: Path, tmp_path: Path, how: signal.Signals):
+    """Ctrl-C, as a terminal sends it, to every process of the group; kill -9 to the driver alone."""
+    (photographs / "p2.png").write_bytes(picture(2, HANG_ONCE))
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "hung").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if how == signal.SIGINT:
+        os.killpg(driver.pid, how)
+    else:
+        driver.kill()
+    _, errors = driver.communicate(timeout=240)
+    assert driver.returncode == (130 if how == signal.SIGINT else -how)
+    if how == signal.SIGINT:
+        assert errors.splitlines()[-1] == (
+            "maskmill: stopped with 2 of 3 shards done, which are kept: run the same command again to go on"
+        )
+    job, plan = open_fake_job(tmp_path)
+    assert len(job.ledger.committed()) == 2
+    run_local(job, plan, lambda _: None)
+    assert (job.ledger.totals().images, job.ledger.totals().failed) == (3, 0)
