@@ -8,7 +8,6 @@ Shapes: B images, N prompts, M masks per prompt, J answers, C channels, H W embe
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,16 +148,7 @@ class Trainer:
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=self.recipe.learning_rate, betas=(0.9, 0.98))
-
-    def _learning_rate(self) -> float:
-        recipe = self.recipe
-        if self.step < recipe.warmup_steps:
-            return recipe.learning_rate * (self.step + 1) / recipe.warmup_steps
-        done = (self.step - recipe.warmup_steps) / max(1, recipe.total_steps - recipe.warmup_steps)
-        span = recipe.learning_rate - recipe.final_learning_rate
-        scale = recipe.stage_at(self.step)[1].learning_rate_scale
-        return scale * (recipe.final_learning_rate + span * (1 + math.cos(math.pi * done)) / 2)
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
     def _draw_batch(self, step: int) -> Batch:
         """This process's share of a step's images."""
@@ -174,7 +164,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> dict[str, float]:
         for group in self._optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self.recipe.learning_rate(self.step)
         batch = Batch(*(getattr(batch, field.name).to(self.device) for field in dataclasses.fields(Batch)))
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             losses = self._losses(batch)

@@ -25,7 +25,7 @@ def _trainer(recipe: TrainingConfig = TWO_STAGES) -> Trainer:
 
 def test_loss_falls_by_a_quarter_when_there_is_one_picture_to_learn():
     recipe = dataclasses.replace(
-        TWO_STAGES, stages=(Stage(128, 120, images=2, clicks=8, boxes=2),), learning_rate=3e-3, warmup_steps=10
+        TWO_STAGES, stages=(Stage(128, 120, images=2, clicks=8, boxes=2, learning_rates=(3e-3, 3e-4)),), warmup_steps=10
     )
     trainer = Trainer(TINY, recipe, OneImage(squares()), [])
     masks = [losses["masks"] for losses in trainer.run()]
@@ -57,7 +57,7 @@ def test_later_stages_have_larger_inputs_and_second_clicks():
 def test_run_is_refused_when_the_recipe_is_another(tmp_path: Path):
     _trainer().save(tmp_path / "run.pt")
     with pytest.raises(TrainingDataError, match="another recipe"):
-        _trainer(dataclasses.replace(TWO_STAGES, learning_rate=1e-4)).load(tmp_path / "run.pt")
+        _trainer(dataclasses.replace(TWO_STAGES, weight_decay=0.1)).load(tmp_path / "run.pt")
 
 
 def test_resized_weights_differ_only_in_the_position_table():
@@ -79,7 +79,7 @@ def test_session_goes_on_where_it_stopped_and_leaves_a_checkpoint(tmp_path: Path
     checkpoint = read_checkpoint(tmp_path / "run" / "model.safetensors")
     assert checkpoint.metadata["variant"] == "tiny"
     assert checkpoint.metadata["data"] == "procedural scenes, photographs"
-    assert json.loads(checkpoint.metadata["recipe"])["learning_rate"] == TWO_STAGES.learning_rate
+    assert json.loads(checkpoint.metadata["recipe"])["weight_decay"] == TWO_STAGES.weight_decay
     assert checkpoint.stored_dtype == torch.float16
 
 
@@ -97,3 +97,10 @@ def test_processes_share_the_images_of_a_step(tmp_path: Path):
     # The leader of two has seen another half of the images than the process that has them all.
     assert losses[0] != losses[1]
     assert read_checkpoint(tmp_path / "two" / "model.safetensors").metadata["step"] == "2"
+
+
+def test_learning_rate_warms_up_and_falls_within_each_stage():
+    rates = [TWO_STAGES.learning_rate(step) for step in range(6)]
+    assert rates == pytest.approx(
+        [5e-4, (1 - 1 / 6) * 1e-3, (1 - 2 / 6) * 1e-3, 5e-4, 5e-4 - 4e-4 / 3, 5e-4 - 8e-4 / 3]
+    )
