@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.errors import StorageError
 
 Pixels = NDArray[np.uint8]
 
@@ -51,6 +54,18 @@ def contact_sheet(pictures: Sequence[tuple[str, Pixels]], tile_width: int = 480,
         sheet.paste(picture, (x + (tile_width - picture.width) // 2, y + (tile_height - picture.height) // 2))
         draw.text((x + tile_width // 2, y + tile_height), caption, fill="black", font=font, anchor="ma")
     return np.asarray(sheet)
+
+
+def write_picture(path: Path, pixels_HW3: Pixels) -> None:
+    """Writes an RGB picture as the format that the extension of `path` names, making its folder if need be.
+
+    Raises StorageError where the format is unknown or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels_HW3).save(path)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path}: cannot write a picture there: {error}") from error
 
 
 def _colour(index: int) -> tuple[int, int, int]:

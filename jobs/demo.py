@@ -1,0 +1,62 @@
+"""`maskmill demo`: the whole job on a handful of photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "coins", "motorcycle_left", "rocket")
+
+
+def demo(
+    out: Annotated[Path, typer.Argument(help="Where photographs, tables and pictures go.")] = Path("out/demo"),
+) -> None:
+    """Generate masks for six photographs with the embedded model: tables, a summary, and pictures to look at.
+
+    The photographs come with scikit-image. The command is `maskmill generate` followed by `maskmill preview`; run
+    again, it goes on where it stopped.
+
+    Example:
+
+      maskmill demo
+    """
+    # The libraries behind it take a while to load: `--help` must not wait for them.
+    from rich.console import Console
+
+    from jobs.generate import generate_masks
+    from pipeline.overlay import contact_sheet, write_picture
+    from pipeline.preview import overlays
+    from pipeline.storage import open_storage
+
+    photographs, tables, pictures = out / "photographs", out / "tables", out / "overlays"
+    _write_photographs(photographs)
+    generate_masks(str(photographs), str(tables))
+    drawn = list(overlays(open_storage(str(tables))))
+    for overlay in drawn:
+        write_picture(pictures / f"{Path(overlay.image_id).stem}.png", overlay.pixels)
+    write_picture(
+        out / "contact-sheet.png",
+        contact_sheet([(f"{overlay.image_id} · {overlay.n_masks} masks", overlay.pixels) for overlay in drawn]),
+    )
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(f"pictures  {pictures}/*.png")
+    console.print(f"sheet     {out}/contact-sheet.png")
+
+
+def _write_photographs(folder: Path) -> None:
+    """Copies what is bundled, byte for byte: part of what the run's results rest on."""
+    import shutil
+
+    from model.errors import MaskmillError
+
+    try:
+        import skimage.data
+    except ImportError as error:
+        raise MaskmillError("the demo takes its photographs from scikit-image: pip install 'maskmill[demo]'") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    bundled = Path(skimage.data.__file__).parent
+    for name in PHOTOGRAPHS:
+        (path,) = bundled.glob(f"{name}.*")
+        shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,55 @@
+"""`maskmill preview`: overlays of masks on their images."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def preview(
+    out: Annotated[str, typer.Argument(help="The output of a run, finished or not.", show_default=False)],
+    image_ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[IMAGE_ID]...", help="Which images; without any, the first ones.", show_default=False),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="The picture to write: .png or .jpg. Default: preview.png beside OUT.", show_default=False),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many images on a contact sheet.")] = 12,
+) -> None:
+    """Draw the masks of a run over its images: one image in full size, or several as a contact sheet.
+
+    Every mask is filled and outlined in a colour of its own, small ones on top of large ones.
+
+    Examples:
+
+      maskmill preview out/
+
+      maskmill preview out/ kitchen/cup.jpg --to cup.png
+    """
+    # The libraries behind it take a while to load: `--help` must not wait for them.
+    from rich.console import Console
+
+    from model.errors import MaskmillError
+    from pipeline.overlay import contact_sheet, write_picture
+    from pipeline.preview import overlays
+    from pipeline.storage import open_storage
+
+    drawn = list(islice(overlays(open_storage(out), image_ids or ()), len(image_ids or ()) or limit))
+    if not drawn:
+        raise MaskmillError(f"{out}: no image is done yet: nothing to draw")
+    if len(drawn) == 1:
+        picture = drawn[0].pixels
+    else:
+        picture = contact_sheet(
+            [(f"{overlay.image_id} · {overlay.n_masks} masks", overlay.pixels) for overlay in drawn]
+        )
+    path = to or Path(out).absolute().parent / "preview.png"
+    write_picture(path, picture)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(f"images    {len(drawn)}, with {sum(overlay.n_masks for overlay in drawn)} masks")
+    console.print(f"picture   {path}")

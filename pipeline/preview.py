@@ -1,0 +1,73 @@
+"""Pictures of a run: the masks in its tables, drawn over the images in its source."""
+
+# pyarrow ships no types: strict checking would find every line that touches it unknown.
+# pyright: standard
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from filters import rle
+from pipeline.errors import SourceError
+from pipeline.images import decode_image
+from pipeline.ledger import Ledger, masks_key, read_plan, read_run
+from pipeline.overlay import draw_masks
+from pipeline.records import ImageRecord
+from pipeline.sources import open_source
+from pipeline.storage import Storage
+from pipeline.table import read_images
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """One image with its masks drawn over it."""
+
+    image_id: str
+    n_masks: int
+    pixels: NDArray[np.uint8]  # (H, W, 3) RGB
+
+
+def overlays(storage: Storage, image_ids: Collection[str] = ()) -> Iterator[Overlay]:
+    """Draws the given images of the run in `storage`, or all that are done so far, in the order of the plan.
+
+    Raises RunMismatchError where `storage` holds no run, SourceError where the source has changed or is gone, and
+    where a given image is not among the images that are done.
+    """
+    run = read_run(storage)
+    source = open_source(run["source"])
+    committed = Ledger(storage, identity="").committed()
+    missing = set(image_ids)
+    for shard in read_plan(storage):
+        if shard.name not in committed:
+            continue
+        part = storage.read(masks_key(shard.name))
+        done = [row["image_id"] for row in read_images(io.BytesIO(part)).to_pylist() if row["status"] == "ok"]
+        wanted = [image_id for image_id in done if not image_ids or image_id in image_ids]
+        if not wanted:
+            continue
+        missing.difference_update(wanted)
+        # Only a tar has to be read from its beginning.
+        for record in source.read(shard if shard.image_ids is None else replace(shard, image_ids=tuple(wanted))):
+            if record.image_id in wanted:
+                yield _overlay(record, part, run["config"]["max_image_pixels"])
+    if missing:
+        raise SourceError(
+            f"{storage.uri}: no masks of {', '.join(sorted(missing))}: not done yet, failed, or no such image"
+        )
+
+
+def _overlay(record: ImageRecord, part: bytes, max_pixels: int) -> Overlay:
+    if not isinstance(record.data, bytes):
+        raise SourceError(f"{record.source_uri}: {record.data.reason}")
+    pixels = decode_image(record.data, max_pixels).pixels
+    table = pq.read_table(
+        io.BytesIO(part), columns=["area", "rle_counts"], filters=[("image_id", "=", record.image_id)]
+    ).sort_by([("area", "descending")])
+    height, width = pixels.shape[:2]
+    masks = (rle.decode(counts.as_py(), height, width) for counts in table["rle_counts"])
+    return Overlay(record.image_id, len(table), draw_masks(pixels, masks))

@@ -1,0 +1,104 @@
+"""`maskmill preview` and `maskmill demo`: pictures of a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.cli import main
+from tests.fakes import FAIL, picture
+from tests.pipeline.test_sources import tar_bytes
+from tests.pipeline.test_verify import run
+
+
+def pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A run over a.png to c.png, of which b.png failed."""
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for seed, name in enumerate("abc"):
+        (photographs / f"{name}.png").write_bytes(picture(seed, FAIL if name == "b" else (0, 0, 0)))
+    run(photographs, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_preview_draws_one_image_in_its_own_size(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["preview", str(out), "c.png", "--to", str(tmp_path / "c.png")]) == 0
+
+    photograph, drawn = pixels(tmp_path / "photographs" / "c.png"), pixels(tmp_path / "c.png")
+    assert drawn.shape == photograph.shape
+    assert (drawn != photograph).any()
+    assert "images    1, with 3 masks" in capsys.readouterr().out
+
+
+def test_preview_makes_a_contact_sheet_of_what_is_done(out: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["preview", str(out)]) == 0
+
+    assert pixels(out.parent / "preview.png").shape[1] > 500
+    assert "images    2, with 6 masks" in capsys.readouterr().out
+
+
+def test_preview_stops_at_the_limit(out: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["preview", str(out), "--limit", "1"]) == 0
+
+    assert "images    1, with 3 masks" in capsys.readouterr().out
+
+
+def test_preview_reads_images_from_tars(tmp_path: Path):
+    (tmp_path / "photographs.tar").write_bytes(tar_bytes({"a.png": picture(1), "b.png": picture(2)}))
+    run(tmp_path / "photographs.tar", tmp_path / "out")
+
+    assert main(["preview", str(tmp_path / "out"), "photographs.tar/b.png", "--to", str(tmp_path / "b.png")]) == 0
+
+    (tmp_path / "original.png").write_bytes(picture(2))
+    assert pixels(tmp_path / "b.png").shape == pixels(tmp_path / "original.png").shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["b.png"], "no masks of b.png"),
+        (["a.png", "nowhere.png"], "no masks of nowhere.png"),
+        (["a.png", "--to", "picture.txt"], "picture.txt: cannot write a picture there"),
+    ],
+)
+def test_preview_says_in_one_line_what_is_wrong(
+    out: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+):
+    assert main(["preview", str(out), *arguments]) == 1
+
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_preview_refuses_when_the_source_is_gone(out: Path, capsys: pytest.CaptureFixture[str]):
+    (out.parent / "photographs" / "a.png").unlink()
+
+    assert main(["preview", str(out), "a.png"]) == 1
+
+    assert "a.png" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_demo_makes_tables_and_a_picture_of_each_photograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["demo", str(tmp_path)]) == 0
+
+    printed = capsys.readouterr().out
+    assert "images    6 (6 ok, 0 failed)" in printed
+    photographs = sorted(path.stem for path in (tmp_path / "photographs").iterdir())
+    assert sorted(path.stem for path in (tmp_path / "overlays").iterdir()) == photographs
+    assert main(["verify", str(tmp_path / "tables")]) == 0
+    for photograph in (tmp_path / "photographs").iterdir():
+        before, after = pixels(photograph), pixels(tmp_path / "overlays" / f"{photograph.stem}.png")
+        # Objects are outlined: a good part of every photograph is covered.
+        assert (before != after).any(axis=-1).mean() > 0.2
