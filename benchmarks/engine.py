@@ -114,7 +114,7 @@ def _measure(
     timers = {name: StepTimer() for name in ours}
     # The first image pays for the allocation of buffers and the choice of kernels.
     warm_up = np.zeros((64, 64, 3), np.uint8)
-    published.predictor.set_image(warm_up)
+    published.generate(warm_up)
     for generator in ours.values():
         generator.generate(warm_up, StepTimer())
     for path in photographs:
@@ -136,7 +136,8 @@ def _measure(
         print(timing)
         timings.append(timing)
     return timings, {
-        name: {step: timer.milliseconds.get(step, 0.0) / len(timings) for step in STEPS} for name, timer in timers.items()
+        name: {step: timer.milliseconds.get(step, 0.0) / len(timings) for step in STEPS}
+        for name, timer in timers.items()
     }
 
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from filters import rle
-from model.checkpoint import EMBEDDED_WEIGHTS, load_model
+from model.checkpoint import load_model
 from model.config import SamConfig
 from model.sam import Sam
-from pipeline.config import PRESETS, GeneratorConfig
+from pipeline.config import GeneratorConfig
 from pipeline.generator import MaskGenerator
 from pipeline.records import ImageMasks, StepTimer
 from tests import oracles
@@ -52,11 +52,11 @@ CASES = {
 def test_masks_are_the_published_ones(photograph, case):
     config = CASES[case]
     if photograph == "large":
-        config = replace(config, points_per_side=4)
+        config = replace(config, points_per_side=3, crop_n_layers=min(config.crop_n_layers, 1))
     pixels = PHOTOGRAPHS[photograph]()
     masks = MaskGenerator(ColourSam(), config).generate(pixels, StepTimer())
     published = oracles.published_generator(oracles.published_colour_sam(), config).generate(pixels)
-    assert len(masks) > 10
+    assert len(masks) > 5
     # The same logits on both sides: nothing may differ.
     assert list(masks.rle_counts) == [mask["segmentation"]["counts"].encode() for mask in published]
     assert_same(masks, published)
@@ -67,21 +67,17 @@ def embedded_sam() -> Sam:
     return load_model("mini", None).sam
 
 
-@pytest.mark.skipif(not EMBEDDED_WEIGHTS.exists(), reason="the embedded model is not trained yet")
 @pytest.mark.parametrize(
     ("photograph", "case"),
-    [*((photograph, "official") for photograph in PHOTOGRAPHS), ("small", "crops"), ("wide", "small_regions")],
+    [*((photograph, "official") for photograph in PHOTOGRAPHS), ("small", "crops"), ("portrait", "small_regions")],
 )
 def test_masks_of_the_embedded_model_are_the_published_ones(embedded_sam, photograph, case):
-    config = replace(
-        CASES[case],
-        points_per_side=6,
-        pred_iou_thresh=PRESETS["mini"].pred_iou_thresh,
-        stability_score_thresh=PRESETS["mini"].stability_score_thresh,
-    )
+    # Loose thresholds: what a small model is less sure of is compared as well.
+    config = replace(CASES[case], points_per_side=4, pred_iou_thresh=0.4, stability_score_thresh=0.4)
     pixels = PHOTOGRAPHS[photograph]()
     masks = MaskGenerator(embedded_sam, config).generate(pixels, StepTimer())
     published = oracles.published_generator(oracles.published_sam(embedded_sam), config).generate(pixels)
+    assert len(masks) > 0
     assert_same(masks, published)
 
 
