@@ -29,7 +29,11 @@ def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
     if precision not in ("exact", "fast"):
         raise DeviceError(f"there is no precision {precision!r}; choose exact or fast")
     sam = sam.to(device)
-    return Bfloat16Sam(sam) if precision == "fast" and multiplies_bfloat16(device) else sam
+    if precision == "fast" and multiplies_bfloat16(device):
+        return Bfloat16Sam(sam)
+    # Otherwise cuDNN rounds what convolutions multiply to ten bits (TF32). Has no effect on other devices.
+    torch.backends.cudnn.allow_tf32 = False
+    return sam
 
 
 def resolve_device(name: str) -> torch.device:

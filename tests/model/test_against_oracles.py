@@ -13,7 +13,8 @@ from torch import Tensor
 from model.checkpoint import build_sam, read_checkpoint
 from model.config import VARIANTS, SamConfig
 from model.sam import Sam
-from tests.model.networks import SMALL_CONFIGS, random_hugging_face
+from tests.model.hugging_face import random_hugging_face
+from tests.model.networks import SMALL_CONFIGS
 
 TOLERANCE = 1e-4
 
@@ -109,5 +110,6 @@ def test_small_network_equals_transformers(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # seconds on a free core, minutes on a busy one
 def test_vit_b_equals_transformers(tmp_path: Path) -> None:
     assert_equal_networks(VARIANTS["vit_b"], ["points, box and mask"], tmp_path)

@@ -17,7 +17,8 @@ from model.checkpoint import EMBEDDED_WEIGHTS, build_sam, load_model, read_check
 from model.config import VARIANTS
 from model.errors import CheckpointError
 from model.sam import Sam
-from tests.model.networks import SMALL_CONFIGS, random_hugging_face, random_sam
+from tests.model.hugging_face import random_hugging_face
+from tests.model.networks import SMALL_CONFIGS, random_sam
 
 # Block numbers of two digits, as in the published variants.
 CONFIG = replace(SMALL_CONFIGS["grid7"], encoder_depth=12)
