@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from pipeline.errors import RunFailedError
 from pipeline.ledger import Plan
 from pipeline.placement import Placement, place
 from pipeline.records import Shard
-from pipeline.worker import Engine, Job, Progress, process_shard
+from pipeline.worker import Engine, Job, OnCommit, OnProgress, Progress, process_shard
 
 MAX_ATTEMPTS = 3
 SHARDS_PER_WORKER = 2  # the second waits at the actor, so that it never waits for the driver
@@ -41,8 +42,8 @@ logger = logging.getLogger(__name__)
 def run(
     job: Job,
     plan: Plan,
-    on_progress: Callable[[Progress], None],
-    on_commit: Callable[[Shard], None] = lambda _: None,
+    on_progress: OnProgress,
+    on_commit: OnCommit = lambda _: None,
     device: str = "auto",
     address: str | None = None,
     stall_seconds: float = STALL_SECONDS,
@@ -71,6 +72,8 @@ def _session(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if address:
+        _check_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
     local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -82,6 +85,19 @@ def _session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    if "://" in address:
+        raise RunFailedError(
+            f"{address}: Ray Client is not supported: run maskmill on a machine of the cluster with --address auto"
+        )
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
+        except OSError as error:
+            raise RunFailedError(f"no Ray cluster at {address}: {error}") from error
 
 
 class _Worker:
@@ -130,19 +146,13 @@ class _Driver:
     """The state of a run: what is where, what is done, what has failed how often."""
 
     def __init__(
-        self,
-        job: Job,
-        placement: Placement,
-        plan: Plan,
-        on_progress: Callable[[Progress], None],
-        on_commit: Callable[[Shard], None],
-        stall_seconds: float,
+        self, job: Job, placement: Placement, plan: Plan, on_progress: OnProgress, on_commit: OnCommit, stall: float
     ) -> None:
         self._job = job
         self._placement = placement
         self._on_progress = on_progress
         self._on_commit = on_commit
-        self._stall_seconds = stall_seconds
+        self._stall_seconds = stall
         self._n_shards = len(plan)
         self._fresh = iter(plan)
         self._again: list[Shard] = []
@@ -222,7 +232,7 @@ class _Driver:
         except StopIteration:
             self._finish(lease)
         except RayError as error:
-            self._lose(lease.worker, error)
+            self._lose(lease, error)
         else:
             lease.worker.heard = time.monotonic()
             lease.image_id = progress.image_id
@@ -230,7 +240,7 @@ class _Driver:
                 lease.ended += 1
                 self._losses = 0
                 # A second copy or attempt tells of the same images again.
-                if progress.image_id not in self._ended[progress.shard] and progress.shard not in self._done:
+                if progress.shard not in self._done and progress.image_id not in self._ended[progress.shard]:
                     self._ended[progress.shard].add(progress.image_id)
                     self._on_progress(progress)
 
@@ -245,8 +255,9 @@ class _Driver:
             self._job.ledger.publish_images(lease.shard.name)
             self._on_commit(lease.shard)
 
-    def _lose(self, worker: _WorkerHandle, error: RayError) -> None:
+    def _lose(self, lease: _Lease, error: RayError) -> None:
         """A worker died, or raised what leaves it in doubt: replaces it, and does the shards it held again."""
+        worker = lease.worker
         if isinstance(error, RayTaskError) and isinstance(error.cause, (CheckpointError, DeviceError)):
             raise error.cause from None
         if isinstance(error, ActorDiedError) and error.actor_init_failed:
@@ -256,12 +267,12 @@ class _Driver:
             raise RunFailedError(f"the workers fail before they end an image: {_reason(error)}")
         preempted = isinstance(error, RayActorError) and error.preempted
         if not preempted:
-            self._count_attempt(worker.leases[0], _reason(error))
-        for lease in worker.leases:
-            del self._leases[lease.stream]
-            index = lease.shard.index
-            if index not in self._done and index not in self._failed:
-                self._again.append(lease.shard)
+            # When a worker dies, the shards that wait at it fail too.
+            self._count_attempt(lease if isinstance(error, RayTaskError) else worker.leases[0], _reason(error))
+        for held in worker.leases:
+            del self._leases[held.stream]
+            if held.shard.index not in self._done and held.shard.index not in self._failed:
+                self._again.append(held.shard)
         worker.leases = []
         ray.kill(worker.actor)
         worker.actor = self._new_actor()

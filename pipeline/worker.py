@@ -82,12 +82,11 @@ class Progress:
     milliseconds: float = 0.0  # of all steps
 
 
-def run_local(
-    job: Job,
-    shards: Iterable[Shard],
-    on_progress: Callable[[Progress], None],
-    on_commit: Callable[[Shard], None] = lambda _: None,
-) -> None:
+OnProgress = Callable[[Progress], None]
+OnCommit = Callable[[Shard], None]
+
+
+def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_commit: OnCommit = lambda _: None) -> None:
     """Does the shards one after the other in this process. What `cluster.run` does, but nothing survives a crash."""
     engine = job.make_engine()
     for shard in shards:

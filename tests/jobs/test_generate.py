@@ -111,6 +111,15 @@ def test_folder_with_other_things_is_refused_as_output(
     assert "thesis.txt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:10001"])
+def test_cluster_that_cannot_be_reached_is_named(
+    photographs: Path, tmp_path: Path, weights: Path, address: str, capsys: pytest.CaptureFixture[str]
+):
+    out = str(tmp_path / "out")
+    assert main(["generate", str(photographs), out, "--checkpoint", str(weights), "--address", address]) == 1
+    assert address in capsys.readouterr().err.splitlines()[-1]
+
+
 # The whole way.
 
 
