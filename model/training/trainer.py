@@ -85,6 +85,8 @@ class Trainer:
     def run(self, until: int | None = None) -> Iterator[dict[str, float]]:
         """Trains up to step `until` (default: the end), yielding the losses of each step."""
         last = self.recipe.total_steps if until is None else until
+        if self.step >= last:
+            return
         with ThreadPoolExecutor(max_workers=1) as loader:
             upcoming = loader.submit(self._draw_batch, self.step)
             while self.step < last:
