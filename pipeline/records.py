@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -101,11 +101,11 @@ class StepTimer:
     """Adds up the milliseconds spent in each step of one image."""
 
     clock: Clock = time.perf_counter
-    milliseconds: dict[str, float] = field(default_factory=dict)
+    milliseconds: dict[str, float] = field(default_factory=dict[str, float])
     current: str = STEPS[0]  # the step that was entered last: where an image ended that raised
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def step(self, name: str) -> Generator[None]:
         """Times the block as step `name`."""
         self.current = name
         start = self.clock()
