@@ -151,7 +151,7 @@ def test_point_grids_are_part_of_the_identity(storage: Storage, source: Source):
     [
         (
             lambda source: identity(source, replace(CONFIG, generator=GeneratorConfig(pred_iou_thresh=0.5))),
-            r"config\.generator\.pred_iou_thresh is 0\.7 there and 0\.5 now",
+            r"config\.generator\.pred_iou_thresh is 0\.35 there and 0\.5 now",
         ),
         (lambda source: identity(source, weights="def"), 'weights_sha256 is "abc" there and "def" now'),
         (lambda source: identity(source, replace(CONFIG, precision="fast")), 'precision is "exact" there and "fast"'),
