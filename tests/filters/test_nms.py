@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filters.nms import nms
@@ -35,12 +35,14 @@ def _iou(a: list[int], b: list[int]) -> float:
     return float(np.float32(overlap) / np.float32(union)) if union else 0.0
 
 
+@settings(deadline=None)
 @given(scored_boxes, thresholds)
 def test_nms_agrees_with_the_definition(rows, threshold):
     boxes_N4, scores_N = _tensors(rows)
     assert nms(boxes_N4, scores_N, threshold).tolist() == _naive_nms(boxes_N4, scores_N, threshold)
 
 
+@settings(deadline=None)
 @given(scored_boxes, thresholds)
 def test_nms_changes_nothing_when_run_again(rows, threshold):
     boxes_N4, scores_N = _tensors(rows)
@@ -49,6 +51,7 @@ def test_nms_changes_nothing_when_run_again(rows, threshold):
     assert again.tolist() == list(range(len(kept)))
 
 
+@settings(deadline=None)
 @given(scored_boxes, thresholds)
 def test_nms_sorts_by_score_and_keeps_the_order_of_ties(rows, threshold):
     boxes_N4, scores_N = _tensors(rows)
@@ -56,6 +59,7 @@ def test_nms_sorts_by_score_and_keeps_the_order_of_ties(rows, threshold):
     assert kept == sorted(kept, key=lambda i: (-scores_N[i].item(), i))
 
 
+@settings(deadline=None)
 @given(scored_boxes, thresholds)
 def test_nms_keeps_every_box_without_area(rows, threshold):
     boxes_N4, scores_N = _tensors(rows)

@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -8,6 +8,7 @@ from filters import rle
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.booleans())
 
 
+@settings(deadline=None)
 @given(masks)
 def test_decode_undoes_encode(mask_HW):
     decoded = rle.decode(rle.encode(mask_HW), *mask_HW.shape)
@@ -15,11 +16,13 @@ def test_decode_undoes_encode(mask_HW):
     np.testing.assert_array_equal(decoded, mask_HW)
 
 
+@settings(deadline=None)
 @given(masks)
 def test_area_is_the_pixel_count(mask_HW):
     assert rle.area(rle.encode(mask_HW), *mask_HW.shape) == mask_HW.sum()
 
 
+@settings(deadline=None)
 @given(masks)
 def test_bbox_is_the_extent_of_the_mask(mask_HW):
     rows, columns = mask_HW.any(axis=1).nonzero()[0], mask_HW.any(axis=0).nonzero()[0]
@@ -29,6 +32,7 @@ def test_bbox_is_the_extent_of_the_mask(mask_HW):
     assert rle.bbox(rle.encode(mask_HW), *mask_HW.shape) == expected
 
 
+@settings(deadline=None)
 @given(masks)
 def test_encode_is_the_same_when_memory_is_laid_out_by_column(mask_HW):
     assert rle.encode(np.asfortranarray(mask_HW)) == rle.encode(mask_HW)
