@@ -271,8 +271,9 @@ class _Driver:
             self._count_attempt(lease if isinstance(error, RayTaskError) else worker.leases[0], _reason(error))
         for held in worker.leases:
             del self._leases[held.stream]
-            if held.shard.index not in self._done and held.shard.index not in self._failed:
-                self._again.append(held.shard)
+        elsewhere = {other.shard.index for other in self._leases.values()}
+        settled = self._done | self._failed.keys() | elsewhere
+        self._again += [held.shard for held in worker.leases if held.shard.index not in settled]
         worker.leases = []
         ray.kill(worker.actor)
         worker.actor = self._new_actor()

@@ -76,6 +76,7 @@ class FakeEngine:
     def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
         command = tuple(int(value) for value in pixels_HW3[0, 0])
         if command == KILL or (command == KILL_ONCE and self._first("killed")):
+            time.sleep(0.5)  # the word that the image was begun is still on its way
             os.kill(os.getpid(), signal.SIGKILL)
         if command == LOSE_DEVICE and self._first("lost"):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
