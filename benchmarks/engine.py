@@ -66,7 +66,13 @@ def main() -> None:
 
     device = resolve_device("auto")
     sam, weights = _load(arguments.model)
-    config = replace(PRESETS[sam.config.default_preset], points_per_side=arguments.points_per_side, max_coverage=None)
+    config = replace(
+        PRESETS[sam.config.default_preset],
+        points_per_side=arguments.points_per_side,
+        # What the published generator does not have.
+        max_coverage=None,
+        drop_small_masks=False,
+    )
     if weights == "untrained":
         # Their scores mean nothing: let everything pass, for both sides.
         config = replace(config, pred_iou_thresh=0, stability_score_thresh=0)
@@ -76,6 +82,7 @@ def main() -> None:
         "points": f"{config.points_per_side} x {config.points_per_side}",
         "pred_iou_thresh": config.pred_iou_thresh,
         "stability_score_thresh": config.stability_score_thresh,
+        "min_mask_region_area": config.min_mask_region_area,
     }
     published = oracles.published_generator(oracles.published_sam(sam).to(device), config)
     ours = {"exact": MaskGenerator(optimize(sam, "exact", device), config)}

@@ -72,8 +72,10 @@ def embedded_sam() -> Sam:
     [*((photograph, "official") for photograph in PHOTOGRAPHS), ("small", "crops"), ("portrait", "small_regions")],
 )
 def test_masks_of_the_embedded_model_are_the_published_ones(embedded_sam, photograph, case):
-    # Loose thresholds: what a small model is less sure of is compared as well.
-    config = replace(CASES[case], points_per_side=4, pred_iou_thresh=0.4, stability_score_thresh=0.4)
+    # Below the preset's thresholds: what a small model is less sure of is compared as well.
+    config = replace(CASES[case], points_per_side=6, pred_iou_thresh=0.3, stability_score_thresh=0.4)
+    if photograph == "large":
+        config = replace(config, points_per_side=3)
     pixels = PHOTOGRAPHS[photograph]()
     masks = MaskGenerator(embedded_sam, config).generate(pixels, StepTimer())
     published = oracles.published_generator(oracles.published_sam(embedded_sam), config).generate(pixels)
