@@ -139,8 +139,9 @@ def test_generate_goes_from_images_to_tables(
     # Again: nothing is left to do, and another configuration is refused.
     assert main(command) == 0
     assert "4 (3 ok, 1 failed)" in capsys.readouterr().out
-    assert main([*command, "--pred-iou-thresh", "0.5"]) == 1
-    assert "pred_iou_thresh is 0.7 there and 0.5 now" in capsys.readouterr().err
+    assert main([*command, "--pred-iou-thresh", "0.123"]) == 1
+    before = PRESETS["mini"].pred_iou_thresh
+    assert f"pred_iou_thresh is {before} there and 0.123 now" in capsys.readouterr().err
 
 
 def open_fake_job(folder: Path) -> tuple[Job, Plan]:

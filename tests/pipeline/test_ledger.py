@@ -29,7 +29,7 @@ from pipeline.storage import PROBE_PREFIX, LocalStorage, Storage, open_storage
 from pipeline.table import encode_part, images_part
 from tests.fakes import image_result
 
-CONFIG = RunConfig(model="mini", preset="mini", generator=PRESETS["mini"])
+CONFIG = RunConfig(model="mini", preset="official", generator=PRESETS["official"])
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_run_begins_with_its_identity_and_its_plan(storage: Storage, source: Sou
     fields = json.loads(storage.read(RUN_KEY))
     assert fields["source"] == source.uri
     assert fields["weights_sha256"] == "abc"
-    assert fields["config"]["generator"]["pred_iou_thresh"] == PRESETS["mini"].pred_iou_thresh
+    assert fields["config"]["generator"]["pred_iou_thresh"] == 0.88
 
 
 def test_plan_stands_when_the_source_has_new_images(storage: Storage, source: Source, photographs: Path):
@@ -151,7 +151,7 @@ def test_point_grids_are_part_of_the_identity(storage: Storage, source: Source):
     [
         (
             lambda source: identity(source, replace(CONFIG, generator=GeneratorConfig(pred_iou_thresh=0.5))),
-            r"config\.generator\.pred_iou_thresh is 0\.35 there and 0\.5 now",
+            r"config\.generator\.pred_iou_thresh is 0\.88 there and 0\.5 now",
         ),
         (lambda source: identity(source, weights="def"), 'weights_sha256 is "abc" there and "def" now'),
         (lambda source: identity(source, replace(CONFIG, precision="fast")), 'precision is "exact" there and "fast"'),
