@@ -85,7 +85,7 @@ def _check_shard(storage: Storage, shard: Shard, identity: str, keys: Collection
         if read_metadata(part)[IDENTITY_KEY] != identity:
             return Check((f"{key}: belongs to another run than {RUN_KEY} describes",), done=True)
         images = read_images(part)
-        masks = pq.ParquetFile(part, page_checksum_verification=True).read()
+        masks = _read_parquet(part)
         # Offsets that lead out of a buffer would end the process, not raise, where their values are read.
         images.validate(full=True)
         masks.validate(full=True)
@@ -105,9 +105,14 @@ def _check_shard(storage: Storage, shard: Shard, identity: str, keys: Collection
     return Check(tuple(offences), done=True, images=len(images), failed=failed, masks=len(masks))
 
 
+def _read_parquet(file: io.BytesIO) -> pa.Table:
+    # pyarrow's threads now and then abort the process when it exits while they let go of a Python file.
+    return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
+
+
 def _derived_offence(storage: Storage, key: str, images: pa.Table) -> str | None:
     try:
-        derived = pq.ParquetFile(io.BytesIO(storage.read(key)), page_checksum_verification=True).read()
+        derived = _read_parquet(io.BytesIO(storage.read(key)))
     except _DAMAGE as error:
         return f"damaged: {_one_line(error)}"
     return None if derived.equals(images) else "differs from the footer of its masks part"
