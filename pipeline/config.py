@@ -88,6 +88,7 @@ PRESETS: dict[str, GeneratorConfig] = {
     # For the embedded model, which is less sure of its masks than the published ones, and leaves specks. Chosen on
     # BSDS500's validation split and by looking at overlays (docs/model-card.md).
     "mini": GeneratorConfig(
+        points_per_batch=8,  # stays in a CPU's caches: half the time of 64, the same masks
         pred_iou_thresh=0.35,
         stability_score_thresh=0.5,
         min_mask_region_area=200,

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from pipeline.errors import RunMismatchError, StorageError
 from pipeline.records import Shard
 from pipeline.sources import Source
 from pipeline.storage import PROBE_PREFIX, Storage, prove_create_if_absent
-from pipeline.table import SCHEMA_VERSION, images_part
+from pipeline.table import SCHEMA_VERSION, images_part, read_parquet
 
 RUN_KEY = "_run.json"
 PLAN_KEY = "_plan.parquet"
@@ -145,8 +144,7 @@ class Ledger:
         """What the images parts add up to."""
         n_images, n_ok, n_masks = 0, 0, 0
         for shard_name in self._parts("images"):
-            data = self.storage.read(images_key(shard_name))
-            rows = pq.read_table(io.BytesIO(data), columns=["status", "n_masks"])
+            rows = read_parquet(self.storage.read(images_key(shard_name)), ["status", "n_masks"])
             n_images += len(rows)
             n_ok += rows["status"].to_pylist().count("ok")
             n_masks += sum(rows["n_masks"].to_pylist())
@@ -194,7 +192,7 @@ def read_plan(storage: Storage) -> Plan:
     """The plan of the run in `storage`. StorageError where there is none or it is damaged."""
     data = storage.read(PLAN_KEY)
     try:
-        return Plan(pq.read_table(io.BytesIO(data), schema=PLAN))
+        return Plan(read_parquet(data).select(PLAN.names).cast(PLAN))
     except (pa.ArrowException, KeyError) as error:
         raise StorageError(f"{storage.uri}/{PLAN_KEY}: damaged ({error}): start again in an empty output") from error
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from filters import rle
@@ -20,7 +20,7 @@ from pipeline.overlay import draw_masks
 from pipeline.records import ImageRecord
 from pipeline.sources import open_source
 from pipeline.storage import Storage
-from pipeline.table import read_images
+from pipeline.table import read_images, read_parquet
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +65,8 @@ def _overlay(record: ImageRecord, part: bytes, max_pixels: int) -> Overlay:
     if not isinstance(record.data, bytes):
         raise SourceError(f"{record.source_uri}: {record.data.reason}")
     pixels = decode_image(record.data, max_pixels).pixels
-    table = pq.read_table(
-        io.BytesIO(part), columns=["area", "rle_counts"], filters=[("image_id", "=", record.image_id)]
-    ).sort_by([("area", "descending")])
+    table = read_parquet(part, ["image_id", "area", "rle_counts"])
+    table = table.filter(pc.field("image_id") == record.image_id).sort_by([("area", "descending")])
     height, width = pixels.shape[:2]
     masks = (rle.decode(counts.as_py(), height, width) for counts in table["rle_counts"])
     return Overlay(record.image_id, len(table), draw_masks(pixels, masks))

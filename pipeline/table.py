@@ -119,6 +119,14 @@ def read_metadata(part: BinaryIO) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in metadata.items()}
 
 
+def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of one Parquet object, page checksums verified. Raises pyarrow.ArrowException or OSError on damage."""
+    # Not from a Python file, and without threads: pyarrow's threads now and then abort the process when it exits while
+    # they let go of one.
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    return file.read(columns=columns, use_threads=False)
+
+
 def _mask_rows(image_id: str, masks: ImageMasks | Failure) -> pa.RecordBatch:
     assert isinstance(masks, ImageMasks)
     rows = len(masks)

@@ -11,16 +11,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from filters import rle
 from pipeline.errors import RunMismatchError, StorageError
 from pipeline.ledger import PLAN_KEY, RUN_KEY, Plan, images_key, masks_key, read_plan, read_run
 from pipeline.records import STEPS, Shard
 from pipeline.storage import PROBE_PREFIX, Storage
-from pipeline.table import IDENTITY_KEY, IMAGES, MASKS, SCHEMA_VERSION, read_images, read_metadata
+from pipeline.table import IDENTITY_KEY, IMAGES, MASKS, SCHEMA_VERSION, read_images, read_metadata, read_parquet
 
 Row = dict[str, Any]
 # What reading a damaged part can raise.
@@ -81,11 +79,12 @@ def _check_shard(storage: Storage, shard: Shard, identity: str, keys: Collection
         orphan = [f"{derived_key}: there, but its masks part is missing"] if derived_key in keys else []
         return Check((f"{key}: missing: `maskmill generate` again makes it", *orphan))
     try:
-        part = io.BytesIO(storage.read(key))
+        data = storage.read(key)
+        part = io.BytesIO(data)
         if read_metadata(part)[IDENTITY_KEY] != identity:
             return Check((f"{key}: belongs to another run than {RUN_KEY} describes",), done=True)
         images = read_images(part)
-        masks = _read_parquet(part)
+        masks = read_parquet(data)
         # Offsets that lead out of a buffer would end the process, not raise, where their values are read.
         images.validate(full=True)
         masks.validate(full=True)
@@ -105,14 +104,9 @@ def _check_shard(storage: Storage, shard: Shard, identity: str, keys: Collection
     return Check(tuple(offences), done=True, images=len(images), failed=failed, masks=len(masks))
 
 
-def _read_parquet(file: io.BytesIO) -> pa.Table:
-    # pyarrow's threads now and then abort the process when it exits while they let go of a Python file.
-    return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False)
-
-
 def _derived_offence(storage: Storage, key: str, images: pa.Table) -> str | None:
     try:
-        derived = _read_parquet(io.BytesIO(storage.read(key)))
+        derived = read_parquet(storage.read(key))
     except _DAMAGE as error:
         return f"damaged: {_one_line(error)}"
     return None if derived.equals(images) else "differs from the footer of its masks part"
@@ -187,7 +181,7 @@ def _mask_offence(row: Row, image: Row | None) -> str | None:
     if image is not None and (height, width) != (image["image_height"], image["image_width"]):
         return f"the image is {image['image_height']} x {image['image_width']} pixels, the mask {height} x {width}"
     try:
-        area, box = measure(run_lengths(row["rle_counts"]), height, width)
+        area, box = rle.measure(rle.run_lengths(row["rle_counts"]), height, width)
     except ValueError as error:
         return f"the RLE {error}"
     if area != row["area"]:
@@ -195,52 +189,6 @@ def _mask_offence(row: Row, image: Row | None) -> str | None:
     if box != tuple(row[f"bbox_{side}"] for side in "xywh"):
         return f"bbox is {tuple(row[f'bbox_{side}'] for side in 'xywh')}, but the RLE spans {box}"
     return None
-
-
-def run_lengths(counts: bytes) -> NDArray[np.int64]:
-    """(R,) the lengths of the runs, zeros first, that COCO's compressed `counts` stand for. ValueError where none.
-
-    The format is that of rleToString in pycocotools' maskApi.c: base 48, five bits a character, lowest first, 32 where
-    more follow, two's complement; from the fourth on, the difference from the number two before. pycocotools itself
-    takes the string on trust: some that are damaged make it read past the end.
-    """
-    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if digits.size == 0 or digits.min() < 0 or digits.max() > 63:
-        raise ValueError("is empty or has characters that are not COCO's")
-    last = np.flatnonzero(digits < 32)
-    if last.size == 0 or last[-1] != digits.size - 1:
-        raise ValueError("ends within a number")
-    first = np.concatenate([[0], last[:-1] + 1])
-    place = np.arange(digits.size) - np.repeat(first, last - first + 1)
-    if place.max() > 6:  # 35 bits, more than any image has pixels
-        raise ValueError("has a number that is too long")
-    numbers = np.add.reduceat((digits & 31) << 5 * place, first)
-    numbers -= np.where(digits[last] & 16, 1 << 5 * (place[last] + 1), 0)
-    for lane in (1, 2):
-        numbers[lane::2] = numbers[lane::2].cumsum()
-    if numbers.min() < 0:
-        raise ValueError("has a run of negative length")
-    return numbers
-
-
-def measure(runs: NDArray[np.int64], height: int, width: int) -> tuple[int, tuple[int, int, int, int]]:
-    """Area and box of the mask with these column-major runs, as the tables have them.
-
-    Raises ValueError where the runs do not add up to the image.
-    """
-    ends = runs.cumsum()
-    if ends[-1] != height * width:
-        raise ValueError(f"covers {ends[-1]} pixels of {height * width}")
-    start, stop = ends[0::2][: len(ends) // 2], ends[1::2]
-    start, stop = start[stop > start], stop[stop > start]
-    if start.size == 0:
-        return 0, (0, 0, 0, 0)
-    left, right = start[0] // height, (stop[-1] - 1) // height
-    if (start // height != (stop - 1) // height).any():  # a run that goes on in the next column touches both borders
-        top, bottom = 0, height - 1
-    else:
-        top, bottom = (start % height).min(), ((stop - 1) % height).max()
-    return int((stop - start).sum()), (int(left), int(top), int(right - left), int(bottom - top))
 
 
 def _one_line(error: BaseException) -> str:

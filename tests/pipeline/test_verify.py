@@ -12,10 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
-from numpy.typing import NDArray
 
 from filters import rle
 from pipeline.config import PRESETS, RunConfig
@@ -25,7 +21,7 @@ from pipeline.records import Shard
 from pipeline.sources import open_source
 from pipeline.storage import open_storage
 from pipeline.table import IMAGES_KEY, SCHEMA_VERSION, read_images
-from pipeline.verify import Check, measure, run_lengths, verify
+from pipeline.verify import Check, verify
 from pipeline.worker import Job, run_local
 from tests.fakes import FAIL, FakeEngine, frozen_clock, picture
 from tests.pipeline.test_sources import tar_bytes
@@ -328,35 +324,3 @@ def test_image_of_another_tar_is_found(tmp_path: Path):
         folder = tmp_path / "out" / table
         shutil.copy(folder / "part-00000.parquet", folder / "part-00001.parquet")
     assert f"{SECOND}: 0.tar/x.png: has a row in the images table, but was not planned" in offences(tmp_path / "out")
-
-
-# Run lengths.
-
-
-@settings(deadline=None)
-@given(mask_HW=arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=40)))
-def test_measure_agrees_with_the_mask(mask_HW: NDArray[np.bool_]):
-    height, width = mask_HW.shape
-    counts = rle.encode(mask_HW)
-    area, box = measure(run_lengths(counts), height, width)
-    assert area == mask_HW.sum()
-    assert box == rle.bbox(counts, height, width)
-
-
-@pytest.mark.parametrize("size", [(4000, 3000), (1, 70_000)])
-def test_measure_agrees_with_the_mask_when_runs_are_long(size: tuple[int, int]):
-    mask_HW = np.zeros(size, np.bool_)
-    mask_HW[size[0] // 2 :, size[1] // 3 : -5] = True
-    area, box = measure(run_lengths(rle.encode(mask_HW)), *size)
-    assert area == mask_HW.sum()
-    assert box == rle.bbox(rle.encode(mask_HW), *size)
-
-
-@settings(deadline=None)
-@given(counts=st.binary(max_size=20) | st.binary(max_size=20).map(lambda data: bytes(48 + byte % 64 for byte in data)))
-def test_run_lengths_are_sound_or_refused(counts: bytes):
-    try:
-        runs = run_lengths(counts)
-    except ValueError:
-        return
-    assert runs.min() >= 0
