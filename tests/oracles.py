@@ -1,4 +1,4 @@
-"""The published generator around our weights: what golden tests and benchmarks compare with."""
+"""The published network, predictor and generator around our weights: what tests and benchmarks compare with."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from torch import Tensor, nn
 import tests.torchvision_stub  # noqa: F401
 
 # isort: split
-from segment_anything import SamAutomaticMaskGenerator
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from segment_anything import modeling as published
 from segment_anything.utils import amg
+from segment_anything.utils.transforms import ResizeLongestSide
 
 from model.sam import Sam
 from pipeline.config import GeneratorConfig
 from tests.colour_sam import CONFIG, ColourSam, predicted_iou, similarity
+
+__all__ = [
+    "ResizeLongestSide",
+    "SamPredictor",
+    "published_colour_sam",
+    "published_generator",
+    "published_sam",
+    "published_views",
+    "sam_model_registry",
+]
 
 
 def published_sam(sam: Sam) -> published.Sam:

@@ -11,7 +11,7 @@ import pytest
 from model.errors import PromptError
 from model.predictor import EncodedImage, encode_image
 from tests.model.networks import SMALL_CONFIGS, random_sam
-from tests.model.released import SamPredictor, released_sam
+from tests.oracles import SamPredictor, published_sam
 
 # Attention inside the decoder at full width, as the embedded model has it.
 SAM = random_sam(replace(SMALL_CONFIGS["grid7"], decoder_attention_downsample=1))
@@ -29,7 +29,7 @@ def image() -> EncodedImage:
 
 @pytest.fixture(scope="module")
 def released() -> SamPredictor:
-    predictor = SamPredictor(released_sam(SAM))
+    predictor = SamPredictor(published_sam(SAM))
     predictor.set_image(PIXELS)
     return predictor
 

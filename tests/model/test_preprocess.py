@@ -9,10 +9,10 @@ import torch
 from model.config import VARIANTS
 from model.preprocess import preprocess, resized_size, to_image_logits, to_input_frame
 from tests.model.networks import SMALL_CONFIGS, random_sam
-from tests.model.released import ResizeLongestSide, released_sam
+from tests.oracles import ResizeLongestSide, published_sam
 
 CONFIG = SMALL_CONFIGS["grid7"]
-RELEASED = released_sam(random_sam(CONFIG))
+RELEASED = published_sam(random_sam(CONFIG))
 TRANSFORM = ResizeLongestSide(CONFIG.image_size)
 # Smaller and larger than the input, wide, tall, square, and exactly its size.
 SIZES = [(30, 50), (300, 217), (112, 112), (64, 112), (500, 20), (13, 400), (1, 1)]

@@ -8,7 +8,7 @@ import torch
 from model.config import VARIANTS
 from model.sam import Sam
 from tests.model.networks import SMALL_CONFIGS, random_sam
-from tests.model.released import sam_model_registry
+from tests.oracles import sam_model_registry
 
 CONFIG = SMALL_CONFIGS["grid7"]
 SAM = random_sam(CONFIG)
