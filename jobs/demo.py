@@ -38,7 +38,7 @@ def demo(
         write_picture(pictures / f"{Path(overlay.image_id).stem}.png", overlay.pixels)
     write_picture(
         out / "contact-sheet.png",
-        contact_sheet([(f"{overlay.image_id} · {overlay.n_masks} masks", overlay.pixels) for overlay in drawn]),
+        contact_sheet([(overlay.caption, overlay.pixels) for overlay in drawn]),
     )
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(f"pictures  {pictures}/*.png")

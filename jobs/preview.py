@@ -45,9 +45,7 @@ def preview(
     if len(drawn) == 1:
         picture = drawn[0].pixels
     else:
-        picture = contact_sheet(
-            [(f"{overlay.image_id} · {overlay.n_masks} masks", overlay.pixels) for overlay in drawn]
-        )
+        picture = contact_sheet([(overlay.caption, overlay.pixels) for overlay in drawn])
     path = to or Path(out).absolute().parent / "preview.png"
     write_picture(path, picture)
     console = Console(soft_wrap=True, markup=False, highlight=False)

@@ -31,6 +31,11 @@ class Overlay:
     n_masks: int
     pixels: NDArray[np.uint8]  # (H, W, 3) RGB
 
+    @property
+    def caption(self) -> str:
+        """What stands under it on a contact sheet."""
+        return f"{self.image_id} · {self.n_masks} masks"
+
 
 def overlays(storage: Storage, image_ids: Collection[str] = ()) -> Iterator[Overlay]:
     """Draws the given images of the run in `storage`, or all that are done so far, in the order of the plan.
