@@ -14,7 +14,8 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.ledger import Ledger, Plan
+    from pipeline.ledger import Ledger
+    from pipeline.plan import Plan
     from pipeline.sources import Source
     from pipeline.worker import Job
 

@@ -21,8 +21,8 @@ from ray.util import metrics
 
 from model.errors import CheckpointError, DeviceError
 from pipeline.errors import RunFailedError
-from pipeline.ledger import Plan
 from pipeline.placement import Placement, place
+from pipeline.plan import Plan
 from pipeline.records import Shard
 from pipeline.worker import Engine, Job, OnCommit, OnProgress, Progress, process_shard
 

@@ -3,6 +3,7 @@
 MaskmillError (model/errors.py)
 ├── ConfigError         an argument out of its range, or two that exclude each other
 ├── StorageError        a store that cannot be reached, read or written
+│   └── ObjectError     one object that is missing or may not be read, in a store that works
 ├── SourceError         a source with nothing to read, or that is not what it says
 ├── ImageError          one image that cannot be decoded: becomes a failed row, never ends a run
 ├── RunMismatchError    an output that belongs to another configuration, other weights or another schema
@@ -18,6 +19,10 @@ class ConfigError(MaskmillError):
 
 class StorageError(MaskmillError):
     """A store that cannot be reached, read or written."""
+
+
+class ObjectError(StorageError):
+    """One object that is missing or may not be read, in a store that works: trying again does not help."""
 
 
 class SourceError(MaskmillError):

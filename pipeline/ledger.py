@@ -1,4 +1,4 @@
-"""What a run is, what it has to do and what of it is done: identity, plan and commits, all kept in the output."""
+"""What a run is and what of it is done: identity and commits, all kept in the output."""
 
 # pyarrow ships no types: strict checking would find every line that touches it unknown.
 # pyright: standard
@@ -6,34 +6,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
-from pipeline.errors import RunMismatchError, StorageError
+from pipeline.errors import RunMismatchError
+from pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan
 from pipeline.records import Shard
 from pipeline.sources import Source
 from pipeline.storage import PROBE_PREFIX, Storage, prove_create_if_absent
 from pipeline.table import SCHEMA_VERSION, images_part, read_parquet
 
 RUN_KEY = "_run.json"
-PLAN_KEY = "_plan.parquet"
-
-PLAN = pa.schema(
-    [
-        pa.field("shard", pa.int32(), nullable=False),  # 0, 1, 2...: a shard's rows are adjacent
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("image_id", pa.string()),  # null: one row for a shard whose images only reading it tells
-    ]
-)
 
 
 def masks_key(shard_name: str) -> str:
@@ -63,41 +50,6 @@ class Identity:
     def sha256(self) -> str:
         """Of the JSON, hexadecimal: what the parts carry."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Shards, made from the rows of `_plan.parquet` as they are asked for: there may be millions of images."""
-
-    rows: pa.Table
-
-    @cached_property
-    def _starts(self) -> NDArray[np.int64]:
-        """(shards + 1,) the first row of each shard, and the end."""
-        return np.flatnonzero(np.diff(self.rows["shard"].to_numpy(), prepend=-1, append=-1))
-
-    def __len__(self) -> int:
-        return max(0, len(self._starts) - 1)
-
-    def __getitem__(self, position: int) -> Shard:
-        start, end = self._starts[position], self._starts[position + 1]
-        rows = self.rows.slice(start, end - start)
-        image_ids = tuple(rows["image_id"].to_pylist())
-        return Shard(rows["shard"][0].as_py(), rows["uri"][0].as_py(), None if image_ids == (None,) else image_ids)
-
-    def __iter__(self) -> Iterator[Shard]:
-        return (self[position] for position in range(len(self)))
-
-    @property
-    def n_images(self) -> int | None:
-        """How many images there are; None where only reading the shards tells."""
-        return None if self.rows["image_id"].null_count else len(self.rows)
-
-    def without(self, shard_names: Collection[str]) -> Plan:
-        """The shards that are not named."""
-        indices = self.rows["shard"].to_numpy()[self._starts[:-1]]
-        keep = [Shard(index, "").name not in shard_names for index in indices]
-        return Plan(self.rows.filter(pa.array(np.repeat(keep, np.diff(self._starts)))))
 
 
 @dataclass(frozen=True)
@@ -173,28 +125,6 @@ def open_run(storage: Storage, identity: Identity, source: Source, images_per_sh
     ledger = Ledger(storage, identity.sha256)
     ledger.publish_missing_images()
     return ledger, read_plan(storage)
-
-
-def encode_plan(shards: Iterable[Shard]) -> bytes:
-    """`_plan.parquet` as bytes."""
-    batches: list[pa.RecordBatch] = []
-    for shard in shards:
-        image_ids = shard.image_ids or (None,)
-        rows = [[shard.index] * len(image_ids), [shard.uri] * len(image_ids), image_ids]
-        arrays = [pa.array(column, field.type) for column, field in zip(rows, PLAN, strict=True)]
-        batches.append(pa.RecordBatch.from_arrays(arrays, schema=PLAN))
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_batches(batches, PLAN), sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
-
-
-def read_plan(storage: Storage) -> Plan:
-    """The plan of the run in `storage`. StorageError where there is none or it is damaged."""
-    data = storage.read(PLAN_KEY)
-    try:
-        return Plan(read_parquet(data).select(PLAN.names).cast(PLAN))
-    except (pa.ArrowException, KeyError) as error:
-        raise StorageError(f"{storage.uri}/{PLAN_KEY}: damaged ({error}): start again in an empty output") from error
 
 
 def read_run(storage: Storage) -> dict[str, Any]:

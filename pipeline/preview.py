@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from filters import rle
 from pipeline.errors import SourceError
 from pipeline.images import decode_image
-from pipeline.ledger import Ledger, masks_key, read_plan, read_run
+from pipeline.ledger import Ledger, masks_key, read_run
 from pipeline.overlay import draw_masks
+from pipeline.plan import read_plan
 from pipeline.records import ImageRecord
 from pipeline.sources import open_source
 from pipeline.storage import Storage

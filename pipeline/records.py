@@ -26,11 +26,15 @@ class Shard:
     uri: str  # what to open: the folder or prefix, or one tar
     # The images, in order; None where only reading the shard tells (a tar).
     image_ids: tuple[str, ...] | None = None
+    # How often the images of this shard that had failed were committed again; 0 for the shard as planned.
+    retry: int = 0
+    # Images to leave out, because an earlier part has their masks: of a tar only, elsewhere `image_ids` says which.
+    skip: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
         """The shard's name in part names: `part-<name>.parquet`."""
-        return f"{self.index:05d}"
+        return f"{self.index:05d}-retry-{self.retry}" if self.retry else f"{self.index:05d}"
 
 
 @dataclass(frozen=True)

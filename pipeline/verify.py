@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from filters import rle
 from pipeline.errors import RunMismatchError, StorageError
-from pipeline.ledger import PLAN_KEY, RUN_KEY, Plan, images_key, masks_key, read_plan, read_run
+from pipeline.ledger import RUN_KEY, images_key, masks_key, read_run
+from pipeline.plan import PLAN_KEY, Plan, read_plan
 from pipeline.records import STEPS, Shard
 from pipeline.storage import PROBE_PREFIX, Storage
 from pipeline.table import IDENTITY_KEY, IMAGES, MASKS, SCHEMA_VERSION, read_images, read_metadata, read_parquet

@@ -18,7 +18,8 @@ from model.config import VARIANTS
 from model.sam import Sam
 from pipeline.config import PRESETS, RunConfig
 from pipeline.errors import ConfigError
-from pipeline.ledger import Identity, Plan, open_run
+from pipeline.ledger import Identity, open_run
+from pipeline.plan import Plan
 from pipeline.sources import open_source
 from pipeline.storage import open_storage
 from pipeline.worker import Job, run_local

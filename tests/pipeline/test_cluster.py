@@ -15,7 +15,8 @@ from model.errors import CheckpointError
 from pipeline import cluster
 from pipeline.config import PRESETS, RunConfig
 from pipeline.errors import RunFailedError
-from pipeline.ledger import Identity, Plan, masks_key, open_run
+from pipeline.ledger import Identity, masks_key, open_run
+from pipeline.plan import Plan
 from pipeline.sources import open_source
 from pipeline.storage import Storage, open_storage
 from pipeline.worker import Job, Progress, run_local

@@ -11,18 +11,8 @@ import pytest
 
 from pipeline.config import PRESETS, GeneratorConfig, RunConfig
 from pipeline.errors import RunMismatchError, StorageError
-from pipeline.ledger import (
-    PLAN_KEY,
-    RUN_KEY,
-    Identity,
-    Ledger,
-    Plan,
-    encode_plan,
-    images_key,
-    masks_key,
-    open_run,
-    read_plan,
-)
+from pipeline.ledger import RUN_KEY, Identity, Ledger, images_key, masks_key, open_run
+from pipeline.plan import PLAN_KEY, Plan
 from pipeline.records import Shard
 from pipeline.sources import Source, open_source
 from pipeline.storage import PROBE_PREFIX, LocalStorage, Storage, open_storage
@@ -62,40 +52,6 @@ def part_of(shard: Shard) -> bytes:
 
 def keys(storage: Storage) -> list[str]:
     return [item.key for item in storage.list()]
-
-
-# Plans.
-
-
-def test_plan_gives_back_the_shards_it_was_made_of(storage: Storage):
-    shards = [Shard(0, "/p", ("a", "b")), Shard(1, "/p", ("c",)), Shard(2, "/p/x.tar"), Shard(3, "/p/y.tar")]
-    storage.create(PLAN_KEY, encode_plan(shards))
-    plan = read_plan(storage)
-    assert list(plan) == shards
-    assert len(plan) == 4
-    assert plan[2] == shards[2]
-    assert plan.n_images is None
-
-
-def test_plan_counts_images_when_it_lists_them(storage: Storage):
-    storage.create(PLAN_KEY, encode_plan([Shard(0, "/p", ("a", "b")), Shard(1, "/p", ("c",))]))
-    assert read_plan(storage).n_images == 3
-
-
-def test_plan_without_some_shards_keeps_the_others_as_they_are(storage: Storage):
-    shards = [Shard(index, "/p", (f"{index}a", f"{index}b")) for index in range(4)]
-    storage.create(PLAN_KEY, encode_plan(shards))
-    plan = read_plan(storage).without({"00000", "00002"})
-    assert list(plan) == [shards[1], shards[3]]
-    assert plan.n_images == 4
-    nothing = plan.without({"00001", "00003"})
-    assert (list(nothing), len(nothing), nothing.n_images) == ([], 0, 0)
-
-
-def test_damaged_plan_is_named(storage: Storage):
-    storage.create(PLAN_KEY, b"PAR1 not really")
-    with pytest.raises(StorageError, match=PLAN_KEY):
-        read_plan(storage)
 
 
 # Beginning and resuming.

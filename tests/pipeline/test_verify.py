@@ -16,7 +16,8 @@ import pytest
 from filters import rle
 from pipeline.config import PRESETS, RunConfig
 from pipeline.errors import RunMismatchError, StorageError
-from pipeline.ledger import Identity, encode_plan, open_run
+from pipeline.ledger import Identity, open_run
+from pipeline.plan import encode_plan
 from pipeline.records import Shard
 from pipeline.sources import open_source
 from pipeline.storage import open_storage
