@@ -5,15 +5,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.config import RunConfig
-from pipeline.errors import RunMismatchError
+from pipeline.config import GeneratorConfig, RunConfig
+from pipeline.errors import ConfigError, RunMismatchError
 from pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan
 from pipeline.records import Shard
 from pipeline.sources import Source
@@ -21,6 +26,11 @@ from pipeline.storage import PROBE_PREFIX, Storage, prove_create_if_absent
 from pipeline.table import SCHEMA_VERSION, images_part, read_parquet
 
 RUN_KEY = "_run.json"
+REQUESTS_AT_ONCE = 16  # to the store, where a run is opened or summed up
+_PART = re.compile(r"part-(\d{5,}(?:-retry-[1-9]\d*)?)\.parquet")
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def masks_key(shard_name: str) -> str:
@@ -45,6 +55,18 @@ class Identity:
         """As `_run.json` has it: sorted, for people to read. Equal identities give equal text."""
         fields = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         return json.dumps(fields, indent=2, sort_keys=True, default=np.ndarray.tolist) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Identity:
+        """What `to_json` was called on. RunMismatchError where that was no identity, or of another schema version."""
+        fields = json.loads(text)
+        if (version := fields.pop("schema_version")) != SCHEMA_VERSION:
+            raise RunMismatchError(f"made by another maskmill: schema version {version}, this one has {SCHEMA_VERSION}")
+        config = fields.pop("config")
+        generator = config.pop("generator")
+        if grids := generator.pop("point_grids"):
+            grids = tuple(np.array(grid) for grid in grids)
+        return Identity(config=RunConfig(generator=GeneratorConfig(point_grids=grids, **generator), **config), **fields)
 
     @property
     def sha256(self) -> str:
@@ -72,8 +94,8 @@ class Ledger:
     identity: str  # sha256
 
     def committed(self) -> set[str]:
-        """The names of the shards that are done."""
-        return self._parts("masks")
+        """The names of the shards that are done, without their retries."""
+        return {name for name in self._parts("masks") if _shard_of(name) == name}
 
     def is_committed(self, shard: Shard) -> bool:
         """Whether somebody has done the shard."""
@@ -84,28 +106,86 @@ class Ledger:
         return self.storage.create(masks_key(shard.name), part)
 
     def publish_images(self, shard_name: str) -> None:
-        """Derives the images part of a committed shard: the same bytes whoever does it, however often."""
-        self.storage.put(images_key(shard_name), images_part(self.storage.read(masks_key(shard_name))))
+        """Derives the images parts of a committed shard and of its retries: the same bytes whoever does it.
+
+        What a retry supersedes goes before its own rows come, so that no reader sees an image twice. Where a retry is
+        committed meanwhile, by another driver, what it supersedes was perhaps written again: it is derived once more.
+        """
+        chain: list[str] = []
+        while chain != (chain := self._chain(_shard_of(shard_name))):
+            for name in chain:
+                part = self.storage.read(masks_key(name))
+                self.storage.put(images_key(name), images_part(part, superseded=name != chain[-1]))
 
     def publish_missing_images(self) -> None:
-        """Derives the images parts that a stopped driver left out."""
-        for shard_name in sorted(self.committed() - self._parts("images")):
-            self.publish_images(shard_name)
+        """Derives the images parts that stopped drivers left out, or perhaps left as they were before a retry."""
+        committed = self._parts("masks")
+        missing = committed - self._parts("images")
+        retried = {name for name in committed if _shard_of(name) != name}
+        self._in_threads(self.publish_images, {_shard_of(name) for name in missing | retried})
+
+    def retries(self, plan: Plan) -> list[Shard]:
+        """The shards with images that failed or were quarantined, each with just these, as its next retry."""
+        chains: defaultdict[str, list[str]] = defaultdict(list)
+        for name in self._parts("images"):
+            chains[_shard_of(name)].append(name)
+        failed = dict(zip(chains, self._in_threads(self._failed, chains.values()), strict=True))
+        return [self._retry(shard, failed[shard.name], chains[shard.name]) for shard in plan if failed.get(shard.name)]
+
+    def _failed(self, chain: Collection[str]) -> set[str]:
+        return {image_id for image_id, ok in self._images(max(chain, key=_retry_of)) if not ok}
+
+    def _retry(self, shard: Shard, failed: Collection[str], chain: Collection[str]) -> Shard:
+        retry = max(map(_retry_of, chain)) + 1
+        if shard.image_ids is not None:
+            image_ids = tuple(image_id for image_id in shard.image_ids if image_id in failed)
+            return replace(shard, image_ids=image_ids, retry=retry)
+        # An archive that broke off may have more images than those that are known to have failed.
+        done = frozenset(image_id for name in chain for image_id, ok in self._images(name) if ok)
+        return replace(shard, retry=retry, skip=done)
 
     def totals(self) -> Totals:
         """What the images parts add up to."""
-        n_images, n_ok, n_masks = 0, 0, 0
-        for shard_name in self._parts("images"):
-            rows = read_parquet(self.storage.read(images_key(shard_name)), ["status", "n_masks"])
-            n_images += len(rows)
-            n_ok += rows["status"].to_pylist().count("ok")
-            n_masks += sum(rows["n_masks"].to_pylist())
-        return Totals(n_images, n_images - n_ok, n_masks)
+
+        def count(name: str) -> tuple[int, int, int]:
+            rows = read_parquet(self.storage.read(images_key(name)), ["status", "n_masks"])
+            return len(rows), rows["status"].to_pylist().count("ok"), sum(rows["n_masks"].to_pylist())
+
+        counts = self._in_threads(count, self._parts("images"))
+        images, ok, masks = (sum(column) for column in zip((0, 0, 0), *counts, strict=True))
+        return Totals(images, images - ok, masks)
+
+    def _images(self, name: str) -> list[tuple[str, bool]]:
+        """Each image in an images part, and whether it is ok."""
+        rows = read_parquet(self.storage.read(images_key(name)), ["image_id", "status"])
+        ok = [status == "ok" for status in rows["status"].to_pylist()]
+        return list(zip(rows["image_id"].to_pylist(), ok, strict=True))
+
+    def _chain(self, shard_name: str) -> list[str]:
+        """The committed parts of one shard: as planned, first retry, second retry..."""
+        names = (f"{shard_name}-retry-{retry}" if retry else shard_name for retry in itertools.count())
+        return list(itertools.takewhile(lambda name: self.storage.exists(masks_key(name)), names))
 
     def _parts(self, table: str) -> set[str]:
-        head, tail = f"{table}/part-", ".parquet"
-        keys = (item.key for item in self.storage.list(head))
-        return {key.removeprefix(head).removesuffix(tail) for key in keys if key.endswith(tail)}
+        """The names of the parts of one table, retries among them."""
+        keys = (item.key for item in self.storage.list(f"{table}/part-"))
+        return {match[1] for key in keys if (match := _PART.fullmatch(key.removeprefix(f"{table}/")))}
+
+    @staticmethod
+    def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """In the order of the items. Threads, because the time goes into waiting for the store."""
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as executor:
+            return list(executor.map(function, items))
+
+
+def _shard_of(part_name: str) -> str:
+    """The name of the shard of a part or of its retry."""
+    return part_name.partition("-")[0]
+
+
+def _retry_of(part_name: str) -> int:
+    """Which retry a part is; 0 for the shard as planned."""
+    return int(part_name.rpartition("-")[2]) if "-" in part_name else 0
 
 
 def open_run(storage: Storage, identity: Identity, source: Source, images_per_shard: int) -> tuple[Ledger, Plan]:
@@ -122,6 +202,21 @@ def open_run(storage: Storage, identity: Identity, source: Source, images_per_sh
         _refuse_another_run(storage, identity)
     if not storage.exists(PLAN_KEY):
         storage.create(PLAN_KEY, encode_plan(source.plan(images_per_shard)))
+    return _open(storage, identity)
+
+
+def reopen_run(storage: Storage) -> tuple[Identity, Ledger, Plan]:
+    """The run that `storage` holds, to go on with it. Raises as `open_run` does."""
+    read_run(storage)
+    try:
+        identity = Identity.from_json(storage.read(RUN_KEY).decode())
+    except (RunMismatchError, KeyError, TypeError, ValueError, ConfigError) as error:
+        raise RunMismatchError(f"{storage.uri}/{RUN_KEY}: cannot go on with this run: {error}") from error
+    prove_create_if_absent(storage)
+    return identity, *_open(storage, identity)
+
+
+def _open(storage: Storage, identity: Identity) -> tuple[Ledger, Plan]:
     ledger = Ledger(storage, identity.sha256)
     ledger.publish_missing_images()
     return ledger, read_plan(storage)
@@ -141,11 +236,15 @@ def read_run(storage: Storage) -> dict[str, Any]:
 
 
 def _refuse_overlap(storage: Storage, source: Source) -> None:
-    output, images = Path(storage.uri).resolve(), Path(source.uri).resolve()
+    output, images = _comparable(storage.uri), _comparable(source.uri)
     if output.is_relative_to(images) or images.is_relative_to(output):
         raise RunMismatchError(
             f"{storage.uri}: the output and the source {source.uri} lie one inside the other: choose another output"
         )
+
+
+def _comparable(uri: str) -> PurePosixPath:
+    return PurePosixPath(uri if "://" in uri else Path(uri).resolve())
 
 
 def _refuse_foreign_objects(storage: Storage) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filters.chain import FILTERS
@@ -95,9 +96,14 @@ def encode_part(shard: Shard, results: Sequence[ImageResult], identity: str) -> 
     return _to_parquet(pa.Table.from_batches(batches, MASKS), ["image_id", "mask_id"], len(batches), metadata)
 
 
-def images_part(part: bytes) -> bytes:
-    """The images table of a part as Parquet bytes of their own, derived from its footer."""
+def images_part(part: bytes, superseded: bool = False) -> bytes:
+    """The images table of a part as Parquet bytes of their own, derived from its footer.
+
+    A part that is `superseded` has been retried: its images that were not ok have their rows in the retry.
+    """
     images = read_images(io.BytesIO(part))
+    if superseded:
+        images = images.filter(pc.field("status") == "ok")
     return _to_parquet(images, ["image_id"], len(images), {})
 
 

@@ -11,12 +11,12 @@ import pytest
 
 from pipeline.config import PRESETS, GeneratorConfig, RunConfig
 from pipeline.errors import RunMismatchError, StorageError
-from pipeline.ledger import RUN_KEY, Identity, Ledger, images_key, masks_key, open_run
-from pipeline.plan import PLAN_KEY, Plan
-from pipeline.records import Shard
+from pipeline.ledger import RUN_KEY, Identity, Ledger, Totals, images_key, masks_key, open_run, reopen_run
+from pipeline.plan import PLAN_KEY, Plan, encode_plan
+from pipeline.records import Failure, Shard
 from pipeline.sources import Source, open_source
 from pipeline.storage import PROBE_PREFIX, LocalStorage, Storage, open_storage
-from pipeline.table import encode_part, images_part
+from pipeline.table import encode_part, images_part, read_parquet
 from tests.fakes import image_result
 
 CONFIG = RunConfig(model="mini", preset="official", generator=PRESETS["official"])
@@ -222,6 +222,126 @@ def test_resuming_derives_the_images_parts_that_are_missing(run: tuple[Ledger, P
     open_run(storage, identity(source), source, 2)
     for shard in plan:
         assert storage.read(images_key(shard.name)) == images_part(storage.read(masks_key(shard.name)))
+
+
+# Retries.
+
+
+def failing_part(shard: Shard, *failed: str) -> bytes:
+    """A part whose images have one mask each, but for those that failed."""
+    results = [image_result(image_id, np.ones((1, 4, 4), np.bool_)) for image_id in shard.image_ids or ()]
+    failure = Failure("decode", "damaged image")
+    return encode_part(
+        shard,
+        [
+            replace(result, outcome=failure, status="failed") if result.image_id in failed else result
+            for result in results
+        ],
+        "id",
+    )
+
+
+def image_rows(storage: Storage) -> list[tuple[str, str, str]]:
+    """Every row of the images table: image_id, status, shard."""
+    tables = [read_parquet(storage.read(item.key)) for item in storage.list("images/")]
+    return sorted((row["image_id"], row["status"], row["shard"]) for table in tables for row in table.to_pylist())
+
+
+@pytest.fixture
+def failed_run(run: tuple[Ledger, Plan]) -> tuple[Ledger, Plan]:
+    """a.jpg is ok, b.jpg and c.jpg have failed."""
+    ledger, plan = run
+    for shard in plan:
+        ledger.commit(shard, failing_part(shard, "b.jpg", "c.jpg"))
+        ledger.publish_images(shard.name)
+    return run
+
+
+def test_retries_hold_just_the_images_that_failed(failed_run: tuple[Ledger, Plan]):
+    ledger, plan = failed_run
+    assert [(shard.name, shard.image_ids) for shard in ledger.retries(plan)] == [
+        ("00000-retry-1", ("b.jpg",)),
+        ("00001-retry-1", ("c.jpg",)),
+    ]
+
+
+def test_images_table_has_the_rows_of_the_retry_instead_when_one_is_committed(
+    failed_run: tuple[Ledger, Plan], storage: Storage
+):
+    ledger, plan = failed_run
+    masks_before = storage.read(masks_key("00000"))
+    first, second = ledger.retries(plan)
+    for shard in (first, second):
+        ledger.commit(shard, failing_part(shard, "c.jpg"))
+        ledger.publish_images(shard.name)
+    assert image_rows(storage) == [
+        ("a.jpg", "ok", "00000"),
+        ("b.jpg", "ok", "00000-retry-1"),
+        ("c.jpg", "failed", "00001-retry-1"),
+    ]
+    assert storage.read(masks_key("00000")) == masks_before
+    assert ledger.committed() == {"00000", "00001"}
+    (again,) = ledger.retries(plan)
+    assert (again.name, again.image_ids) == ("00001-retry-2", ("c.jpg",))
+    ledger.commit(again, failing_part(again))
+    ledger.publish_images(again.name)
+    assert image_rows(storage)[2] == ("c.jpg", "ok", "00001-retry-2")
+    assert ledger.retries(plan) == []
+    assert ledger.totals() == Totals(images=3, failed=0, masks=3)
+
+
+def test_retry_of_a_tar_leaves_out_only_what_is_done(storage: Storage, source: Source):
+    ledger, plan = storage_with_plan(storage, source, [Shard(0, "/p/x.tar")])
+    listed = Shard(0, "/p/x.tar", ("x.tar/a.jpg", "x.tar/b.jpg"))
+    ledger.commit(listed, failing_part(listed, "x.tar/b.jpg"))
+    ledger.publish_images("00000")
+    assert ledger.retries(plan) == [Shard(0, "/p/x.tar", None, retry=1, skip=frozenset({"x.tar/a.jpg"}))]
+
+
+def storage_with_plan(storage: Storage, source: Source, shards: list[Shard]) -> tuple[Ledger, Plan]:
+    storage.create(PLAN_KEY, encode_plan(shards))
+    storage.create(RUN_KEY, identity(source).to_json().encode())
+    return open_run(storage, identity(source), source, 2)
+
+
+def test_superseded_rows_go_when_a_driver_died_after_the_commit_of_a_retry(
+    failed_run: tuple[Ledger, Plan], storage: Storage
+):
+    ledger, plan = failed_run
+    retry = ledger.retries(plan)[0]
+    ledger.commit(retry, failing_part(retry))
+    reopened, ledger, _ = reopen_run(storage)
+    assert reopened.sha256 == ledger.identity
+    assert [row for row in image_rows(storage) if row[0] == "b.jpg"] == [("b.jpg", "ok", "00000-retry-1")]
+
+
+@dataclass(frozen=True)
+class RetriedMeanwhile(LocalStorage):
+    """Another driver commits and publishes a retry just when this one writes an images part."""
+
+    part: bytes = b""
+
+    def put(self, key: str, data: bytes) -> None:
+        there = LocalStorage(self.root)
+        if there.create(masks_key("00000-retry-1"), self.part):
+            Ledger(there, "id").publish_images("00000-retry-1")
+        super().put(key, data)
+
+
+def test_no_image_stays_doubled_when_a_late_driver_publishes_what_was_retried(
+    failed_run: tuple[Ledger, Plan], tmp_path: Path, storage: Storage
+):
+    ledger, plan = failed_run
+    late = RetriedMeanwhile(tmp_path / "out", failing_part(ledger.retries(plan)[0]))
+    Ledger(late, "id").publish_images("00000")
+    assert [row for row in image_rows(storage) if row[0] == "b.jpg"] == [("b.jpg", "ok", "00000-retry-1")]
+
+
+def test_run_that_another_version_began_cannot_be_reopened(storage: Storage, source: Source):
+    text = identity(source).to_json().replace('"schema_version": 1', '"schema_version": 0')
+    storage.create(RUN_KEY, text.encode())
+    with pytest.raises(RunMismatchError, match=r"_run\.json: cannot go on .* schema version 0"):
+        reopen_run(storage)
 
 
 def test_ledger_travels_to_workers(run: tuple[Ledger, Plan], storage: Storage):
