@@ -1,19 +1,30 @@
-"""Where objects are kept: the Storage interface, and the local disk behind it."""
+"""Where objects are kept: the Storage interface, and the local disk behind it. S3 is in pipeline/s3.py."""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from pipeline.errors import StorageError
+from pipeline.errors import ObjectError, StorageError
 
 PROBE_PREFIX = "_probe-"  # a process killed while proving its store may leave one of these behind
+LEFTOVER_AGE_S = 24 * 3600  # seconds after which what a writer began is taken to be abandoned
+_LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp|" + PROBE_PREFIX + "[0-9a-f]{32}")
+
+# What the system says of one file in a folder that works. All else (no space, stale handle, timeout) is the store's.
+_ONE_FILE = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EIO),
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,9 @@ class Storage(Protocol):
     """Objects by key below one address. Implementations are picklable: they travel to the actors.
 
     A key is a relative POSIX path in UTF-8, none of whose parts is empty or starts with a dot. Every method raises
-    StorageError where the store cannot be reached or refuses, and where the key is no such path.
+    StorageError where the store cannot be reached or refuses (after trying again for as long as that makes sense),
+    and where the key is no such path. `read` and `open` raise ObjectError, a StorageError, where it is this one
+    object that is missing or may not be read.
     """
 
     @property
@@ -41,11 +54,15 @@ class Storage(Protocol):
         ...
 
     def read(self, key: str) -> bytes:
-        """The object's bytes. StorageError where there is none."""
+        """The object's bytes. ObjectError where there is none."""
         ...
 
     def open(self, key: str) -> BinaryIO:
-        """A seekable stream over the object, whose own methods raise OSError. StorageError where there is none."""
+        """A seekable, buffered stream over the object, to be closed. ObjectError where there is none.
+
+        Its methods raise OSError for what a local disk cannot read, StorageError for trouble with any other store,
+        ObjectError where the object was replaced or deleted since: a stream is of one version of its object.
+        """
         ...
 
     def exists(self, key: str) -> bool:
@@ -68,35 +85,64 @@ class Storage(Protocol):
         """Deletes the object; no error where there is none."""
         ...
 
+    def sweep(self) -> None:
+        """Removes what writers that died have left behind for more than a day, and no listing shows: half-written
+        objects and those of `prove_create_if_absent`."""
+        ...
+
+    def ways(self) -> Sequence[Storage]:
+        """This store once for each way in which it creates an object (by size, say): what a proof has to cover."""
+        ...
+
 
 def open_storage(uri: str, make: bool = False) -> Storage:
-    """The store at `uri`; `make` creates the folder where it does not exist, as a run does for its output.
+    """The store at `uri`: a path, or s3://bucket/prefix. `make` creates the folder where it does not exist, as a run
+    does for its output; a bucket must exist.
 
-    Raises StorageError where the folder cannot be made, and for anything but a local path.
+    Raises StorageError where the folder cannot be made, and for an address of another kind.
     """
+    if uri.startswith("s3:"):
+        try:
+            from pipeline.s3 import open_s3  # boto3 takes a while, and machines without it can use their disks
+        except ModuleNotFoundError as error:
+            raise StorageError(f"an s3:// address needs boto3 ({error}): pip install boto3") from error
+        return open_s3(uri)
     if "://" in uri:
-        raise StorageError(f"{uri}: this version reads and writes local disk only: give a path")
-    root = Path(uri).absolute()
+        scheme = uri.partition("://")[0]
+        raise StorageError(f"{scheme}:// is no store that maskmill knows: give a path or s3://bucket/prefix")
+    storage = LocalStorage(Path(uri).absolute())
     if make:
-        with _as_storage_error(root):
-            root.mkdir(parents=True, exist_ok=True)
-    return LocalStorage(root)
+        storage.make()
+    return storage
 
 
 def prove_create_if_absent(storage: Storage) -> None:
-    """Shows with a throw-away object that the store honours create-if-absent. StorageError where it does not."""
-    key = PROBE_PREFIX + uuid.uuid4().hex
+    """Shows with throw-away objects that the store honours create-if-absent. StorageError where it does not."""
+    for way in storage.ways():
+        key = PROBE_PREFIX + uuid.uuid4().hex
+        created = way.create(key, b"first")
+        created_again = way.create(key, b"second")
+        kept = way.read(key)
+        way.delete(key)
+        if not created or created_again or kept != b"first":
+            raise StorageError(unsafe(storage.uri))
+
+
+def unsafe(uri: str) -> str:
+    """The message of a StorageError where the store at `uri` is no place for results."""
+    return (
+        f"{uri}: this store does not honour create-if-absent, so no result in it would be safe: "
+        "choose another place for the output"
+    )
+
+
+def is_key(key: str) -> bool:
+    """Whether `key` is one that the Storage interface allows."""
     try:
-        created = storage.create(key, b"first")
-        created_again = storage.create(key, b"second")
-        kept = storage.read(key)
-    finally:
-        storage.delete(key)
-    if not created or created_again or kept != b"first":
-        raise StorageError(
-            f"{storage.uri}: this store does not honour create-if-absent, so no result in it would be safe: "
-            "choose another place for the output"
-        )
+        key.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return "\0" not in key and all(part and not part.startswith(".") for part in key.split("/"))
 
 
 @dataclass(frozen=True)
@@ -118,7 +164,7 @@ class LocalStorage:
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         folder = prefix.rpartition("/")[0]
-        with _as_storage_error(self.root):
+        with self._explained(self.root):
             os.stat(self.root)
         for item in self._walk(folder):
             if item.key.startswith(prefix):
@@ -126,7 +172,7 @@ class LocalStorage:
 
     def _walk(self, folder: str) -> Iterator[StoredObject]:
         path = self._path(folder) if folder else self.root
-        with _as_storage_error(path):
+        with self._explained(path):
             try:
                 visible = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
             except (FileNotFoundError, NotADirectoryError):
@@ -138,28 +184,31 @@ class LocalStorage:
             if name.endswith("/"):
                 yield from self._walk(key[:-1])
                 continue
-            with _as_storage_error(path):
+            with self._explained(path):
                 size = _size(entry)
             if size is not None:
                 yield StoredObject(key, size)
 
     def read(self, key: str) -> bytes:
-        with self.open(key) as stream, _as_storage_error(self._path(key)):
+        with self.open(key) as stream, self._explained(self._path(key), ObjectError):
             return stream.read()
 
     def open(self, key: str) -> BinaryIO:
         path = self._path(key)
-        with _as_storage_error(path):
+        with self._explained(path, ObjectError):
             return open(path, "rb")
 
     def exists(self, key: str) -> bool:
         path = self._path(key)
-        with _as_storage_error(path):
-            return path.is_file()
+        with self._explained(path):
+            try:
+                return stat.S_ISREG(os.stat(path).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
 
     def create(self, key: str, data: bytes) -> bool:
         path = self._path(key)
-        with _as_storage_error(path):
+        with self._explained(path):
             if path.exists():
                 return False  # spares a late copy of a shard the writing
             with self._temporary(path, data) as temporary:
@@ -172,17 +221,34 @@ class LocalStorage:
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        with _as_storage_error(path), self._temporary(path, data) as temporary:
+        with self._explained(path), self._temporary(path, data) as temporary:
             os.replace(temporary, path)
             _sync_folder(path.parent)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with _as_storage_error(path):
+        with self._explained(path):
             path.unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        oldest = time.time() - LEFTOVER_AGE_S
+        with self._explained(self.root):
+            for folder, _, names in os.walk(self.root):
+                for path in (Path(folder, name) for name in names if _LEFTOVER.fullmatch(name)):
+                    with suppress(FileNotFoundError):  # another run sweeps too
+                        if path.lstat().st_mtime < oldest:
+                            path.unlink()
+
+    def ways(self) -> Sequence[Storage]:
+        return [self]
+
+    def make(self) -> None:
+        """Creates the folder where it does not exist."""
+        with self._explained(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+
     def _path(self, key: str) -> Path:
-        if any(part == "" or part.startswith(".") for part in key.split("/")) or "\0" in key:
+        if not is_key(key):
             raise StorageError(f"{self.uri}: not a key of an object: {key!r}")
         name = re.sub(rb"\\x([89a-f][0-9a-f])", lambda byte: bytes.fromhex(byte[1].decode()), key.encode())
         return self.root / os.fsdecode(name)
@@ -200,6 +266,18 @@ class LocalStorage:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self, path: Path, one_file: type[StorageError] = StorageError) -> Iterator[None]:
+        """Turns OSError into StorageError; into `one_file` where only the file at `path` is at fault."""
+        try:
+            yield
+        except OSError as error:
+            # A folder that was deleted or unmounted is no fault of the files that were in it.
+            lost = error.errno == errno.ENOENT and not os.path.isdir(self.root)
+            kind = one_file if error.errno in _ONE_FILE and not lost else StorageError
+            where = self.root if lost else path
+            raise kind(f"{utf8_text(str(where))}: {error.strerror or error}") from error
 
     def _make_folders(self, folder: Path) -> None:
         if folder == self.root or folder.is_dir():
@@ -231,11 +309,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _as_storage_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{utf8_text(str(path))}: {error.strerror or error}") from error
