@@ -6,9 +6,8 @@ import logging
 import os
 import socket
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,55 +15,67 @@ import cv2
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util import metrics
 
 from model.errors import CheckpointError, DeviceError
-from pipeline.errors import RunFailedError
+from pipeline.errors import RunFailedError, RunStoppedError, StorageError
 from pipeline.placement import Placement, place
 from pipeline.plan import Plan
 from pipeline.records import Shard
-from pipeline.worker import Engine, Job, OnCommit, OnProgress, Progress, process_shard
+from pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
+from pipeline.signals import StopSignals
+from pipeline.worker import Attempt, Engine, Job, OnCommit, OnProgress, Progress, process_shard
 
-MAX_ATTEMPTS = 3
 SHARDS_PER_WORKER = 2  # the second waits at the actor, so that it never waits for the driver
-STALL_SECONDS = 300.0
-# So many workers lost for each one there is, and no image ended in between: the fault lies in none of the shards.
-HOPELESS_LOSSES = 10
+IMAGE_TIMEOUT = 1800.0  # seconds
+DRAIN_SECONDS = 25.0  # containers get thirty after their SIGTERM
+PROGRESS_SECONDS = 1.0  # between two words of one worker
+PLACEMENT_SECONDS = 10.0  # between two looks for new machines
+REPORTS_OF_SILENCE = 6  # before a worker is given up
+# So many in a row end the run: the fault lies in none of the shards.
+HOPELESS_STARTS = 3  # for each worker
+HOPELESS_LOSSES = 10  # for each worker, without an image that ended
+HOPELESS_STORAGE_ERRORS = 3  # without a commit
 # Only progress records pass through it. Ray's default is a third of the memory, more than a container may have.
 OBJECT_STORE_BYTES = 100 * 2**20
 
-Stream = Any  # ray.ObjectRefGenerator, of which type checkers see nothing
+Reference = Any  # ray.ObjectRef or ray.ObjectRefGenerator, of which type checkers see nothing
 
 logger = logging.getLogger(__name__)
 
 
 def run(
     job: Job,
-    plan: Plan,
+    shards: Plan | list[Shard],
     on_progress: OnProgress,
     on_commit: OnCommit = lambda _: None,
     device: str = "auto",
     address: str | None = None,
-    stall_seconds: float = STALL_SECONDS,
+    image_timeout: float = IMAGE_TIMEOUT,
 ) -> None:
-    """Commits a part for every shard of the plan. Local without an address: a cluster of one machine, gone afterwards.
+    """Commits a part for every shard. Local without an address: a cluster of one machine, gone afterwards.
 
-    A shard whose worker dies or raises is tried MAX_ATTEMPTS times while the others go on. `on_progress` is told once
-    of each image that ended, `on_commit` of each shard. Failed attempts, and workers that say nothing for
-    `stall_seconds`, are logged as warnings.
+    A shard whose worker dies, raises or says nothing for `image_timeout` seconds is done again, image by image; an
+    image that takes its worker with it twice then is quarantined. Lost machines are nobody's fault. `on_progress` is
+    told once of each image that ended, `on_commit` of each shard. Failed attempts and silence are logged as warnings.
 
-    Raises RunFailedError, when everything else is done, if there are shards that could not be done, and at once where
-    the cluster cannot be reached; CheckpointError and DeviceError where a worker cannot make its engine. Whatever ends
-    it, what is committed stands: another run goes on from there.
+    On SIGINT and SIGTERM no more shards are handed out, those at work have DRAIN_SECONDS to end, and RunStoppedError is
+    raised; a second signal stops at once. Raises RunFailedError, when everything else is done, if there are shards that
+    could not be done, and at once where the cluster or the store cannot be reached; CheckpointError and DeviceError
+    where a worker cannot make its engine. Whatever ends it, what is committed stands: another run goes on from there.
     """
-    with _session(address):
-        placement = place([node["Resources"] for node in ray.nodes() if node["Alive"]], device)
-        driver = _Driver(job, placement, plan, on_progress, on_commit, stall_seconds)
+    with _session(address), StopSignals() as signals:
+        placement = place(_machines(), device)
+        driver = _Driver(job, placement, device, Schedule(shards, on_progress, on_commit), image_timeout)
         try:
-            driver.run()
+            driver.run(signals)
         finally:
             driver.close()
+
+
+def _machines() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager
@@ -111,26 +122,27 @@ class _Worker:
         self._images = metrics.Counter("maskmill_images", "Images by what became of them.", tag_keys=("status",))
         self._masks = metrics.Counter("maskmill_masks", "Masks found.")
 
-    def process(self, shard: Shard, attempt: int) -> Iterator[Progress]:
+    def start(self) -> str:
+        """Makes the engine, and tells which machine this is."""
         # Not in __init__: what that raises reaches the driver as text only.
-        self._engine = self._engine or self._job.make_engine()
+        self._engine = self._job.make_engine()
+        return ray.get_runtime_context().get_node_id()
+
+    def process(self, shard: Shard, attempt: Attempt) -> Iterator[list[Progress]]:
+        """Progress, gathered for PROGRESS_SECONDS unless the attempt is a careful one."""
+        assert self._engine is not None, "started"
+        told: list[Progress] = []
+        last = time.monotonic()
         for progress in process_shard(self._job, self._engine, shard, attempt):
             if progress.status is not None:
                 self._images.inc(tags={"status": progress.status})
             if progress.n_masks > 0:
                 self._masks.inc(progress.n_masks)
-            yield progress
-
-
-@dataclass(eq=False)
-class _Lease:
-    """A shard that is at a worker."""
-
-    shard: Shard
-    worker: _WorkerHandle
-    stream: Stream
-    image_id: str | None = None  # the last one that was begun
-    ended: int = 0  # images
+            told.append(progress)
+            if attempt.careful or time.monotonic() - last >= PROGRESS_SECONDS:
+                yield told
+                told, last = [], time.monotonic()
+        yield told
 
 
 @dataclass(eq=False)
@@ -138,44 +150,42 @@ class _WorkerHandle:
     """An actor and the shards it holds, in the order in which it does them."""
 
     actor: ActorHandle
-    leases: list[_Lease] = field(default_factory=list)
-    heard: float = 0.0  # when it last told of progress, or was last reported for not doing so
+    starting: Reference  # None once it has its engine
+    machine: str = ""
+    leases: dict[Reference, Lease] = field(default_factory=dict[Reference, Lease])
+    heard: float = field(default_factory=time.monotonic)  # when it told of anything, or got its first shard
+    reported: float = field(default_factory=time.monotonic)  # when its silence began or was last told of
 
 
 class _Driver:
-    """The state of a run: what is where, what is done, what has failed how often."""
+    """The workers of a run, and what they are at."""
 
-    def __init__(
-        self, job: Job, placement: Placement, plan: Plan, on_progress: OnProgress, on_commit: OnCommit, stall: float
-    ) -> None:
+    def __init__(self, job: Job, placement: Placement, device: str, schedule: Schedule, image_timeout: float) -> None:
         self._job = job
         self._placement = placement
-        self._on_progress = on_progress
-        self._on_commit = on_commit
-        self._stall_seconds = stall
-        self._n_shards = len(plan)
-        self._fresh = iter(plan)
-        self._again: list[Shard] = []
-        self._done: set[int] = set()
-        self._attempts: Counter[int] = Counter()  # that failed
-        self._losses = 0  # since an image ended
-        self._failed: dict[int, str] = {}  # shard -> why, after the last attempt
-        self._ended: defaultdict[int, set[str]] = defaultdict(set)  # shard -> images that on_progress was told of
-        self._leases: dict[Stream, _Lease] = {}
-        self._workers = [_WorkerHandle(self._new_actor()) for _ in range(min(placement.workers, len(plan)))]
+        self._device = device
+        self._schedule = schedule
+        self._image_timeout = image_timeout
+        self._placed = time.monotonic()
+        # In a row, which is how it shows that the fault lies in none of the shards:
+        self._failed_starts = 0
+        self._losses = 0  # without an image that ended
+        self._storage_errors = 0  # without a commit
+        self._workers = [self._new_worker() for _ in range(min(placement.workers, schedule.unfinished))]
 
-    def run(self) -> None:
-        self._hand_out()
-        while any(lease.shard.index not in self._done for lease in self._leases.values()):
-            ready, _ = ray.wait(list(self._leases), timeout=1.0, fetch_local=False)
-            for stream in ready:
-                self._advance(self._leases[stream])
-            self._report_stalls()
+    def run(self, signals: StopSignals) -> None:
+        while self._schedule.unfinished:
             self._hand_out()
-        if self._failed:
-            reasons = "; ".join(f"shard {index:05d} {reason}" for index, reason in sorted(self._failed.items())[:3])
+            self._listen()
+            self._mind_silence()
+            self._use_new_machines()
+            if signals.count:
+                self._drain(signals)
+                raise RunStoppedError(signals.last)
+        if failed := self._schedule.failed:
+            reasons = "; ".join(reason for _, reason in sorted(failed.items())[:3])
             raise RunFailedError(
-                f"{len(self._failed)} of {self._n_shards} shards failed {MAX_ATTEMPTS} times: {reasons}. "
+                f"{len(failed)} shards failed {MAX_ATTEMPTS} times: {reasons}. "
                 "The others are done: run the same command again to retry"
             )
 
@@ -183,125 +193,146 @@ class _Driver:
         for worker in self._workers:
             ray.kill(worker.actor)
 
-    def _new_actor(self) -> ActorHandle:
+    def _drain(self, signals: StopSignals) -> None:
+        """Gives the shards at work some time to end, but not those that wait at a worker."""
+        logger.warning("stopping: the shards at work have %.0f s to end; once more stops at once", DRAIN_SECONDS)
+        deadline = time.monotonic() + DRAIN_SECONDS
+        at_work = {next(iter(worker.leases)) for worker in self._workers if worker.leases}
+        while signals.count == 1 and time.monotonic() < deadline:
+            if not any(at_work & worker.leases.keys() for worker in self._workers):
+                break
+            self._listen()
+
+    def _new_worker(self) -> _WorkerHandle:
         actor_class: Any = ray.remote(_Worker)
-        return actor_class.options(
-            num_cpus=self._placement.cpus, num_gpus=self._placement.gpus, max_restarts=-1, max_task_retries=0
+        actor = actor_class.options(
+            num_cpus=self._placement.cpus,
+            num_gpus=self._placement.gpus,
+            max_restarts=0,  # the driver replaces it, and so knows when and on which machine the new one has started
+            max_task_retries=0,
         ).remote(self._job, self._placement.threads)
+        return _WorkerHandle(actor, actor.start.remote())
 
     def _hand_out(self) -> None:
         # In rounds, so that every worker has a shard before one has two.
         for held in range(SHARDS_PER_WORKER):
             for worker in self._workers:
-                if len(worker.leases) == held and (shard := self._next_shard(worker)):
-                    stream = worker.actor.process.options(num_returns="streaming").remote(
-                        shard, self._attempts[shard.index] + 1
+                if worker.starting or len(worker.leases) != held:
+                    continue
+                if lease := self._schedule.take(idle=held == 0):
+                    process = worker.actor.process.options(
+                        num_returns="streaming",
+                        # Careful workers do not go on before the driver has heard them.
+                        _generator_backpressure_num_objects=1 if lease.attempt.careful else None,
                     )
+                    worker.leases[process.remote(lease.shard, lease.attempt)] = lease
                     if held == 0:
-                        worker.heard = time.monotonic()
-                    lease = _Lease(shard, worker, stream)
-                    worker.leases.append(lease)
-                    self._leases[stream] = lease
+                        worker.heard = worker.reported = time.monotonic()
 
-    def _next_shard(self, worker: _WorkerHandle) -> Shard | None:
-        if shard := next(self._fresh, None):
-            return shard
-        if self._again:
-            return self._again.pop(0)
-        return None if worker.leases else self._slowest()
+    def _listen(self) -> None:
+        """Waits up to a second for news, and takes one piece from each shard that has any."""
+        waiting = {ref: worker for worker in self._workers for ref in (worker.starting, *worker.leases) if ref}
+        ray.wait(list(waiting), timeout=1.0, fetch_local=False)
+        news, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0, fetch_local=False)
+        for reference in news:
+            worker = waiting[reference]
+            if reference == worker.starting:
+                self._hear_of_start(worker)
+            elif reference in worker.leases:  # else it was lost a moment ago, together with its worker
+                self._hear_of_shard(worker, reference)
 
-    def _slowest(self) -> Shard | None:
-        """The shard that is furthest from done and at one worker only: whoever is faster commits it.
-
-        None that has failed before, as it may take its worker with it.
-        """
-        copies = Counter(lease.shard.index for lease in self._leases.values())
-        candidates = [
-            lease
-            for lease in self._leases.values()
-            if copies[lease.shard.index] == 1
-            and lease.shard.index not in self._done
-            and not self._attempts[lease.shard.index]
-        ]
-        return min(candidates, key=lambda lease: lease.ended).shard if candidates else None
-
-    def _advance(self, lease: _Lease) -> None:
-        """Takes the next thing that a worker says of a shard."""
+    def _hear_of_start(self, worker: _WorkerHandle) -> None:
         try:
-            progress: Any = ray.get(next(lease.stream))
-        except StopIteration:
-            self._finish(lease)
+            worker.machine = ray.get(worker.starting)
         except RayError as error:
-            self._lose(lease, error)
+            if isinstance(error, RayTaskError) and isinstance(error.cause, (CheckpointError, DeviceError)):
+                raise error.cause from None
+            self._failed_starts += 1
+            if self._failed_starts == HOPELESS_STARTS * len(self._workers):
+                raise RunFailedError(f"the workers cannot start: {_reason(error)}") from error
+            self._replace(worker)
         else:
-            lease.worker.heard = time.monotonic()
-            lease.image_id = progress.image_id
-            if progress.status is not None:
-                lease.ended += 1
-                self._losses = 0
-                # A second copy or attempt tells of the same images again.
-                if progress.shard not in self._done and progress.image_id not in self._ended[progress.shard]:
-                    self._ended[progress.shard].add(progress.image_id)
-                    self._on_progress(progress)
+            worker.starting = None
+            self._failed_starts = 0
 
-    def _finish(self, lease: _Lease) -> None:
-        lease.worker.leases.remove(lease)
-        del self._leases[lease.stream]
-        index = lease.shard.index
-        if index not in self._done:
-            self._done.add(index)
-            self._ended.pop(index, None)
-            self._failed.pop(index, None)
-            self._job.ledger.publish_images(lease.shard.name)
-            self._on_commit(lease.shard)
+    def _hear_of_shard(self, worker: _WorkerHandle, stream: Reference) -> None:
+        lease = worker.leases[stream]
+        try:
+            news: list[Progress] = ray.get(next(stream))
+        except StopIteration:
+            del worker.leases[stream]
+            self._schedule.finish(lease)
+            self._storage_errors = 0
+        except RayError as error:
+            self._mind_error(worker, stream, error)
+        else:
+            worker.heard = worker.reported = time.monotonic()
+            for progress in news:
+                self._schedule.heard(lease, progress)
+                if progress.status is not None:
+                    self._losses = 0
 
-    def _lose(self, lease: _Lease, error: RayError) -> None:
-        """A worker died, or raised what leaves it in doubt: replaces it, and does the shards it held again."""
-        worker = lease.worker
-        if isinstance(error, RayTaskError) and isinstance(error.cause, (CheckpointError, DeviceError)):
-            raise error.cause from None
-        if isinstance(error, ActorDiedError) and error.actor_init_failed:
-            raise RunFailedError(f"the workers cannot start: {str(error).strip().splitlines()[-1]}") from error
-        self._losses += 1
-        if self._losses > HOPELESS_LOSSES * len(self._workers):
-            raise RunFailedError(f"the workers fail before they end an image: {_reason(error)}")
-        preempted = isinstance(error, RayActorError) and error.preempted
-        if not preempted:
-            # When a worker dies, the shards that wait at it fail too.
-            self._count_attempt(lease if isinstance(error, RayTaskError) else worker.leases[0], _reason(error))
-        for held in worker.leases:
-            del self._leases[held.stream]
-        elsewhere = {other.shard.index for other in self._leases.values()}
-        settled = self._done | self._failed.keys() | elsewhere
-        self._again += [held.shard for held in worker.leases if held.shard.index not in settled]
-        worker.leases = []
+    def _mind_error(self, worker: _WorkerHandle, stream: Reference, error: RayError) -> None:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, StorageError):
+            # The worker is as good as before.
+            self._storage_errors += 1
+            if self._storage_errors == HOPELESS_STORAGE_ERRORS:
+                raise error.cause from None
+            self._schedule.lose(worker.leases.pop(stream), _reason(error))
+        elif isinstance(error, RayTaskError):
+            self._replace(worker, stream, _reason(error))
+        elif (isinstance(error, RayActorError) and error.preempted) or not _is_alive(worker.machine):
+            logger.warning("a machine is gone: what it was at is done again")
+            self._replace(worker)
+        else:
+            # All the shards it held fail together; it was at the first one.
+            self._replace(worker, next(iter(worker.leases)), _reason(error))
+
+    def _replace(self, worker: _WorkerHandle, culprit: Reference | None = None, reason: str = "") -> None:
+        """Gives up a worker, because of a shard that it held or through the fault of none."""
+        if culprit:
+            self._schedule.lose(worker.leases.pop(culprit), reason)
+            self._losses += 1
+            if self._losses > HOPELESS_LOSSES * len(self._workers):
+                raise RunFailedError(f"the workers fail before they end an image: {reason}")
+        for lease in worker.leases.values():
+            self._schedule.give_back(lease)
+        worker.leases.clear()
         ray.kill(worker.actor)
-        worker.actor = self._new_actor()
+        self._workers[self._workers.index(worker)] = self._new_worker()
 
-    def _count_attempt(self, lease: _Lease, reason: str) -> None:
-        index = lease.shard.index
-        if index in self._done:
-            return
-        self._attempts[index] += 1
-        where = f"at or near image {lease.image_id}" if lease.image_id else "before its first image"
-        logger.warning("shard %05d: attempt %d failed %s: %s", index, self._attempts[index], where, reason)
-        if self._attempts[index] == MAX_ATTEMPTS:
-            self._failed[index] = f"{where} ({reason})"
-
-    def _report_stalls(self) -> None:
+    def _mind_silence(self) -> None:
+        """Tells of workers that are silent, and gives up those that have been for too long."""
         now = time.monotonic()
-        for worker in self._workers:
-            if worker.leases and now - worker.heard > self._stall_seconds:
-                worker.heard = now
-                lease = worker.leases[0]
-                where = f"image {lease.image_id}" if lease.image_id else "no image yet: is there a free machine for it?"
-                logger.warning("shard %05d: no progress for %.0f s (%s)", lease.shard.index, self._stall_seconds, where)
+        for worker in list(self._workers):
+            culprit = next(iter(worker.leases), None)
+            if culprit and now - worker.heard > self._image_timeout:
+                self._replace(worker, culprit, f"no progress for {self._image_timeout:.0f} s")
+            elif (culprit or worker.starting) and now - worker.reported > self._image_timeout / REPORTS_OF_SILENCE:
+                worker.reported = now
+                what = (
+                    worker.leases[culprit].whereabouts if culprit else "a worker that starts: is a machine free for it?"
+                )
+                logger.warning("%s: no progress for %.0f s", what, now - worker.heard)
+
+    def _use_new_machines(self) -> None:
+        now = time.monotonic()
+        if now - self._placed < PLACEMENT_SECONDS:
+            return
+        self._placed = now
+        with suppress(DeviceError, RunFailedError):  # no machine at all: the workers wait for one
+            room = min(place(_machines(), self._device).workers, self._schedule.unfinished)
+            self._workers += [self._new_worker() for _ in range(room - len(self._workers))]
+
+
+def _is_alive(machine: str) -> bool:
+    return any(node["NodeID"] == machine and node["Alive"] for node in ray.nodes())
 
 
 def _reason(error: RayError) -> str:
     """One line of what Ray says at length."""
     if isinstance(error, RayTaskError):
         return f"{type(error.cause).__name__}: {' '.join(str(error.cause).split())}"
-    if isinstance(error, RayActorError):
+    if isinstance(error, RayActorError) and not error.actor_init_failed:
         return "the worker died"
     return " ".join(str(error).split())[:300]

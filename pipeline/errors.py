@@ -7,7 +7,8 @@ MaskmillError (model/errors.py)
 ├── SourceError         a source with nothing to read, or that is not what it says
 ├── ImageError          one image that cannot be decoded: becomes a failed row, never ends a run
 ├── RunMismatchError    an output that belongs to another configuration, other weights or another schema
-└── RunFailedError      a run that cannot go on
+├── RunFailedError      a run that cannot go on
+└── RunStoppedError     a run that somebody stopped
 """
 
 from model.errors import MaskmillError
@@ -39,3 +40,11 @@ class RunMismatchError(MaskmillError):
 
 class RunFailedError(MaskmillError):
     """A run that cannot go on."""
+
+
+class RunStoppedError(MaskmillError):
+    """A run that somebody stopped by a signal."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("stopped: what is done is kept: run the same command again to go on")
+        self.signal_number = signal_number

@@ -6,9 +6,10 @@ import hashlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +24,18 @@ from pipeline.errors import ImageError
 from pipeline.generator import MaskGenerator
 from pipeline.images import decode_image
 from pipeline.ledger import Ledger
-from pipeline.records import Clock, Failure, ImageMasks, ImageRecord, ImageResult, Shard, Status, StepTimer
+from pipeline.records import (
+    STEPS,
+    Clock,
+    DecodedImage,
+    Failure,
+    ImageMasks,
+    ImageRecord,
+    ImageResult,
+    Shard,
+    Status,
+    StepTimer,
+)
 from pipeline.sources import Source
 from pipeline.table import encode_part
 
@@ -69,14 +81,29 @@ class Job:
     make_engine: Callable[[], Engine]
     max_image_pixels: int
     clock: Clock = time.perf_counter
+    decode: Callable[[bytes, int], DecodedImage] = decode_image
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is known of a shard when a worker gets it."""
+
+    number: int = 1  # so often the shard has been at a worker, those aside that were taken away
+    quarantined: Mapping[str, Failure] = field(default_factory=dict[str, Failure])  # images not to touch again
+
+    @property
+    def careful(self) -> bool:
+        """Whether images are worked on one by one, each step told of in advance: a worker was lost, the next may be."""
+        return self.number > 1
 
 
 @dataclass(frozen=True)
 class Progress:
-    """An image of a shard was begun (`status` None) or ended."""
+    """An image of a shard begins a step (`status` None), or ended."""
 
     shard: int
     image_id: str
+    step: str = ""  # one of STEPS; decode or encode where an image begins, the last one where it ended
     status: Status | None = None
     n_masks: int = 0
     milliseconds: float = 0.0  # of all steps
@@ -93,27 +120,34 @@ def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_com
         for progress in process_shard(job, engine, shard):
             if progress.status is not None:
                 on_progress(progress)
-        job.ledger.publish_images(shard.name)
         on_commit(shard)
 
 
-def process_shard(job: Job, engine: Engine, shard: Shard, attempt: int = 1) -> Iterator[Progress]:
-    """Commits the part of a shard, and tells of each image when it begins and ends, in the source's order.
+def process_shard(job: Job, engine: Engine, shard: Shard, attempt: Attempt = Attempt()) -> Iterator[Progress]:
+    """Commits the part of a shard, and tells of each image what it enters and how it ends, in the source's order.
 
     An image that cannot be fetched, decoded or inferred becomes a failed row. A shard that somebody else commits first
-    is a success like any other. Raises StorageError where the commit fails, and what says that the device is lost.
+    is a success like any other. Raises StorageError where the source or the output cannot be reached, and what says
+    that the device is lost.
     """
-    if job.ledger.is_committed(shard):
-        return
-    results: list[ImageResult] = []
-    for image in _decode_ahead(job, shard):
-        yield Progress(shard.index, image.record.image_id)
-        result = _infer(engine, image, attempt)
-        results.append(result)
-        n_masks = len(result.outcome) if isinstance(result.outcome, ImageMasks) else 0
-        total = sum(result.milliseconds.values())
-        yield Progress(shard.index, result.image_id, result.status, n_masks, total)
-    job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity))
+    if not job.ledger.is_committed(shard):
+        results: list[ImageResult] = []
+        for record, decode in (_one_by_one if attempt.careful else _decode_ahead)(job, shard):
+            yield Progress(shard.index, record.image_id, "decode")
+            if failure := attempt.quarantined.get(record.image_id):
+                result = _quarantined(record, failure, attempt)
+            else:
+                image = decode()
+                yield Progress(shard.index, record.image_id, "encode")
+                result = _infer(engine, image, attempt)
+            results.append(result)
+            n_masks = len(result.outcome) if isinstance(result.outcome, ImageMasks) else 0
+            step = result.outcome.step if isinstance(result.outcome, Failure) else STEPS[-1]
+            total = sum(result.milliseconds.values())
+            yield Progress(shard.index, result.image_id, step, result.status, n_masks, total)
+        job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity))
+    # Also when another worker has committed it, who may have died before this.
+    job.ledger.publish_images(shard.name)
 
 
 @dataclass(frozen=True)
@@ -126,34 +160,51 @@ class _Image:
     timer: StepTimer
 
 
-def _decode_ahead(job: Job, shard: Shard) -> Iterator[_Image]:
+# An image that was fetched, and what decodes it.
+_Fetched = tuple[ImageRecord, "Callable[[], _Image]"]
+
+
+def _one_by_one(job: Job, shard: Shard) -> Iterator[_Fetched]:
+    """The images of a shard in order, each fetched when it is asked for and decoded when the caller says so."""
+    for record, timer in _fetch(job, shard):
+        yield record, partial(_decode, job, record, timer)
+
+
+def _decode_ahead(job: Job, shard: Shard) -> Iterator[_Fetched]:
     """The images of a shard in order. Threads fetch and decode up to AHEAD of them before they are asked for."""
-    records = job.source.read(shard)
+    fetched = _fetch(job, shard)
 
-    def fetch() -> tuple[ImageRecord | None, StepTimer]:
-        timer = StepTimer(job.clock)
-        with timer.step("fetch"):
-            return next(records, None), timer
-
-    def decode(fetched: Future[tuple[ImageRecord | None, StepTimer]]) -> _Image | None:
-        record, timer = fetched.result()
-        return record and _decode(record, timer, job.max_image_pixels)
+    def decode(fetch: Future[tuple[ImageRecord, StepTimer] | None]) -> tuple[ImageRecord, _Image] | None:
+        return (record := fetch.result()) and (record[0], _decode(job, *record))
 
     # One fetcher: a source is read in order, by one thread at a time.
     with ThreadPoolExecutor(1) as fetcher, ThreadPoolExecutor(AHEAD) as decoders:
-        window = deque(decoders.submit(decode, fetcher.submit(fetch)) for _ in range(AHEAD))
-        while image := window.popleft().result():
-            window.append(decoders.submit(decode, fetcher.submit(fetch)))
-            yield image
+        window = deque(decoders.submit(decode, fetcher.submit(next, fetched, None)) for _ in range(AHEAD))
+        while decoded := window.popleft().result():
+            window.append(decoders.submit(decode, fetcher.submit(next, fetched, None)))
+            record, image = decoded
+            yield record, lambda image=image: image
 
 
-def _decode(record: ImageRecord, timer: StepTimer, max_pixels: int) -> _Image:
+def _fetch(job: Job, shard: Shard) -> Iterator[tuple[ImageRecord, StepTimer]]:
+    records = job.source.read(shard)
+    while True:
+        timer = StepTimer(job.clock)
+        with timer.step("fetch"):
+            record = next(records, None)
+        if record is None:
+            return
+        if record.image_id not in shard.skip:
+            yield record, timer
+
+
+def _decode(job: Job, record: ImageRecord, timer: StepTimer) -> _Image:
     if isinstance(record.data, Failure):
         return _Image(record, record.data, None, timer)
     without_data = ImageRecord(record.image_id, record.source_uri, b"")
     try:
         with timer.step("decode"):
-            decoded = decode_image(record.data, max_pixels)
+            decoded = job.decode(record.data, job.max_image_pixels)
     except Exception as error:  # noqa: BLE001  # whatever a decoder raises on hostile bytes is that image's failure
         reason = str(error) if isinstance(error, ImageError) else _reason(error)
         sha256 = hashlib.sha256(record.data).hexdigest()
@@ -161,7 +212,12 @@ def _decode(record: ImageRecord, timer: StepTimer, max_pixels: int) -> _Image:
     return _Image(without_data, decoded.pixels, decoded.sha256, timer)
 
 
-def _infer(engine: Engine, image: _Image, attempt: int) -> ImageResult:
+def _quarantined(record: ImageRecord, failure: Failure, attempt: Attempt) -> ImageResult:
+    sha256 = hashlib.sha256(record.data).hexdigest() if isinstance(record.data, bytes) else None
+    return ImageResult(record.image_id, record.source_uri, sha256, failure, {}, "quarantined", attempt.number)
+
+
+def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
     outcome: ImageMasks | Failure
     if isinstance(image.pixels, Failure):
         outcome = image.pixels
@@ -181,7 +237,7 @@ def _infer(engine: Engine, image: _Image, attempt: int) -> ImageResult:
         outcome=outcome,
         milliseconds=image.timer.milliseconds,
         status="failed" if isinstance(outcome, Failure) else "ok",
-        attempt=attempt,
+        attempt=attempt.number,
     )
 
 

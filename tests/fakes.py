@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 import signal
@@ -15,16 +16,22 @@ from PIL import Image
 
 from filters import rle
 from filters.chain import FILTERS
-from pipeline.records import ImageMasks, ImageResult, StepTimer
+from pipeline.images import decode_image
+from pipeline.records import DecodedImage, ImageMasks, ImageResult, StepTimer
 
 Colour = tuple[int, int, int]
 
-# What a FakeEngine does is told by the top left pixel of the image.
+# What a FakeEngine or the poison_decoder does is told by the top left pixel of the image.
 FAIL: Colour = (255, 0, 10)  # raises in the step "filter"
 KILL: Colour = (255, 0, 20)  # its process dies at once
 KILL_ONCE: Colour = (255, 0, 30)  # its process dies at once, but only the first time
+HANG: Colour = (255, 0, 35)  # takes for ever
+SEGFAULT: Colour = (255, 0, 60)  # these two for the poison_decoder: reads where it may not
+HOG: Colour = (255, 0, 70)  # takes memory, up to HOG_BYTES, and keeps it
+HOG_BYTES = 6 * 2**30
 HANG_ONCE: Colour = (255, 0, 40)  # takes for ever, but only the first time
-LOSE_DEVICE: Colour = (255, 0, 50)  # raises what PyTorch raises when a GPU is lost
+LOSE_DEVICE: Colour = (255, 0, 50)  # raises what PyTorch raises when a GPU is lost, but only the first time
+LOSE_DEVICE_ALWAYS: Colour = (255, 0, 55)
 
 
 def frozen_clock() -> float:
@@ -76,11 +83,10 @@ class FakeEngine:
     def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
         command = tuple(int(value) for value in pixels_HW3[0, 0])
         if command == KILL or (command == KILL_ONCE and self._first("killed")):
-            time.sleep(0.5)  # the word that the image was begun is still on its way
             os.kill(os.getpid(), signal.SIGKILL)
-        if command == LOSE_DEVICE and self._first("lost"):
+        if command == LOSE_DEVICE_ALWAYS or (command == LOSE_DEVICE and self._first("lost")):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        if command == HANG_ONCE and self._first("hung"):
+        if command == HANG or (command == HANG_ONCE and self._first("hung")):
             time.sleep(10_000)
         with timer.step("filter"):
             if command == FAIL:
@@ -94,6 +100,20 @@ class FakeEngine:
         except FileExistsError:
             return False
         return True
+
+
+def poison_decoder(data: bytes, max_pixels: int) -> DecodedImage:
+    """A decoder that some images end as hostile bytes end a real one: by a crash, by all the memory, by a loop."""
+    decoded = decode_image(data, max_pixels)
+    command = tuple(int(value) for value in decoded.pixels[0, 0])
+    if command == SEGFAULT:
+        ctypes.string_at(0)
+    if command == HOG:
+        taken = [np.ones(2**28, np.uint8) for _ in range(HOG_BYTES // 2**28)]
+        time.sleep(10_000 * len(taken))
+    if command == HANG:
+        time.sleep(10_000)
+    return decoded
 
 
 def picture(seed: int, command: Colour = (0, 0, 0)) -> bytes:

@@ -1,9 +1,13 @@
 """One behaviour suite over both ways to run shards, without Ray and on it, and what only Ray has: workers that die."""
 
 import logging
+import os
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,28 @@ import ray
 from model.errors import CheckpointError
 from pipeline import cluster
 from pipeline.config import PRESETS, RunConfig
-from pipeline.errors import RunFailedError
+from pipeline.errors import RunFailedError, RunStoppedError, StorageError
 from pipeline.ledger import Identity, masks_key, open_run
 from pipeline.plan import Plan
-from pipeline.sources import open_source
-from pipeline.storage import Storage, open_storage
+from pipeline.records import ImageRecord, Shard
+from pipeline.sources import ImageFolder, open_source
+from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.worker import Job, Progress, run_local
-from tests.fakes import FAIL, HANG_ONCE, KILL, KILL_ONCE, LOSE_DEVICE, Colour, FakeEngine, frozen_clock, picture
+from tests.fakes import (
+    FAIL,
+    HANG,
+    HANG_ONCE,
+    KILL,
+    KILL_ONCE,
+    LOSE_DEVICE,
+    LOSE_DEVICE_ALWAYS,
+    SEGFAULT,
+    Colour,
+    FakeEngine,
+    frozen_clock,
+    picture,
+    poison_decoder,
+)
 
 Run = Callable[[Job, Plan, Callable[[Progress], None]], None]
 
@@ -151,19 +170,66 @@ def test_shard_is_done_again_when_its_worker_is_lost(
     rows = photographs.rows()
     assert {(row["status"], row["attempt"]) for row in rows.values()} == {("ok", 2)}
     assert sorted(progress.image_id for progress in told) == sorted(rows), "each image is told of once"
-    assert f"shard 00000: attempt 1 failed at or near image p3.png: {reason}" in caplog.text
+    assert f"shard 00000: attempt 1 failed: {reason}" in caplog.text
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_other_shards_are_done_when_one_kills_every_worker(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("command", "step", "reason"),
+    [
+        (SEGFAULT, "decode", "lost its worker 3 times: the worker died"),
+        (KILL, "encode", "lost its worker 3 times: the worker died"),
+        (LOSE_DEVICE_ALWAYS, "encode", "lost its worker 3 times: RuntimeError: CUDA error: an illegal memory access"),
+        (HANG, "decode", "lost its worker 3 times: no progress for 3 s"),
+    ],
+)
+def test_image_that_ends_every_worker_is_quarantined_and_the_rest_of_its_shard_goes_on(
+    photographs: Photographs, command: Colour, step: str, reason: str
+):
+    photographs.add(p3=picture(3, command))
+    told: list[Progress] = []
+    job, plan = photographs.open(images_per_shard=7)
+    cluster.run(replace(job, decode=poison_decoder), plan, told.append, image_timeout=3)
+    rows = photographs.rows()
+    assert Counter(row["status"] for row in rows.values()) == {"ok": 6, "quarantined": 1}
+    assert (rows["p3.png"]["status"], rows["p3.png"]["error_step"]) == ("quarantined", step)
+    assert rows["p3.png"]["error"].startswith(reason)
+    assert sorted(progress.image_id for progress in told) == sorted(rows), "each image is told of once"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_two_images_that_end_every_worker_are_told_apart(photographs: Photographs):
+    photographs.add(p1=picture(1, SEGFAULT), p5=picture(5, KILL))
+    job, plan = photographs.open(images_per_shard=7)
+    cluster.run(replace(job, decode=poison_decoder), plan, lambda _: None)
+    assert {image_id for image_id, row in photographs.rows().items() if row["status"] != "ok"} == {"p1.png", "p5.png"}
+
+
+@dataclass(frozen=True)
+class DeadlySource(ImageFolder):
+    """Ends the process while it is read: no image is to blame."""
+
+    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+        for record in super().read(shard):
+            if record.image_id == "p1.png":
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield record
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_other_shards_are_done_when_one_ends_every_worker_through_no_image(tmp_path: Path):
     photographs = Photographs(tmp_path)
-    photographs.add(p0=picture(0), p1=picture(1, KILL), p2=picture(2))
-    with pytest.raises(RunFailedError, match=r"1 of 3 shards failed.*shard 00001 at or near image p1\.png"):
-        cluster.run(*photographs.open(images_per_shard=1), lambda _: None)
+    photographs.add(p0=picture(0), p1=picture(1), p2=picture(2))
+    job, plan = photographs.open(images_per_shard=1)
+    assert isinstance(job.source, ImageFolder)
+    deadly = DeadlySource(job.source.storage, job.source.uri)
+    with pytest.raises(RunFailedError, match=r"1 shards failed 3 times: shard 00001: the worker died"):
+        cluster.run(replace(job, source=deadly), plan, lambda _: None)
     assert set(photographs.rows()) == {"p0.png", "p2.png"}
     # Once the cause is gone, the same command finishes the run.
-    photographs.add(p1=picture(1))
     cluster.run(*photographs.open(), lambda _: None)
     assert len(photographs.rows()) == 3
 
@@ -172,9 +238,29 @@ def test_other_shards_are_done_when_one_kills_every_worker(tmp_path: Path):
 @pytest.mark.usefixtures("ray_session")
 def test_idle_worker_does_the_shard_of_one_that_hangs(photographs: Photographs, caplog: pytest.LogCaptureFixture):
     photographs.add(p3=picture(3, HANG_ONCE))
-    cluster.run(*photographs.open(), lambda _: None, stall_seconds=0.01)
-    assert {row["status"] for row in photographs.rows().values()} == {"ok"}
-    assert "no progress for" in caplog.text
+    cluster.run(*photographs.open(), lambda _: None, image_timeout=600)
+    assert {(row["status"], row["attempt"]) for row in photographs.rows().values()} == {("ok", 1)}
+
+
+@dataclass(frozen=True)
+class FullStorage(LocalStorage):
+    """No part fits any more."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        if key.startswith("masks/"):
+            raise StorageError(f"{self.uri}/{key}: No space left on device")
+        return super().create(key, data)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_run_ends_with_the_reason_when_nothing_can_be_committed(photographs: Photographs):
+    job, plan = photographs.open(images_per_shard=1)
+    full = FullStorage(photographs.folder / "out")
+    with pytest.raises(StorageError, match="No space left"):
+        cluster.run(replace(job, ledger=replace(job.ledger, storage=full)), plan, lambda _: None)
+    cluster.run(*photographs.open(), lambda _: None)
+    assert len(photographs.rows()) == 7
 
 
 @dataclass(frozen=True)
@@ -208,7 +294,43 @@ def test_run_ends_with_the_reason_when_no_engine_can_be_made(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
-def test_run_is_resumable_when_the_driver_is_interrupted(photographs: Photographs):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_shards_at_work_end_and_no_others_begin_when_a_signal_asks_to_stop(photographs: Photographs, number: int):
+    def stop(_: Progress) -> None:
+        if not told:
+            os.kill(os.getpid(), number)
+        told.append(_)
+
+    told: list[Progress] = []
+    with pytest.raises(RunStoppedError, match="run the same command again") as stopped:
+        cluster.run(*photographs.open(images_per_shard=1), stop)
+    assert stopped.value.signal_number == number
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    done = len(photographs.rows())
+    assert 1 <= done < 7
+    cluster.run(*photographs.open(), lambda _: None)
+    assert len(photographs.rows()) == 7
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_run_stops_at_once_when_a_second_signal_comes(photographs: Photographs):
+    photographs.add(**{f"p{seed}": picture(seed, HANG) for seed in range(7)})
+
+    def stop_twice() -> None:
+        for _ in range(2):
+            time.sleep(2)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_twice).start()
+    with pytest.raises(RunStoppedError):
+        cluster.run(*photographs.open(images_per_shard=1), lambda _: None)
+    assert photographs.rows() == {}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_run_is_resumable_when_the_driver_raises(photographs: Photographs):
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
 

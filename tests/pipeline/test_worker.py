@@ -18,13 +18,15 @@ from model.config import VARIANTS
 from model.errors import CheckpointError
 from model.sam import Sam
 from pipeline.config import PRESETS, RunConfig
+from pipeline.errors import StorageError
 from pipeline.generator import MaskGenerator
-from pipeline.ledger import Ledger, masks_key
-from pipeline.records import Failure, ImageRecord, Shard
+from pipeline.images import decode_image
+from pipeline.ledger import Ledger, images_key, masks_key
+from pipeline.records import DecodedImage, Failure, ImageRecord, Shard
 from pipeline.storage import open_storage
-from pipeline.table import read_images
-from pipeline.worker import AHEAD, Job, Progress, SamFactory, process_shard
-from tests.fakes import FAIL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
+from pipeline.table import encode_part, images_part, read_images
+from pipeline.worker import AHEAD, Attempt, Job, Progress, SamFactory, process_shard
+from tests.fakes import FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,12 @@ def test_part_has_the_masks_of_every_image(job: Job):
 def test_progress_tells_of_each_image_when_it_begins_and_when_it_ends(job: Job):
     job = with_images(job, {"b": picture(1), "a": b"no image"})
     assert process(job) == [
-        Progress(0, "b"),
-        Progress(0, "b", "ok", 3, 0.0),
-        Progress(0, "a"),
-        Progress(0, "a", "failed", 0, 0.0),
+        Progress(0, "b", "decode"),
+        Progress(0, "b", "encode"),
+        Progress(0, "b", "rle", "ok", 3, 0.0),
+        Progress(0, "a", "decode"),
+        Progress(0, "a", "encode"),
+        Progress(0, "a", "decode", "failed", 0, 0.0),
     ]
 
 
@@ -175,17 +179,20 @@ def test_commit_of_somebody_else_stands(job: Job):
     job = with_images(job, {"a": picture(1)})
     progress = process_shard(job, job.make_engine(), SHARD)
     next(progress)
-    job.ledger.commit(SHARD, b"theirs")
+    theirs = encode_part(SHARD, [], "id")
+    job.ledger.commit(SHARD, theirs)
     list(progress)
-    assert part(job) == b"theirs"
+    assert part(job) == theirs
 
 
 def test_nothing_is_read_when_the_shard_is_done(job: Job):
     job = with_images(job, {"a": picture(1)})
-    job.ledger.commit(SHARD, b"theirs")
+    theirs = encode_part(SHARD, [], "id")
+    job.ledger.commit(SHARD, theirs)
     assert process(job) == []
     assert isinstance(job.source, FakeSource)
     assert job.source.read_ids == []
+    assert job.ledger.storage.read(images_key("00000")) == images_part(theirs), "its worker may have died before this"
 
 
 def test_steps_are_timed(job: Job):
@@ -197,8 +204,59 @@ def test_steps_are_timed(job: Job):
 
 def test_attempt_is_written_into_the_rows(job: Job):
     job = with_images(job, {"a": picture(1)})
-    process(job, attempt=2)
+    process(job, attempt=Attempt(2))
     assert image_rows(job)["a"]["attempt"] == 2
+
+
+def test_careful_attempt_has_one_image_at_work_and_tells_before_each_step(job: Job):
+    decoded: list[bytes] = []
+
+    def decode(data: bytes, max_pixels: int) -> DecodedImage:
+        decoded.append(data)
+        return decode_image(data, max_pixels)
+
+    images: dict[str, bytes | Failure] = {f"{seed}.png": picture(seed) for seed in range(3 * AHEAD)}
+    job = replace(with_images(job, images), decode=decode)
+    assert isinstance(job.source, FakeSource)
+    progress = process_shard(job, job.make_engine(), SHARD, Attempt(2))
+    assert next(progress) == Progress(0, "0.png", "decode")
+    assert (job.source.read_ids, decoded) == (["0.png"], [])
+    assert next(progress) == Progress(0, "0.png", "encode")
+    assert (job.source.read_ids, decoded) == (["0.png"], [images["0.png"]])
+    list(progress)
+    assert len(image_rows(job)) == len(images)
+
+
+def test_quarantined_image_becomes_a_row_and_is_not_touched(job: Job):
+    images = {"a": picture(1), "poison": picture(2, KILL), "z": picture(3)}
+    job = with_images(job, {**images})
+    failure = Failure("encode", "lost its worker 3 times: the worker died")
+    progress = process(job, attempt=Attempt(4, {"poison": failure}))
+    assert Progress(0, "poison", "encode", "quarantined", 0, 0.0) in progress
+    row = image_rows(job)["poison"]
+    assert (row["status"], row["error_step"], row["error"]) == ("quarantined", failure.step, failure.reason)
+    assert row["sha256"] == hashlib.sha256(images["poison"]).hexdigest()
+    assert [row["status"] for row in image_rows(job).values()] == ["ok", "quarantined", "ok"]
+
+
+def test_images_to_skip_are_left_out(job: Job):
+    job = with_images(job, {"a": picture(1), "b": picture(2)})
+    list(process_shard(job, job.make_engine(), replace(SHARD, skip=frozenset({"a"}))))
+    assert list(image_rows(job)) == ["b"]
+
+
+@pytest.mark.parametrize("attempt", [Attempt(1), Attempt(2)])
+def test_store_that_fails_ends_the_shard_and_no_image(job: Job, attempt: Attempt):
+    @dataclass(frozen=True)
+    class Unreachable(FakeSource):
+        def read(self, shard: Shard) -> Iterator[ImageRecord]:
+            yield from super().read(shard)
+            raise StorageError("s3://images: timed out")
+
+    job = replace(job, source=Unreachable({"a": picture(1)}))
+    with pytest.raises(StorageError, match="timed out"):
+        process(job, attempt=attempt)
+    assert not job.ledger.is_committed(SHARD)
 
 
 def test_factory_loads_the_weights_the_run_began_with(tmp_path: Path):

@@ -1,0 +1,148 @@
+"""Which shard a worker gets next, and what is held against shards and images when workers are lost. Knows no Ray."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from pipeline.plan import Plan
+from pipeline.records import Failure, Shard
+from pipeline.worker import Attempt, OnCommit, OnProgress, Progress
+
+MAX_ATTEMPTS = 3  # of a shard whose failures no image is to blame for
+# Workers that an image may take with it while it is the only one at work. The first loss of a shard blames nobody:
+# several images are at work then.
+MAX_DEATHS = 2
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Lease:
+    """A shard that is at a worker."""
+
+    shard: Shard
+    attempt: Attempt
+    begun: Progress | None = None  # the image at work, and the step it is in
+    ended: int = 0  # images
+
+    @property
+    def whereabouts(self) -> str:
+        """The shard and, where that is known for sure, the image at work and its step."""
+        at = f", step {self.begun.step} of {self.begun.image_id}" if self.begun and self.attempt.careful else ""
+        return f"shard {self.shard.name}{at}"
+
+
+@dataclass(eq=False)
+class _History:
+    """What happened to a shard that lost workers."""
+
+    losses: int = 0
+    unexplained: int = 0  # of the losses
+    deaths: Counter[str] = field(default_factory=Counter[str])  # image -> losses it is blamed for
+    quarantined: dict[str, Failure] = field(default_factory=dict[str, Failure])
+
+
+class Schedule:
+    """The state of a run: what is where, what is done, what has failed how often.
+
+    Shards are handed out in order, then those that lost their worker, then second copies of the slowest. `on_progress`
+    is told once of each image that ended, `on_commit` once of each shard.
+    """
+
+    def __init__(self, shards: Plan | list[Shard], on_progress: OnProgress, on_commit: OnCommit) -> None:
+        self._n_shards = len(shards)
+        self._fresh = iter(shards)
+        self._on_progress = on_progress
+        self._on_commit = on_commit
+        self._again: list[Shard] = []
+        self._leases: list[Lease] = []
+        self._done: set[int] = set()
+        self._histories: defaultdict[int, _History] = defaultdict(_History)
+        self._told: defaultdict[int, set[str]] = defaultdict(set)  # shard -> images that on_progress was told of
+        self.failed: dict[int, str] = {}  # shard -> why, after the last attempt
+
+    @property
+    def unfinished(self) -> int:
+        """How many shards are neither done nor given up."""
+        return self._n_shards - len(self._done) - len(self.failed)
+
+    def take(self, idle: bool) -> Lease | None:
+        """What a worker shall do next; None if nothing. An `idle` worker may get a copy of what another one has."""
+        shard = next(self._fresh, None) or (self._again.pop(0) if self._again else None)
+        shard = shard or (self._slowest() if idle else None)
+        if shard is None:
+            return None
+        history = self._histories.get(shard.index, _History())
+        lease = Lease(shard, Attempt(history.losses + 1, dict(history.quarantined)))
+        self._leases.append(lease)
+        return lease
+
+    def _slowest(self) -> Shard | None:
+        """The shard that is furthest from done and at one worker only: whoever is faster commits it.
+
+        None that has lost a worker before, as it may take the next one with it.
+        """
+        copies = Counter(lease.shard.index for lease in self._leases)
+        candidates = [
+            lease
+            for lease in self._leases
+            if copies[lease.shard.index] == 1
+            and lease.shard.index not in self._done
+            and lease.shard.index not in self._histories
+        ]
+        return min(candidates, key=lambda lease: lease.ended).shard if candidates else None
+
+    def heard(self, lease: Lease, progress: Progress) -> None:
+        """A worker told of an image."""
+        if progress.status is None:
+            lease.begun = progress
+            return
+        lease.begun = None
+        lease.ended += 1
+        # A second copy or attempt tells of the same images again.
+        told = self._told[progress.shard]
+        if progress.shard not in self._done and progress.image_id not in told:
+            told.add(progress.image_id)
+            self._on_progress(progress)
+
+    def finish(self, lease: Lease) -> None:
+        """A worker has seen a shard committed, by itself or by another."""
+        self._leases.remove(lease)
+        index = lease.shard.index
+        if index not in self._done:
+            self._done.add(index)
+            self._told.pop(index, None)
+            self.failed.pop(index, None)
+            self._on_commit(lease.shard)
+
+    def lose(self, lease: Lease, reason: str) -> None:
+        """A worker died over a shard, hung, or raised: blames the image at work if it was alone, else the shard."""
+        self.give_back(lease)
+        index = lease.shard.index
+        if index in self._done:
+            return
+        history = self._histories[index]
+        history.losses += 1
+        logger.warning("%s: attempt %d failed: %s", lease.whereabouts, history.losses, reason)
+        if lease.begun and lease.attempt.careful:
+            image_id = lease.begun.image_id
+            history.deaths[image_id] += 1
+            if history.deaths[image_id] == MAX_DEATHS:
+                failure = Failure(lease.begun.step, f"lost its worker {history.losses} times: {reason}")
+                history.quarantined[image_id] = failure
+                logger.warning("shard %s: %s is quarantined", lease.shard.name, image_id)
+            return
+        history.unexplained += 1
+        if history.unexplained == MAX_ATTEMPTS:
+            self.failed[index] = f"{lease.whereabouts}: {reason}"
+            self._again = [shard for shard in self._again if shard.index != index]
+
+    def give_back(self, lease: Lease) -> None:
+        """A shard is not at its worker any more, through no fault of its own: it is done again, unless it is done."""
+        self._leases.remove(lease)
+        index = lease.shard.index
+        elsewhere = {other.shard.index for other in self._leases}
+        if index not in self._done | self.failed.keys() | elsewhere:
+            self._again.append(lease.shard)
