@@ -1,0 +1,265 @@
+"""S3, and the stores that speak its language, behind the Storage interface. docs/0003 has the reasons."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import urlsplit
+
+import boto3.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from pipeline.errors import ObjectError, StorageError
+from pipeline.ranges import RangeStream
+from pipeline.s3_trouble import (
+    TROUBLE,
+    Patience,
+    UnsettledError,
+    cause,
+    code_of,
+    concerns_one_object,
+    persist,
+    status_of,
+)
+from pipeline.storage import LEFTOVER_AGE_S, PROBE_PREFIX, Storage, StoredObject, is_key, unsafe
+
+T = TypeVar("T")
+
+_POSITIONS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
+BUFFER = 1 << 20  # bytes a stream fetches at least
+WRITER = "maskmill-writer"  # the object's metadata that say which call of `create` made it
+
+
+def open_s3(uri: str) -> S3Storage:
+    """The store at s3://bucket or s3://bucket/prefix. The endpoint is what the environment says here, on every machine.
+
+    Raises StorageError where `uri` or the endpoint is no such address.
+    """
+    scheme, _, rest = uri.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    prefix = prefix.rstrip("/")
+    if "@" in bucket:  # not quoted: what stands before it may be a secret
+        raise StorageError("an s3:// address holds no credentials: those belong in the environment")
+    if scheme != "s3" or not re.fullmatch(r"[A-Za-z0-9._-]+", bucket) or (prefix and not is_key(prefix)):
+        raise StorageError(f"{uri}: not an address of the form s3://bucket or s3://bucket/prefix")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    if endpoint:
+        _check_endpoint(endpoint)
+    return S3Storage(bucket, prefix, endpoint)
+
+
+def _check_endpoint(endpoint: str) -> None:
+    parts = urlsplit(endpoint)
+    if "@" in parts.netloc:
+        raise StorageError("AWS_ENDPOINT_URL holds a user name or password: give them as AWS_ACCESS_KEY_ID and so on")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise StorageError(f"AWS_ENDPOINT_URL is {endpoint}: not an address of the form https://host:port")
+
+
+@dataclass(frozen=True)
+class S3Storage:
+    """The objects of a bucket whose keys start with `prefix` and a slash; a listing names them without that.
+
+    - Objects whose keys the Storage interface does not allow, `folder/` markers among them, are in no listing.
+    - It holds no credentials: every process finds its own, in the way of every AWS tool.
+    - A client belongs to one process and all its threads, whatever was pickled or forked.
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None  # None: AWS, or what the machine's own AWS configuration says
+    part_size: int = 64 << 20  # bytes; a larger object is created in parts of this size
+    patience: Patience = field(default=Patience(), repr=False)
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        for item in self._listed("list_objects_v2", "Contents", self._root + prefix):
+            key = item["Key"].removeprefix(self._root)
+            if is_key(key):
+                yield StoredObject(key, item["Size"])
+
+    def read(self, key: str) -> bytes:
+        with self.open(key) as stream:
+            return stream.read()
+
+    def open(self, key: str) -> BinaryIO:
+        name = self._name(key)
+
+        def guard(step: Callable[[], T]) -> T:
+            with self._explained("read", key, ObjectError):
+                return self._persist(step)
+
+        def fetch(start: int, version: str | None) -> tuple[Any, int, str]:
+            pinned = {"Range": f"bytes={start}-", "IfMatch": version} if version else {}
+            response = self._client.get_object(Bucket=self.bucket, Key=name, **pinned)
+            return response["Body"], response["ContentLength"], response["ETag"]
+
+        return cast(BinaryIO, io.BufferedReader(RangeStream(f"{self.uri}/{key}", fetch, guard), BUFFER))
+
+    def exists(self, key: str) -> bool:
+        name = self._name(key)
+        with self._explained("look for", key):
+            return self._persist(lambda: self._writer(name)) is not None
+
+    def create(self, key: str, data: bytes) -> bool:
+        name, writer = self._name(key), uuid.uuid4().hex
+        step = self._create_whole if len(data) <= self.part_size else self._create_in_parts
+        with self._explained("create", key):
+            return self._persist(lambda: step(name, data, writer))
+
+    def put(self, key: str, data: bytes) -> None:
+        name = self._name(key)
+        with self._explained("write", key):
+            self._call("put_object", Key=name, Body=data)
+
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        with self._explained("delete", key):
+            self._call("delete_object", Key=name)
+
+    def sweep(self) -> None:
+        oldest = datetime.now(UTC) - timedelta(seconds=LEFTOVER_AGE_S)
+        for item in self._listed("list_objects_v2", "Contents", self._root + PROBE_PREFIX):
+            if item["LastModified"] < oldest:
+                self.delete(item["Key"].removeprefix(self._root))
+        for upload in self._listed("list_multipart_uploads", "Uploads", self._root):
+            if upload["Initiated"] < oldest:
+                self._abort(upload["Key"], upload["UploadId"])
+
+    def ways(self) -> Sequence[Storage]:
+        return [self, replace(self, part_size=0)]
+
+    # Creating. A response may be lost although its request took effect, so that its repetition finds the object there.
+    # Who made that is told by its metadata.
+
+    def _create_whole(self, name: str, data: bytes, writer: str) -> bool:
+        try:
+            condition = {"IfNoneMatch": "*", "Metadata": {WRITER: writer}}
+            self._client.put_object(Bucket=self.bucket, Key=name, Body=data, **condition)
+        except ClientError as error:
+            return self._refused(error, name, writer)
+        return True
+
+    def _create_in_parts(self, name: str, data: bytes, writer: str) -> bool:
+        there = self._writer(name)
+        if there is not None:  # spares a late copy of a shard the upload
+            return there == writer
+        begun = self._call("create_multipart_upload", Key=name, Metadata={WRITER: writer})
+        upload = {"Key": name, "UploadId": begun["UploadId"]}
+        completed = False
+        try:
+            parts = []
+            size = self.part_size or len(data)
+            for number, start in enumerate(range(0, len(data), size), 1):
+                body = data[start : start + size]
+                part = self._call("upload_part", **upload, PartNumber=number, Body=body)
+                parts.append({"ETag": part["ETag"], "PartNumber": number})
+            self._call("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+            completed = True
+        except ClientError as error:
+            completed = self._refused(error, name, writer)
+        finally:
+            if not completed:
+                self._abort(**upload)
+        return completed
+
+    def _refused(self, error: ClientError, name: str, writer: str) -> bool:
+        """Whether the object is ours although the store refused to create it. Raises where that is no answer."""
+        code, status = code_of(error), status_of(error)
+        if status in (404, 405, 501) and code not in ("NoSuchBucket", "NoSuchUpload"):
+            raise StorageError(f"{unsafe(self.uri)} ({cause(error)})")
+        if status == 409:
+            raise UnsettledError("another writer is at it") from error
+        if status != 412 and code != "NoSuchUpload":  # completed already, or aborted
+            raise error
+        there = self._writer(name)
+        if there is None:
+            raise UnsettledError("the store said that it is there, and then that it is not") from error
+        return there == writer
+
+    def _writer(self, name: str) -> str | None:
+        """Which call of `create` made the object; "" where another program did, None where there is no object."""
+        try:
+            return self._client.head_object(Bucket=self.bucket, Key=name)["Metadata"].get(WRITER, "")
+        except ClientError as error:
+            if status_of(error) == 404:
+                return None
+            # The answer to a HEAD has no room for a reason. This is refused for the same one.
+            self._client.list_objects_v2(Bucket=self.bucket, Prefix=name, MaxKeys=1)
+            raise
+
+    def _abort(self, Key: str, UploadId: str) -> None:
+        """Gives the store's room back, if it can be had: otherwise a later sweep does."""
+        with suppress(BotoCoreError, ClientError):
+            self._client.abort_multipart_upload(Bucket=self.bucket, Key=Key, UploadId=UploadId)
+
+    # Requests.
+
+    @property
+    def _client(self) -> Any:
+        return _client(self.endpoint, self.patience, os.getpid())
+
+    def _call(self, operation: str, **arguments: Any) -> Any:
+        return self._persist(lambda: getattr(self._client, operation)(Bucket=self.bucket, **arguments))
+
+    def _listed(self, operation: str, items: str, prefix: str) -> Iterator[dict[str, Any]]:
+        """What the store lists below the prefix, page by page."""
+        position: dict[str, str] = {}
+        while True:
+            with self._explained("list what is there", ""):
+                page = self._call(operation, Prefix=prefix, **position)
+            yield from page.get(items, ())
+            if not page.get("IsTruncated"):
+                return
+            position = {name: page[f"Next{name}"] for name in _POSITIONS if f"Next{name}" in page}
+
+    def _persist(self, step: Callable[[], T]) -> T:
+        return persist(step, self.patience, self.uri)
+
+    @contextmanager
+    def _explained(self, doing: str, key: str, one_object: type[StorageError] = StorageError) -> Iterator[None]:
+        """Turns what botocore raises into StorageError; into `one_object` where only the object is at fault."""
+        try:
+            yield
+        except TROUBLE as error:
+            kind = one_object if concerns_one_object(error) else StorageError
+            where = f"{self.uri}/{key}" if key else self.uri
+            # From None: what a credential helper said may stand in botocore's error, and so in a traceback.
+            raise kind(f"{where}: cannot {doing}: {cause(error)}") from None
+
+    @property
+    def _root(self) -> str:
+        return f"{self.prefix}/" if self.prefix else ""
+
+    def _name(self, key: str) -> str:
+        if not is_key(key):
+            raise StorageError(f"{self.uri}: not a key of an object: {key!r}")
+        return self._root + key
+
+
+@functools.cache
+def _client(endpoint: str | None, patience: Patience, process: int) -> Any:
+    """The client of this process: neither pickles nor forks can carry one over."""
+    config = Config(
+        connect_timeout=patience.connect,
+        read_timeout=patience.read,
+        max_pool_connections=64,  # only as many are opened as there are threads
+        tcp_keepalive=True,
+        retries={"total_max_attempts": 1, "mode": "standard"},  # botocore's own would hide that a response was lost
+        # Older MinIO, Ceph and R2 do not know the newer checksums. All check the SHA-256 of the body, which is signed.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)

@@ -1,0 +1,232 @@
+"""S3 for tests: moto's server on this machine, and a proxy before it that injects the faults of a real network.
+
+with running(MotoServer()) as moto, running(FaultProxy(moto.url, random_faults(0.2, seed=1))) as proxy:
+    storage = S3Storage("bucket", endpoint=proxy.url)
+"""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import random
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+
+class Server(Protocol):
+    @property
+    def url(self) -> str: ...
+
+    def serve_forever(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+S = TypeVar("S", bound=Server)
+
+
+@contextmanager
+def running(server: S) -> Iterator[S]:
+    """Serves in threads of this process until the block ends."""
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()
+
+
+class MotoServer:
+    """moto's S3 on a free port. One request at a time, since it checks a condition and writes in two steps."""
+
+    def __init__(self) -> None:
+        lock, app = threading.Lock(), DomainDispatcherApplication(create_backend_app)
+
+        def one_at_a_time(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            with lock:
+                return app(environ, start_response)
+
+        self._server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=_Quiet)
+
+    def serve_forever(self) -> None:
+        self._server.serve_forever()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+class Fault(StrEnum):
+    """What happens to a request instead of what it asked for, or to its answer."""
+
+    SLOW_DOWN = "503 SlowDown"
+    INTERNAL_ERROR = "500 InternalError"
+    CONFLICT = "409 ConditionalRequestConflict"  # does nothing to requests without a condition
+    RESET_BEFORE = "the connection is reset before the store gets the request"
+    RESET_AFTER = "the connection is reset after the request took effect"
+    SHORT_BODY = "half of the body comes, then the connection ends"  # does nothing to answers without a body
+    SILENCE = "the request takes effect, but no answer ever comes"
+
+
+_ANSWERS = {Fault.SLOW_DOWN: 503, Fault.INTERNAL_ERROR: 500, Fault.CONFLICT: 409}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it came in."""
+
+    number: int  # 1, 2, ... at this proxy
+    method: str
+    path: str  # with the query
+    headers: dict[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it creates an object only if that is absent."""
+        return "If-None-Match" in self.headers
+
+
+# Called with each request before the store gets it; what it returns happens. It may do anything, such as end a process;
+# the `append` of a list only takes note.
+Script = Callable[[Request], Fault | None]
+
+
+def no_faults(_: Request) -> None:
+    """A network without faults."""
+
+
+def random_faults(rate: float, seed: int, kinds: tuple[Fault, ...] = tuple(Fault)) -> Script:
+    """Of all requests the share `rate` meets one of `kinds`: the same ones, in the order of requests, for each seed."""
+    generator, lock = random.Random(seed), threading.Lock()
+
+    def script(_: Request) -> Fault | None:
+        with lock:
+            return generator.choice(kinds) if generator.random() < rate else None
+
+    return script
+
+
+class FaultProxy(ThreadingHTTPServer):
+    """Hands requests on to the store at `target` as `script` tells, and calls `after` before it hands back an answer.
+
+    `ignores_conditions` makes the store one that overwrites, by "puts" of whole objects or "completes" of parts.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        target: str,
+        script: Script = no_faults,
+        after: Callable[[Request], object] = no_faults,
+        ignores_conditions: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(("127.0.0.1", 0), _Proxied)
+        self.target = urlsplit(target).netloc
+        self.script, self.after, self.ignores_conditions = script, after, ignores_conditions
+        self.stopped = threading.Event()
+        self.numbers = itertools.count(1)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def stop(self) -> None:
+        self.stopped.set()
+        self.shutdown()
+        self.server_close()
+
+    def shutdown_request(self, request: Any) -> None:
+        request.close()  # without the polite farewell that would spoil a reset
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up, or were killed, are no news."""
+
+
+class _Proxied(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: FaultProxy  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = dict(self.headers.items())
+        request = Request(next(self.server.numbers), self.command, self.path, headers, body)
+        fault = self.server.script(request)
+        if fault is Fault.RESET_BEFORE:
+            return self._reset()
+        if fault and fault in _ANSWERS and (fault is not Fault.CONFLICT or request.conditional):
+            return self._answer_with_error(fault)
+        status, answered, content = self._forward(request)
+        self.server.after(request)
+        if fault is Fault.SILENCE:
+            self.server.stopped.wait(60)
+        if fault in (Fault.SILENCE, Fault.RESET_AFTER):
+            return self._reset()
+        self._answer(status, answered, content, short=fault is Fault.SHORT_BODY)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
+
+    def _forward(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes]:
+        dropped = {"Connection", "Expect"}
+        if ("completes" if request.method == "POST" else "puts") in self.server.ignores_conditions:
+            dropped.add("If-None-Match")
+        headers = {name: value for name, value in request.headers.items() if name not in dropped}
+        connection = http.client.HTTPConnection(self.server.target)
+        try:
+            connection.request(request.method, request.path, request.body, headers)
+            response = connection.getresponse()
+            return response.status, response.getheaders(), response.read()
+        finally:
+            connection.close()
+
+    def _answer(self, status: int, headers: Iterable[tuple[str, str]], content: bytes, short: bool = False) -> None:
+        self.send_response_only(status)
+        length = str(len(content))
+        for name, value in headers:
+            if name.lower() == "content-length":
+                length = value  # of a HEAD: the object's
+            elif name.lower() not in ("connection", "transfer-encoding"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if short else content)
+        if short and content:
+            self.close_connection = True
+
+    def _answer_with_error(self, fault: Fault) -> None:
+        code = fault.partition(" ")[2]
+        content = f"<Error><Code>{code}</Code><Message>Injected.</Message></Error>".encode()
+        content = b"" if self.command == "HEAD" else content
+        self._answer(_ANSWERS[fault], [("Content-Type", "application/xml")], content)
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
