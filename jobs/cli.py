@@ -1,6 +1,6 @@
 """The `maskmill` command line: registers the commands; one line per error; exit codes.
 
-0: done, with or without failed images; 1: an error; 2: wrong usage; 130: interrupted.
+0: done, with or without failed images; 1: an error; 2: wrong usage; 130: interrupted; 143: terminated.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jobs.demo import demo
 from jobs.generate import generate
 from jobs.info import info
 from jobs.preview import preview
+from jobs.retry import retry
 from jobs.train import train
 from jobs.verify import verify
 from model.errors import MaskmillError
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, demo, preview, verify, info, train):
+for command in (generate, retry, demo, preview, verify, info, train):
     app.command()(command)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
@@ -12,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, check_device, run_job
+
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.ledger import Ledger
-    from pipeline.plan import Plan
     from pipeline.sources import Source
-    from pipeline.worker import Job
 
 # Shards have MAX_IMAGES_PER_SHARD, or fewer where that would make fewer than MIN_SHARDS: small sources are spread over
 # the workers too.
@@ -60,7 +57,7 @@ def generate(
     precision: Annotated[
         str, typer.Option(help="exact: float32, as published. fast: bf16 where the device multiplies it.")
     ] = "exact",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     images_per_shard: Annotated[
         int | None,
         typer.Option(
@@ -69,9 +66,8 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A Ray cluster (host:port or auto). Default: this machine.", show_default=False)
-    ] = None,
+    address: Address = None,
+    image_timeout: ImageTimeout = IMAGE_TIMEOUT,
 ) -> None:
     """Generate masks for all images of SOURCE and write them as Parquet tables to OUT.
 
@@ -107,6 +103,7 @@ def generate(
         device=device,
         images_per_shard=images_per_shard,
         address=address,
+        image_timeout=image_timeout,
     )
 
 
@@ -122,6 +119,7 @@ def generate_masks(
     device: str = "auto",
     images_per_shard: int | None = None,
     address: str | None = None,
+    image_timeout: float = IMAGE_TIMEOUT,
 ) -> None:
     """Begins or resumes a run and sees it to its end, with a progress bar on stderr and a summary on stdout.
 
@@ -129,7 +127,6 @@ def generate_masks(
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
     from model.checkpoint import load_model
-    from pipeline.errors import ConfigError
     from pipeline.ledger import Identity, open_run
     from pipeline.sources import open_source
     from pipeline.storage import open_storage
@@ -137,8 +134,7 @@ def generate_masks(
 
     images = open_source(source)
     config = run_config(model, preset, overrides or {}, precision)
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"there is no device {device!r}; choose auto, cpu or cuda")
+    check_device(device)
     # Loaded here too, so that a wrong checkpoint is found before any worker starts.
     weights_sha256 = load_model(model, checkpoint).sha256
     storage = open_storage(out, make=True)
@@ -146,23 +142,8 @@ def generate_masks(
     ledger, plan = open_run(storage, identity, images, images_per_shard or shard_size(images))
     checkpoint = checkpoint and checkpoint.absolute()
     engine = SamFactory(config, checkpoint, weights_sha256, device)
-    run_job(Job(images, ledger, engine, config.max_image_pixels), plan, device, address)
-
-
-def run_job(job: Job, plan: Plan, device: str = "auto", address: str | None = None) -> None:
-    """Does what is left of a plan, with a progress bar on stderr and a summary on stdout."""
-    left = plan.without(job.ledger.committed())
-    started = time.monotonic()
-    try:
-        ended = _run_with_progress_bar(job, left, device, address) if len(left) else 0
-    except KeyboardInterrupt:
-        done = len(job.ledger.committed())
-        sys.stderr.write(
-            f"maskmill: stopped with {done} of {len(plan)} shards done, which are kept: "
-            "run the same command again to go on\n"
-        )
-        raise
-    _print_summary(job.ledger, ended, time.monotonic() - started)
+    left = plan.without(ledger.committed())
+    run_job(Job(images, ledger, engine, config.max_image_pixels), left, device, address, image_timeout)
 
 
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
@@ -186,72 +167,3 @@ def shard_size(source: Source) -> int:
     enough = MAX_IMAGES_PER_SHARD * MIN_SHARDS
     count = sum(1 for _ in islice(source.plan(1), enough))
     return max(1, min(MAX_IMAGES_PER_SHARD, count // MIN_SHARDS))
-
-
-def _run_with_progress_bar(job: Job, plan: Plan, device: str, address: str | None) -> int:
-    """How many images ended. The bar counts images where the plan lists them, else shards."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from pipeline import cluster
-    from pipeline.worker import Progress as ImageProgress
-
-    ended = masks = failed = 0
-    unit = "images" if plan.n_images is not None else "shards"
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    # Estimates look back ten minutes: on a CPU an image takes a while.
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
-        task = bar.add_task("starting", total=len(plan) if plan.n_images is None else plan.n_images, figures="")
-        started = time.monotonic()
-
-        def on_progress(progress: ImageProgress) -> None:
-            nonlocal ended, masks, failed
-            ended += 1
-            masks += progress.n_masks
-            failed += progress.status == "failed"
-            rate = ended / (time.monotonic() - started)
-            figures = f"{rate:.2f} images/s  {masks} masks" + (f"  {failed} failed" if failed else "")
-            bar.update(task, description="generating", figures=figures, advance=1 if unit == "images" else 0)
-
-        def on_commit(_: object) -> None:
-            bar.advance(task, 0 if unit == "images" else 1)
-
-        cluster.run(job, plan, on_progress, on_commit, device=device, address=address)
-    return ended
-
-
-def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
-    from rich.console import Console
-
-    totals = ledger.totals()
-    out = ledger.storage.uri
-    console = Console(soft_wrap=True, markup=False, highlight=False)
-    ok = totals.images - totals.failed
-    console.print(f"images    {totals.images} ({ok} ok, {totals.failed} failed)")
-    console.print(f"masks     {totals.masks}, {totals.masks / max(1, ok):.1f} per image")
-    if ended:
-        console.print(f"speed     {ended / seconds:.2f} images/s ({ended} images in {seconds:.0f} s, start included)")
-    console.print(f"output    {out}")
-    console.print(
-        f"query     SELECT image_id, count(*), avg(predicted_iou) FROM '{out}/masks/*.parquet' GROUP BY image_id"
-    )
-    if totals.failed:
-        console.print(
-            f"failures  SELECT image_id, error_step, error FROM '{out}/images/*.parquet' WHERE status <> 'ok'"
-        )

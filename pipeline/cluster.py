@@ -28,7 +28,6 @@ from pipeline.signals import StopSignals
 from pipeline.worker import Attempt, Engine, Job, OnCommit, OnProgress, Progress, process_shard
 
 SHARDS_PER_WORKER = 2  # the second waits at the actor, so that it never waits for the driver
-IMAGE_TIMEOUT = 1800.0  # seconds
 DRAIN_SECONDS = 25.0  # containers get thirty after their SIGTERM
 PROGRESS_SECONDS = 1.0  # between two words of one worker
 PLACEMENT_SECONDS = 10.0  # between two looks for new machines
@@ -52,7 +51,7 @@ def run(
     on_commit: OnCommit = lambda _: None,
     device: str = "auto",
     address: str | None = None,
-    image_timeout: float = IMAGE_TIMEOUT,
+    image_timeout: float = 1800.0,
 ) -> None:
     """Commits a part for every shard. Local without an address: a cluster of one machine, gone afterwards.
 

@@ -217,6 +217,7 @@ def reopen_run(storage: Storage) -> tuple[Identity, Ledger, Plan]:
 
 
 def _open(storage: Storage, identity: Identity) -> tuple[Ledger, Plan]:
+    storage.sweep()
     ledger = Ledger(storage, identity.sha256)
     ledger.publish_missing_images()
     return ledger, read_plan(storage)

@@ -1,0 +1,59 @@
+"""`maskmill retry`: what failed in a run, once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, check_device, run_job
+
+
+def retry(
+    out: Annotated[str, typer.Argument(help="The output of a run, finished or not.", show_default=False)],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="The weights that the run was made with. Not needed for mini.", show_default=False),
+    ] = None,
+    device: Device = "auto",
+    address: Address = None,
+    image_timeout: ImageTimeout = IMAGE_TIMEOUT,
+) -> None:
+    """Do the images of a run again that failed or were quarantined, and no others.
+
+    Their new rows take the place of the old ones in OUT/images; OUT/masks gets parts of its own for them. Everything
+    else about the run stays as it was made. What was never begun is the business of `maskmill generate`.
+
+    Examples:
+
+      maskmill retry out/
+
+      maskmill retry s3://bucket/out --checkpoint sam_vit_h_4b8939.pth --address auto
+    """
+    # The libraries behind it take a while to load: `--help` must not wait for them.
+    from rich.console import Console
+
+    from model.checkpoint import load_model
+    from pipeline.errors import RunMismatchError
+    from pipeline.ledger import reopen_run
+    from pipeline.sources import open_source
+    from pipeline.storage import open_storage
+    from pipeline.worker import Job, SamFactory
+
+    check_device(device)
+    identity, ledger, plan = reopen_run(open_storage(out))
+    config = identity.config
+    weights_sha256 = load_model(config.model, checkpoint).sha256
+    if weights_sha256 != identity.weights_sha256:
+        raise RunMismatchError(
+            f"{out}: made with other weights: sha256 {identity.weights_sha256}, not {weights_sha256}: "
+            "give the checkpoint that the run began with"
+        )
+    shards = ledger.retries(plan)
+    engine = SamFactory(config, checkpoint and checkpoint.absolute(), weights_sha256, device)
+    job = Job(open_source(identity.source), ledger, engine, config.max_image_pixels)
+    run_job(job, shards, device, address, image_timeout)
+    if left := len(plan) - len(ledger.committed()):
+        console = Console(soft_wrap=True, markup=False, highlight=False)
+        console.print(f"not done  {left} of {len(plan)} shards: `maskmill generate` goes on with them")

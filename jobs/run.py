@@ -1,0 +1,142 @@
+"""What the commands have in common that do shards: their options, the progress bar, the summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.ledger import Ledger
+    from pipeline.plan import Plan
+    from pipeline.records import Shard
+    from pipeline.worker import Job
+
+IMAGE_TIMEOUT = 1800.0
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Address = Annotated[
+    str | None, typer.Option(help="A Ray cluster (host:port or auto). Default: this machine.", show_default=False)
+]
+ImageTimeout = Annotated[
+    float,
+    typer.Option(
+        min=10,
+        help="Seconds without progress after which a worker is replaced. An image on which that happens three times is "
+        "quarantined.",
+    ),
+]
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError for anything but auto, cpu and cuda."""
+    from pipeline.errors import ConfigError
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"there is no device {device!r}; choose auto, cpu or cuda")
+
+
+def run_job(
+    job: Job,
+    shards: Plan | list[Shard],
+    device: str = "auto",
+    address: str | None = None,
+    image_timeout: float = IMAGE_TIMEOUT,
+) -> None:
+    """Does shards, with a progress bar on stderr and a summary of the whole run on stdout.
+
+    Raises what `cluster.run` does; after a signal, which is answered by a line on stderr, typer.Exit.
+    """
+    from pipeline.errors import RunFailedError, RunStoppedError, StorageError
+
+    started = time.monotonic()
+    try:
+        ended = _run_with_progress_bar(job, shards, device, address, image_timeout) if len(shards) else 0
+    except RunStoppedError as stopped:
+        sys.stderr.write(f"maskmill: {stopped}\n")
+        raise typer.Exit(128 + stopped.signal_number) from None
+    except StorageError as error:
+        raise RunFailedError(f"{error}. What is done is kept: run the same command again to go on") from error
+    _print_summary(job.ledger, ended, time.monotonic() - started)
+
+
+def _run_with_progress_bar(
+    job: Job, shards: Plan | list[Shard], device: str, address: str | None, image_timeout: float
+) -> int:
+    """How many images ended. The bar counts images where their number is known, else shards."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from pipeline import cluster
+    from pipeline.worker import Progress as ImageProgress
+
+    ended = masks = failed = 0
+    n_images = _count_images(shards)
+    unit = "shards" if n_images is None else "images"
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    # Estimates look back ten minutes: on a CPU an image takes a while.
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
+        task = bar.add_task("starting", total=len(shards) if n_images is None else n_images, figures="")
+        started = time.monotonic()
+
+        def on_progress(progress: ImageProgress) -> None:
+            nonlocal ended, masks, failed
+            ended += 1
+            masks += progress.n_masks
+            failed += progress.status != "ok"
+            rate = ended / (time.monotonic() - started)
+            figures = f"{rate:.2f} images/s  {masks} masks" + (f"  {failed} failed" if failed else "")
+            bar.update(task, description="generating", figures=figures, advance=1 if unit == "images" else 0)
+
+        def on_commit(_: object) -> None:
+            bar.advance(task, 0 if unit == "images" else 1)
+
+        cluster.run(job, shards, on_progress, on_commit, device, address, image_timeout)
+    return ended
+
+
+def _count_images(shards: Plan | list[Shard]) -> int | None:
+    if isinstance(shards, list):
+        listed = [len(shard.image_ids) for shard in shards if shard.image_ids is not None]
+        return sum(listed) if len(listed) == len(shards) else None
+    return shards.n_images
+
+
+def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
+    from rich.console import Console
+
+    totals = ledger.totals()
+    out = ledger.storage.uri
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    ok = totals.images - totals.failed
+    console.print(f"images    {totals.images} ({ok} ok, {totals.failed} failed)")
+    console.print(f"masks     {totals.masks}, {totals.masks / max(1, ok):.1f} per image")
+    if ended:
+        console.print(f"speed     {ended / seconds:.2f} images/s ({ended} images in {seconds:.0f} s, start included)")
+    console.print(f"output    {out}")
+    console.print(
+        f"query     SELECT image_id, count(*), avg(predicted_iou) FROM '{out}/masks/*.parquet' GROUP BY image_id"
+    )
+    if totals.failed:
+        console.print(f"retry     maskmill retry {out}")
+        console.print(
+            f"failures  SELECT image_id, error_step, error FROM '{out}/images/*.parquet' WHERE status <> 'ok'"
+        )
