@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
+
+_CHARACTERS = bytes(range(48, 48 + 64))
 
 
 def encode(mask_HW: NDArray[np.bool_]) -> bytes:
@@ -18,8 +23,12 @@ def encode(mask_HW: NDArray[np.bool_]) -> bytes:
 
 
 def decode(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
-    """The mask (H, W)."""
-    return coco.decode({"size": [height, width], "counts": counts}).view(np.bool_)
+    """The mask (H, W). ValueError where the counts stand for none of this size."""
+    # Not pycocotools: it takes the counts on trust, and damaged ones make it read and write past the end.
+    runs = _runs([counts], np.array([height]), np.array([width]))
+    if runs.faults:
+        raise ValueError(f"these counts are no mask: the RLE {runs.faults[0]}")
+    return np.repeat(np.arange(len(runs.length)) % 2 == 1, runs.length).reshape(width, height).T
 
 
 def area(counts: bytes, height: int, width: int) -> int:
@@ -34,47 +43,94 @@ def bbox(counts: bytes, height: int, width: int) -> tuple[int, int, int, int]:
     return x, y, max(w - 1, 0), max(h - 1, 0)
 
 
-def run_lengths(counts: bytes) -> NDArray[np.int64]:
-    """(R,) the lengths of the runs, zeros first, that COCO's compressed `counts` stand for. ValueError where none.
+def measure(
+    counts: Sequence[bytes], heights: NDArray[np.int64], widths: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, str]]:
+    """Areas (N,) and boxes (N, 4), as the tables have them, of N masks, all at once: there may be thousands in a part.
 
-    The format is that of rleToString in pycocotools' maskApi.c: base 48, five bits a character, lowest first, 32 where
-    more follow, two's complement; from the fourth on, the difference from the number two before. pycocotools itself
-    takes the string on trust: some that are damaged make it read past the end.
+    The third is what is wrong with counts that stand for no mask of that size, by their position.
     """
-    digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if digits.size == 0 or digits.min() < 0 or digits.max() > 63:
-        raise ValueError("is empty or has characters that are not COCO's")
-    last = np.flatnonzero(digits < 32)
-    if last.size == 0 or last[-1] != digits.size - 1:
-        raise ValueError("ends within a number")
-    first = np.concatenate([[0], last[:-1] + 1])
-    place = np.arange(digits.size) - np.repeat(first, last - first + 1)
-    if place.max() > 6:  # 35 bits, more than any image has pixels
-        raise ValueError("has a number that is too long")
-    numbers = np.add.reduceat((digits & 31) << 5 * place, first)
-    numbers -= np.where(digits[last] & 16, 1 << 5 * (place[last] + 1), 0)
+    runs = _runs(counts, heights, widths)
+    sound = np.ones(len(counts), np.bool_)
+    sound[list(runs.faults)] = False
+    of_ones = (runs.position % 2 == 1) & (runs.length > 0) & sound[runs.mask]
+    mask, length, stop = runs.mask[of_ones], runs.length[of_ones], runs.end[of_ones]
+    area, boxes = np.zeros(len(counts), np.int64), np.zeros((len(counts), 4), np.int64)
+    if mask.size == 0:
+        return area, boxes, runs.faults
+    height = heights[mask]
+    left, right = (stop - length) // height, (stop - 1) // height
+    # A run that goes on in the next column touches both borders.
+    top = np.where(left < right, 0, (stop - length) % height)
+    bottom = np.where(left < right, height - 1, (stop - 1) % height)
+    first = _firsts(mask)
+    area[mask[first]] = np.add.reduceat(length, first)
+    x0, y0 = np.minimum.reduceat(left, first), np.minimum.reduceat(top, first)
+    x1, y1 = np.maximum.reduceat(right, first), np.maximum.reduceat(bottom, first)
+    boxes[mask[first]] = np.stack([x0, y0, x1 - x0, y1 - y0], axis=1)
+    return area, boxes, runs.faults
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The runs of some masks, one after the other, row by row."""
+
+    mask: NDArray[np.int64]  # (R,) which of the masks
+    position: NDArray[np.int64]  # (R,) 0, 1, ... within the mask: ones where it is odd
+    length: NDArray[np.int64]  # (R,) pixels
+    end: NDArray[np.int64]  # (R,) pixels of the mask up to here, column by column
+    faults: dict[int, str]  # of masks whose runs mean nothing
+
+
+def _runs(counts: Sequence[bytes], heights: NDArray[np.int64], widths: NDArray[np.int64]) -> _Runs:
+    """The format is that of rleToString in pycocotools' maskApi.c: base 48, five bits a character, lowest first, 32
+    where more follow, two's complement; from the fourth on, the difference from the number two before.
+    """
+    faults: dict[int, str] = {}
+    sound = list(counts)
+    for index, text in enumerate(counts):
+        if not text or text.translate(None, _CHARACTERS):
+            faults[index] = "is empty or has characters that are not COCO's"
+        elif text[-1] - 48 >= 32:
+            faults[index] = "ends within a number"
+        if index in faults:
+            sound[index] = b"0"
+    digit = np.frombuffer(b"".join(sound), np.uint8) - 48
+    last = np.flatnonzero(digit < 32)
+    first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
+    starts = np.searchsorted(first, np.cumsum([0, *map(len, sound)]))  # of each mask among the numbers, and the end
+    mask = np.repeat(np.arange(len(sound)), np.diff(starts))
+    position = np.arange(len(first)) - np.repeat(starts[:-1], np.diff(starts))
+    digits = last - first + 1
+    _blame(faults, mask[digits > 7], "has a number that is too long")  # 35 bits: no image has so many pixels
+    digits = np.minimum(digits, 7)
+    length = np.zeros(len(first), np.int64)
+    for place in range(7):
+        longer = np.flatnonzero(digits > place)
+        length[longer] |= (digit[first[longer] + place] & 31).astype(np.int64) << 5 * place
+    length -= (digit[last] & 16).astype(np.int64) << 5 * digits - 4
     for lane in (1, 2):
-        numbers[lane::2] = numbers[lane::2].cumsum()
-    if numbers.min() < 0:
-        raise ValueError("has a run of negative length")
-    return numbers
+        of_lane = np.flatnonzero((position % 2 == lane % 2) & (position > 0))
+        length[of_lane] = _cumsum_within(length[of_lane], mask[of_lane])
+    _blame(faults, mask[length < 0], "has a run of negative length")
+    end = _cumsum_within(length, mask)
+    for index, total in enumerate(end[starts[1:] - 1]):
+        if total != (pixels := int(heights[index]) * int(widths[index])):
+            faults.setdefault(index, f"covers {total} pixels of {pixels}")
+    return _Runs(mask, position, length, end, faults)
 
 
-def measure(runs: NDArray[np.int64], height: int, width: int) -> tuple[int, tuple[int, int, int, int]]:
-    """Area and box of the mask with these column-major runs, as the tables have them.
+def _blame(faults: dict[int, str], masks: NDArray[np.int64], reason: str) -> None:
+    for index in np.unique(masks):
+        faults.setdefault(int(index), reason)
 
-    Raises ValueError where the runs do not add up to the image.
-    """
-    ends = runs.cumsum()
-    if ends[-1] != height * width:
-        raise ValueError(f"covers {ends[-1]} pixels of {height * width}")
-    start, stop = ends[0::2][: len(ends) // 2], ends[1::2]
-    start, stop = start[stop > start], stop[stop > start]
-    if start.size == 0:
-        return 0, (0, 0, 0, 0)
-    left, right = start[0] // height, (stop[-1] - 1) // height
-    if (start // height != (stop - 1) // height).any():  # a run that goes on in the next column touches both borders
-        top, bottom = 0, height - 1
-    else:
-        top, bottom = (start % height).min(), ((stop - 1) % height).max()
-    return int((stop - start).sum()), (int(left), int(top), int(right - left), int(bottom - top))
+
+def _firsts(group: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each group begins: equal numbers are adjacent."""
+    return np.flatnonzero(np.diff(group, prepend=-1))
+
+
+def _cumsum_within(value: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The running sum, which begins anew with each group."""
+    total, first = value.cumsum(), _firsts(group)
+    return total - np.repeat(total[first] - value[first], np.diff(first, append=len(group)))

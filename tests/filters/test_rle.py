@@ -47,30 +47,61 @@ def test_counts_run_down_the_columns_and_start_with_zeros():
     assert counts == b"0111"
 
 
+def measure(counts: list[bytes], size: tuple[int, int]) -> tuple[list[int], list[list[int]], dict[int, str]]:
+    heights, widths = (np.full(len(counts), side) for side in size)
+    area, boxes, faults = rle.measure(counts, heights, widths)
+    return area.tolist(), boxes.tolist(), faults
+
+
 @settings(deadline=None)
-@given(mask_HW=arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=40)))
-def test_measure_agrees_with_the_mask(mask_HW: NDArray[np.bool_]):
-    height, width = mask_HW.shape
-    counts = rle.encode(mask_HW)
-    area, box = rle.measure(rle.run_lengths(counts), height, width)
-    assert area == mask_HW.sum()
-    assert box == rle.bbox(counts, height, width)
+@given(masks_NHW=arrays(np.bool_, array_shapes(min_dims=3, max_dims=3, max_side=30)))
+def test_measure_agrees_with_the_masks(masks_NHW: NDArray[np.bool_]):
+    size = masks_NHW.shape[1:]
+    counts = [rle.encode(mask_HW) for mask_HW in masks_NHW]
+    expected_boxes = [list(rle.bbox(c, *size)) for c in counts]
+    assert measure(counts, size) == (masks_NHW.sum(axis=(1, 2)).tolist(), expected_boxes, {})
+
+
+def test_measure_takes_no_masks():
+    assert measure([], (4, 4)) == ([], [], {})
 
 
 @pytest.mark.parametrize("size", [(4000, 3000), (1, 70_000)])
-def test_measure_agrees_with_the_mask_when_runs_are_long(size: tuple[int, int]):
+def test_measure_and_decode_agree_with_the_mask_when_runs_are_long(size: tuple[int, int]):
     mask_HW = np.zeros(size, np.bool_)
     mask_HW[size[0] // 2 :, size[1] // 3 : -5] = True
-    area, box = rle.measure(rle.run_lengths(rle.encode(mask_HW)), *size)
-    assert area == mask_HW.sum()
-    assert box == rle.bbox(rle.encode(mask_HW), *size)
+    counts = rle.encode(mask_HW)
+    assert measure([counts], size) == ([mask_HW.sum()], [list(rle.bbox(counts, *size))], {})
+    np.testing.assert_array_equal(rle.decode(counts, *size), mask_HW)
+
+
+def test_measure_says_what_is_wrong_with_each_and_measures_the_others():
+    sound = rle.encode(np.eye(4, dtype=np.bool_))
+    bad = [b"", b"0\x7f", sound + b"o", sound[:-1], b"P" * 8 + b"0", b"00O0", sound + b"1"]
+    counts = [part for damaged in bad for part in (damaged, sound)]
+    area, boxes, faults = measure(counts, (4, 4))
+    assert area == [0, 4] * len(bad)
+    assert boxes == [[0, 0, 0, 0], [0, 0, 3, 3]] * len(bad)
+    assert [faults[2 * index] for index in range(len(bad))] == [
+        "is empty or has characters that are not COCO's",
+        "is empty or has characters that are not COCO's",
+        "ends within a number",
+        "covers 15 pixels of 16",
+        "has a number that is too long",
+        "has a run of negative length",
+        "covers 21 pixels of 16",
+    ]
+    assert len(faults) == len(bad)
 
 
 @settings(deadline=None)
 @given(counts=st.binary(max_size=20) | st.binary(max_size=20).map(lambda data: bytes(48 + byte % 64 for byte in data)))
-def test_run_lengths_are_sound_or_refused(counts: bytes):
-    try:
-        runs = rle.run_lengths(counts)
-    except ValueError:
-        return
-    assert runs.min() >= 0
+def test_decode_and_measure_agree_when_counts_are_hostile(counts: bytes):
+    area, boxes, faults = measure([counts], (3, 5))
+    if faults:
+        with pytest.raises(ValueError, match="these counts are no mask: the RLE "):
+            rle.decode(counts, 3, 5)
+    else:
+        mask_HW = rle.decode(counts, 3, 5)
+        assert area == [mask_HW.sum()]
+        assert boxes == [list(rle.bbox(rle.encode(mask_HW), 3, 5))]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from jobs.verify import verify
 from pipeline.errors import RunMismatchError
 from tests.fakes import picture
-from tests.pipeline.test_verify import run
+from tests.runs import run
 
 APP = typer.Typer()
 APP.command("verify")(verify)
