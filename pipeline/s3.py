@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import os
 import re
 import uuid
@@ -30,8 +31,9 @@ from pipeline.s3_trouble import (
     persist,
     status_of,
 )
-from pipeline.storage import LEFTOVER_AGE_S, PROBE_PREFIX, Storage, StoredObject, is_key, unsafe
+from pipeline.storage import LEFTOVER, LEFTOVER_AGE_S, PROBE_PREFIX, Storage, StoredObject, is_key, one_line, unsafe
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POSITIONS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
@@ -50,7 +52,7 @@ def open_s3(uri: str) -> S3Storage:
     if "@" in bucket:  # not quoted: what stands before it may be a secret
         raise StorageError("an s3:// address holds no credentials: those belong in the environment")
     if scheme != "s3" or not re.fullmatch(r"[A-Za-z0-9._-]+", bucket) or (prefix and not is_key(prefix)):
-        raise StorageError(f"{uri}: not an address of the form s3://bucket or s3://bucket/prefix")
+        raise StorageError(f"{one_line(uri)}: not an address of the form s3://bucket or s3://bucket/prefix")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     if endpoint:
         _check_endpoint(endpoint)
@@ -85,8 +87,14 @@ class S3Storage:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        previous = ""
         for item in self._listed("list_objects_v2", "Contents", self._root + prefix):
             key = item["Key"].removeprefix(self._root)
+            if key < previous:  # as directory buckets do
+                raise StorageError(
+                    f"{self.uri}: the store lists {one_line(key)} after {one_line(previous)}: not sorted"
+                )
+            previous = key
             if is_key(key):
                 yield StoredObject(key, item["Size"])
 
@@ -106,7 +114,7 @@ class S3Storage:
             response = self._client.get_object(Bucket=self.bucket, Key=name, **pinned)
             return response["Body"], response["ContentLength"], response["ETag"]
 
-        return cast(BinaryIO, io.BufferedReader(RangeStream(f"{self.uri}/{key}", fetch, guard), BUFFER))
+        return cast(BinaryIO, io.BufferedReader(RangeStream(one_line(f"{self.uri}/{key}"), fetch, guard), BUFFER))
 
     def exists(self, key: str) -> bool:
         name = self._name(key)
@@ -131,12 +139,16 @@ class S3Storage:
 
     def sweep(self) -> None:
         oldest = datetime.now(UTC) - timedelta(seconds=LEFTOVER_AGE_S)
-        for item in self._listed("list_objects_v2", "Contents", self._root + PROBE_PREFIX):
-            if item["LastModified"] < oldest:
-                self.delete(item["Key"].removeprefix(self._root))
-        for upload in self._listed("list_multipart_uploads", "Uploads", self._root):
-            if upload["Initiated"] < oldest:
-                self._abort(upload["Key"], upload["UploadId"])
+        try:
+            for item in self._listed("list_objects_v2", "Contents", self._root + PROBE_PREFIX):
+                key = item["Key"].removeprefix(self._root)
+                if LEFTOVER.fullmatch(key) and item["LastModified"] < oldest:
+                    self.delete(key)
+            for upload in self._listed("list_multipart_uploads", "Uploads", self._root):
+                if upload["Initiated"] < oldest:
+                    self._abort(upload["Key"], upload["UploadId"])
+        except StorageError as error:  # who may write may not always do this, and what stays does no harm
+            logger.warning("leftovers stay: %s", error)
 
     def ways(self) -> Sequence[Storage]:
         return [self, replace(self, part_size=0)]
@@ -196,8 +208,8 @@ class S3Storage:
         except ClientError as error:
             if status_of(error) == 404:
                 return None
-            # The answer to a HEAD has no room for a reason. This is refused for the same one.
-            self._client.list_objects_v2(Bucket=self.bucket, Prefix=name, MaxKeys=1)
+            if status_of(error) < 500:  # a HEAD is refused without a reason, this for the same one
+                self._client.list_objects_v2(Bucket=self.bucket, Prefix=name, MaxKeys=1)
             raise
 
     def _abort(self, Key: str, UploadId: str) -> None:
@@ -235,7 +247,7 @@ class S3Storage:
             yield
         except TROUBLE as error:
             kind = one_object if concerns_one_object(error) else StorageError
-            where = f"{self.uri}/{key}" if key else self.uri
+            where = one_line(f"{self.uri}/{key}" if key else self.uri)
             # From None: what a credential helper said may stand in botocore's error, and so in a traceback.
             raise kind(f"{where}: cannot {doing}: {cause(error)}") from None
 

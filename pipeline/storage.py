@@ -18,7 +18,7 @@ from pipeline.errors import ObjectError, StorageError
 
 PROBE_PREFIX = "_probe-"  # a process killed while proving its store may leave one of these behind
 LEFTOVER_AGE_S = 24 * 3600  # seconds after which what a writer began is taken to be abandoned
-_LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp|" + PROBE_PREFIX + "[0-9a-f]{32}")
+LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp|" + PROBE_PREFIX + "[0-9a-f]{32}")
 
 # What the system says of one file in a folder that works. All else (no space, stale handle, timeout) is the store's.
 _ONE_FILE = {
@@ -86,8 +86,8 @@ class Storage(Protocol):
         ...
 
     def sweep(self) -> None:
-        """Removes what writers that died have left behind for more than a day, and no listing shows: half-written
-        objects and those of `prove_create_if_absent`."""
+        """Removes, as far as the store lets it, what writers that died left behind more than a day ago: half-written
+        objects, which no listing shows, and those of `prove_create_if_absent`."""
         ...
 
     def ways(self) -> Sequence[Storage]:
@@ -234,7 +234,7 @@ class LocalStorage:
         oldest = time.time() - LEFTOVER_AGE_S
         with self._explained(self.root):
             for folder, _, names in os.walk(self.root):
-                for path in (Path(folder, name) for name in names if _LEFTOVER.fullmatch(name)):
+                for path in (Path(folder, name) for name in names if LEFTOVER.fullmatch(name)):
                     with suppress(FileNotFoundError):  # another run sweeps too
                         if path.lstat().st_mtime < oldest:
                             path.unlink()
@@ -277,7 +277,7 @@ class LocalStorage:
             lost = error.errno == errno.ENOENT and not os.path.isdir(self.root)
             kind = one_file if error.errno in _ONE_FILE and not lost else StorageError
             where = self.root if lost else path
-            raise kind(f"{utf8_text(str(where))}: {error.strerror or error}") from error
+            raise kind(f"{one_line(utf8_text(str(where)))}: {error.strerror or error}") from error
 
     def _make_folders(self, folder: Path) -> None:
         if folder == self.root or folder.is_dir():
@@ -290,6 +290,11 @@ class LocalStorage:
 def utf8_text(name: str) -> str:
     """A file name as text that can be encoded: bytes that are not UTF-8 become \\xhh."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks, and all else that cannot be shown, written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:

@@ -5,27 +5,41 @@ import os
 import pickle
 import resource
 import signal
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.errors import StorageError
 from pipeline.storage import LocalStorage, Storage, StoredObject, open_storage, prove_create_if_absent
 
+if TYPE_CHECKING:
+    from tests.s3.servers import FaultProxy
+
 
 def new_local_storage(tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "store"), make=True)
 
 
-@pytest.fixture(params=[new_local_storage])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """An empty store of every kind there is."""
-    factory: Callable[[Path], Storage] = request.param
-    return factory(tmp_path)
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3), pytest.param("faults", marks=pytest.mark.s3)])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """An empty store of every kind there is, the last behind a network that fails every fifth request."""
+    if request.param == "disk":
+        return new_local_storage(tmp_path)
+    from pipeline.s3 import S3Storage
+    from tests.s3.servers import HASTE, NOISY, random_faults
+
+    bucket: str = request.getfixturevalue("bucket")
+    proxy: FaultProxy = request.getfixturevalue("proxy")
+    if request.param == "faults":
+        proxy.behave(random_faults(0.2, zlib.crc32(request.node.name.encode()), NOISY))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    return S3Storage(bucket, "some/prefix", proxy.url, patience=HASTE)
 
 
 def keys(storage: Storage, prefix: str = "") -> list[str]:

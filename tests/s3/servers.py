@@ -23,6 +23,11 @@ from urllib.parse import urlsplit
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from pipeline.s3_trouble import Patience
+
+# Long enough for any number of faults in a row, with pauses that tests can afford.
+HASTE = Patience(total=30, first_pause=0.005, longest_pause=0.05, connect=5, read=0.5)
+
 
 class Server(Protocol):
     @property
@@ -89,6 +94,7 @@ class Fault(StrEnum):
     SILENCE = "the request takes effect, but no answer ever comes"
 
 
+NOISY = tuple(fault for fault in Fault if fault is not Fault.SILENCE)  # those that a client learns of at once
 _ANSWERS = {Fault.SLOW_DOWN: 503, Fault.INTERNAL_ERROR: 500, Fault.CONFLICT: 409}
 
 
@@ -129,7 +135,7 @@ def random_faults(rate: float, seed: int, kinds: tuple[Fault, ...] = tuple(Fault
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """Hands requests on to the store at `target` as `script` tells, and calls `after` before it hands back an answer.
+    """Hands requests on to the store at `target`, as `script` tells, and calls `after` before it hands back an answer.
 
     `ignores_conditions` makes the store one that overwrites, by "puts" of whole objects or "completes" of parts.
     """
@@ -138,17 +144,20 @@ class FaultProxy(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Proxied)
+        self.target = urlsplit(target).netloc
+        self.stopped = threading.Event()
+        self.behave()
+
+    def behave(
         self,
-        target: str,
         script: Script = no_faults,
         after: Callable[[Request], object] = no_faults,
         ignores_conditions: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(("127.0.0.1", 0), _Proxied)
-        self.target = urlsplit(target).netloc
+        """Changes how it behaves from the next request on, which is number 1 again."""
         self.script, self.after, self.ignores_conditions = script, after, ignores_conditions
-        self.stopped = threading.Event()
         self.numbers = itertools.count(1)
 
     @property
