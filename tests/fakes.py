@@ -75,12 +75,17 @@ class FakeEngine:
     """Masks that are a function of the pixels: of each channel, where it is above its mean, unless that is nowhere."""
 
     folder: Path  # where it remembers what it has done once, whatever process it is in
+    seconds: float = 0.0  # if more, every image takes so long and leaves its process id in `folder`/generated
 
     def __call__(self) -> FakeEngine:
         """Itself: an engine without state is its own factory."""
         return self
 
     def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
+        if self.seconds:
+            time.sleep(self.seconds)
+            with (self.folder / "generated").open("a") as stream:
+                stream.write(f"{os.getpid()}\n")
         command = tuple(int(value) for value in pixels_HW3[0, 0])
         if command == KILL or (command == KILL_ONCE and self._first("killed")):
             os.kill(os.getpid(), signal.SIGKILL)

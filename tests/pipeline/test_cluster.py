@@ -323,9 +323,10 @@ def test_run_stops_at_once_when_a_second_signal_comes(photographs: Photographs):
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_twice).start()
+    job, plan = photographs.open(images_per_shard=1)
     with pytest.raises(RunStoppedError):
-        cluster.run(*photographs.open(images_per_shard=1), lambda _: None)
-    assert photographs.rows() == {}
+        cluster.run(job, plan, lambda _: None)
+    assert job.ledger.committed() == set()
 
 
 @pytest.mark.ray

@@ -1,0 +1,114 @@
+"""A Ray cluster on this machine, whose machines and workers can be killed, and drivers of runs in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from pipeline import cluster
+from pipeline.errors import RunStoppedError
+from tests.fakes import FakeEngine
+from tests.runs import begin
+
+# So that the death of a machine is noticed in two seconds, not in thirty.
+HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+MEMORY_BYTES = 100 * 2**20  # of each machine's object store
+
+
+@dataclass
+class Machines:
+    """A head that only keeps the books, and machines with one GPU each, by name only: no code uses it."""
+
+    cluster: Cluster
+    nodes: list[Any] = field(default_factory=list[Any])
+
+    @property
+    def address(self) -> str:
+        return self.cluster.address
+
+    def add(self) -> None:
+        self.nodes.append(
+            self.cluster.add_node(
+                num_cpus=1, num_gpus=1, node_ip_address="127.0.0.1", object_store_memory=MEMORY_BYTES, wait=True
+            )
+        )
+
+    def kill_machine(self, number: int) -> None:
+        """As when the power fails: nobody is told, and the workers on it go, too."""
+        self.cluster.remove_node(self.nodes.pop(number), allow_graceful=False)
+
+    def workers(self) -> list[int]:
+        """The process ids of the actors that have their engine or are about to."""
+        raylets = {node.all_processes["raylet"][0].process.pid for node in self.nodes}
+        return [pid for pid, parent, name in _processes() if parent in raylets and name.startswith("ray::_Worker")]
+
+
+@contextmanager
+def machines(count: int) -> Iterator[Machines]:
+    """So many machines, gone after the block."""
+    head = {
+        "num_cpus": 0,
+        "num_gpus": 0,
+        "node_ip_address": "127.0.0.1",
+        "object_store_memory": MEMORY_BYTES,
+        "include_dashboard": False,
+        "_system_config": HEALTH_CHECKS,
+    }
+    running = Machines(Cluster(initialize_head=True, head_node_args=head))
+    try:
+        for _ in range(count):
+            running.add()
+        yield running
+    finally:
+        running.cluster.shutdown()
+
+
+def _processes() -> Iterator[tuple[int, int, str]]:
+    """Process id, parent's id and command line of everything that runs."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            yield int(folder.name), int(parent), (folder / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:  # gone meanwhile
+            continue
+
+
+def start_driver(address: str, source: Path, out: str, log: Path, seconds: float) -> subprocess.Popen[bytes]:
+    """A process that does `drive`, with what it says in a file."""
+    code = "import sys; from tests.machines import drive; sys.exit(drive(*sys.argv[1:]))"
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, address, str(source), out, str(seconds)], stdout=stream, stderr=stream
+        )
+
+
+def drive(address: str, source: str, out: str, seconds: str) -> int:
+    """Begins a run or goes on with it; every image takes so many seconds. The exit code."""
+    job, plan = begin(source, out, images_per_shard=8, engine=FakeEngine(Path(source).parent, float(seconds)))
+    try:
+        cluster.run(job, plan.without(job.ledger.committed()), lambda _: None, address=address, image_timeout=60)
+    except RunStoppedError as stopped:
+        return 128 + stopped.signal_number
+    return 0
+
+
+def kill(pid: int) -> bool:
+    """Whether there was still something to kill."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
