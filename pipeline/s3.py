@@ -165,7 +165,8 @@ class S3Storage:
         return True
 
     def _create_in_parts(self, name: str, data: bytes, writer: str) -> bool:
-        there = self._writer(name)
+        size = self.part_size or len(data)
+        there = self._writer(name) if len(data) > size else None
         if there is not None:  # spares a late copy of a shard the upload
             return there == writer
         begun = self._call("create_multipart_upload", Key=name, Metadata={WRITER: writer})
@@ -173,7 +174,6 @@ class S3Storage:
         completed = False
         try:
             parts = []
-            size = self.part_size or len(data)
             for number, start in enumerate(range(0, len(data), size), 1):
                 body = data[start : start + size]
                 part = self._call("upload_part", **upload, PartNumber=number, Body=body)

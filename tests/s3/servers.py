@@ -12,9 +12,10 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Protocol, TypeVar
@@ -54,14 +55,20 @@ def running(server: S) -> Iterator[S]:
 
 
 class MotoServer:
-    """moto's S3 on a free port. One request at a time, since it checks a condition and writes in two steps."""
+    """moto's S3 on a free port.
+
+    One request at a time, since it checks a condition and writes in two steps. Unfinished uploads were all begun just
+    now, where moto says in 2010.
+    """
 
     def __init__(self) -> None:
         lock, app = threading.Lock(), DomainDispatcherApplication(create_backend_app)
 
         def one_at_a_time(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
             with lock:
-                return app(environ, start_response)
+                content = b"".join(app(environ, start_response))
+            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+            return [content.replace(b"2010-11-10T20:48:33.000Z", now.encode())]
 
         self._server = make_server("127.0.0.1", 0, one_at_a_time, threaded=True, request_handler=_Quiet)
 
@@ -85,9 +92,9 @@ class _Quiet(WSGIRequestHandler):
 class Fault(StrEnum):
     """What happens to a request instead of what it asked for, or to its answer."""
 
-    SLOW_DOWN = "503 SlowDown"
-    INTERNAL_ERROR = "500 InternalError"
-    CONFLICT = "409 ConditionalRequestConflict"  # does nothing to requests without a condition
+    SLOW_DOWN = "503"
+    INTERNAL_ERROR = "500"
+    CONFLICT = "409"  # does nothing to requests without a condition
     RESET_BEFORE = "the connection is reset before the store gets the request"
     RESET_AFTER = "the connection is reset after the request took effect"
     SHORT_BODY = "half of the body comes, then the connection ends"  # does nothing to answers without a body
@@ -95,7 +102,6 @@ class Fault(StrEnum):
 
 
 NOISY = tuple(fault for fault in Fault if fault is not Fault.SILENCE)  # those that a client learns of at once
-_ANSWERS = {Fault.SLOW_DOWN: 503, Fault.INTERNAL_ERROR: 500, Fault.CONFLICT: 409}
 
 
 @dataclass(frozen=True)
@@ -114,9 +120,30 @@ class Request:
         return "If-None-Match" in self.headers
 
 
-# Called with each request before the store gets it; what it returns happens. It may do anything, such as end a process;
-# the `append` of a list only takes note.
-Script = Callable[[Request], Fault | None]
+@dataclass(frozen=True)
+class Answer:
+    """What is sent back."""
+
+    status: int
+    content: bytes = b""
+    headers: Sequence[tuple[str, str]] = ()
+
+
+def refusal(status: int, code: str, message: str = "Injected.") -> Answer:
+    """The answer of a store that does not do what it was asked."""
+    text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return Answer(status, text.encode(), [("Content-Type", "application/xml")])
+
+
+_REFUSALS = {
+    Fault.SLOW_DOWN: refusal(503, "SlowDown"),
+    Fault.INTERNAL_ERROR: refusal(500, "InternalError"),
+    Fault.CONFLICT: refusal(409, "ConditionalRequestConflict"),
+}
+
+# Called with each request before the store gets it. It may do anything, such as end a process. A fault that it returns
+# happens; an answer that it returns is sent in place of the store's. The `append` of a list only takes note.
+Script = Callable[[Request], Fault | Answer | None]
 
 
 def no_faults(_: Request) -> None:
@@ -134,10 +161,20 @@ def random_faults(rate: float, seed: int, kinds: tuple[Fault, ...] = tuple(Fault
     return script
 
 
+def first(told: Fault | Answer, which: Callable[[Request], bool], times: int = 1) -> Script:
+    """The first `times` requests of this kind meet `told`."""
+    left = iter(range(times))
+
+    def script(request: Request) -> Fault | Answer | None:
+        return told if which(request) and next(left, None) is not None else None
+
+    return script
+
+
 class FaultProxy(ThreadingHTTPServer):
     """Hands requests on to the store at `target`, as `script` tells, and calls `after` before it hands back an answer.
 
-    `ignores_conditions` makes the store one that overwrites, by "puts" of whole objects or "completes" of parts.
+    `ignores_conditions` makes the store one that heeds none: of "puts" of objects, "completes" of uploads, or "gets".
     """
 
     daemon_threads = True
@@ -185,53 +222,51 @@ class _Proxied(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = dict(self.headers.items())
         request = Request(next(self.server.numbers), self.command, self.path, headers, body)
-        fault = self.server.script(request)
-        if fault is Fault.RESET_BEFORE:
+        told = self.server.script(request)
+        if told is Fault.RESET_BEFORE:
             return self._reset()
-        if fault and fault in _ANSWERS and (fault is not Fault.CONFLICT or request.conditional):
-            return self._answer_with_error(fault)
-        status, answered, content = self._forward(request)
-        self.server.after(request)
-        if fault is Fault.SILENCE:
+        if told is Fault.CONFLICT and not request.conditional:
+            told = None
+        answer = _REFUSALS.get(told) if isinstance(told, Fault) else told
+        if answer is None:
+            answer = self._forward(request)
+            self.server.after(request)
+        if told is Fault.SILENCE:
             self.server.stopped.wait(60)
-        if fault in (Fault.SILENCE, Fault.RESET_AFTER):
+        if told in (Fault.SILENCE, Fault.RESET_AFTER):
             return self._reset()
-        self._answer(status, answered, content, short=fault is Fault.SHORT_BODY)
+        self._send(answer, short=told is Fault.SHORT_BODY)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
 
-    def _forward(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _forward(self, request: Request) -> Answer:
         dropped = {"Connection", "Expect"}
-        if ("completes" if request.method == "POST" else "puts") in self.server.ignores_conditions:
-            dropped.add("If-None-Match")
+        if {"PUT": "puts", "POST": "completes", "GET": "gets"}.get(request.method) in self.server.ignores_conditions:
+            dropped |= {"If-None-Match", "If-Match"}
         headers = {name: value for name, value in request.headers.items() if name not in dropped}
         connection = http.client.HTTPConnection(self.server.target)
         try:
             connection.request(request.method, request.path, request.body, headers)
             response = connection.getresponse()
-            return response.status, response.getheaders(), response.read()
+            return Answer(response.status, response.read(), response.getheaders())
         finally:
             connection.close()
 
-    def _answer(self, status: int, headers: Iterable[tuple[str, str]], content: bytes, short: bool = False) -> None:
-        self.send_response_only(status)
+    def _send(self, answer: Answer, short: bool) -> None:
+        content = b"" if self.command == "HEAD" else answer.content
         length = str(len(content))
-        for name, value in headers:
+        self.send_response_only(answer.status)
+        for name, value in answer.headers:
             if name.lower() == "content-length":
                 length = value  # of a HEAD: the object's
             elif name.lower() not in ("connection", "transfer-encoding"):
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if short else content)
         if short and content:
+            content = content[: len(content) // 2]
             self.close_connection = True
-
-    def _answer_with_error(self, fault: Fault) -> None:
-        code = fault.partition(" ")[2]
-        content = f"<Error><Code>{code}</Code><Message>Injected.</Message></Error>".encode()
-        content = b"" if self.command == "HEAD" else content
-        self._answer(_ANSWERS[fault], [("Content-Type", "application/xml")], content)
+        self.wfile.write(content)
 
     def _reset(self) -> None:
         self.close_connection = True
