@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import StorageError
-from pipeline.storage import LocalStorage, Storage, StoredObject, open_storage, prove_create_if_absent
+from pipeline.errors import ObjectError, StorageError
+from pipeline.storage import PROBE_PREFIX, LocalStorage, Storage, StoredObject, open_storage, prove_create_if_absent
 
 if TYPE_CHECKING:
     from tests.s3.servers import FaultProxy
@@ -136,7 +137,7 @@ def test_keys_that_are_no_clean_relative_path_are_refused(storage: Storage, key:
 
 def test_reading_raises_one_line_when_the_object_is_absent(storage: Storage):
     for read in (storage.read, storage.open):
-        with pytest.raises(StorageError) as caught:
+        with pytest.raises(ObjectError) as caught:
             read("a/absent")
         assert "absent" in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -183,6 +184,13 @@ def test_exactly_one_of_two_processes_creates_each_key(storage: Storage, tmp_pat
 def test_proof_passes_and_leaves_nothing_when_the_store_is_sound(storage: Storage):
     prove_create_if_absent(storage)
     assert keys(storage) == []
+
+
+def test_sweep_leaves_what_is_young(storage: Storage):
+    for key in ("masks/part", PROBE_PREFIX + "a" * 32):
+        storage.create(key, b"x")
+    storage.sweep()
+    assert len(keys(storage)) == 2
 
 
 # A store that is not sound.
@@ -242,6 +250,21 @@ def test_relative_path_means_the_same_when_the_working_folder_changes(tmp_path: 
     assert (tmp_path / "store" / "a").exists()
 
 
+def test_one_file_at_fault_is_told_from_a_folder_at_fault(tmp_path: Path):
+    storage = new_local_storage(tmp_path)
+    (tmp_path / "store" / "loop").symlink_to("loop")
+    (tmp_path / "store" / "folder").mkdir()
+    (tmp_path / "store" / "file").write_bytes(b"")
+    for key in ("absent", "loop", "folder", "file/below", "x" * 300):
+        with pytest.raises(ObjectError, match="/store/"):
+            storage.read(key)
+    with pytest.raises(ObjectError, match="Input/output error"):  # no memory is at address 0
+        LocalStorage(Path("/proc/self")).read("mem")
+    with pytest.raises(StorageError, match="name too long") as caught:
+        storage.create("x" * 300, b"")
+    assert not isinstance(caught.value, ObjectError)
+
+
 def test_every_call_raises_when_the_folder_vanished(tmp_path: Path):
     storage = new_local_storage(tmp_path)
     (tmp_path / "store").rmdir()
@@ -254,8 +277,9 @@ def test_every_call_raises_when_the_folder_vanished(tmp_path: Path):
         lambda: keys(storage, "masks/"),
     ]
     for call in calls:
-        with pytest.raises(StorageError, match="No such file or directory"):
+        with pytest.raises(StorageError, match="/store: No such file or directory") as caught:
             call()
+        assert not isinstance(caught.value, ObjectError)
     assert not (tmp_path / "store").exists()
 
 
@@ -301,6 +325,70 @@ def test_writing_raises_and_leaves_nothing_when_the_disk_takes_no_more(tmp_path:
         storage.put("old", bytes(100_000))
     assert os.listdir(tmp_path / "store") == ["old"]
     assert storage.read("old") == b"old"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only who may mount file systems can have a full or read-only disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_run_goes_on_when_a_full_disk_has_room_again(disk: Path):
+    storage = LocalStorage(disk)
+    storage.put("images/old", b"old")
+    (disk / "ballast").write_bytes(bytes(900_000))
+    for write in (storage.create, storage.put):
+        with pytest.raises(StorageError, match="new: No space left on device") as caught:
+            write("masks/new", bytes(500_000))
+        assert not isinstance(caught.value, ObjectError)
+    with pytest.raises(StorageError, match="No space left on device"):
+        storage.put("images/old", bytes(500_000))
+    assert keys(storage) == ["ballast", "images/old"]
+    assert storage.read("images/old") == b"old"
+    assert os.listdir(disk / "masks") == []
+    (disk / "ballast").unlink()
+    assert storage.create("masks/new", bytes(500_000))
+
+
+def test_writing_raises_and_reading_works_when_the_disk_is_read_only(disk: Path):
+    storage = LocalStorage(disk)
+    storage.put("old", b"old")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    calls: list[Callable[[], object]] = [
+        lambda: storage.create("new", b""),
+        lambda: storage.create("masks/new", b""),
+        lambda: storage.put("old", b"new"),
+        lambda: storage.delete("old"),
+        lambda: prove_create_if_absent(storage),
+    ]
+    for call in calls:
+        with pytest.raises(StorageError, match="Read-only file system") as caught:
+            call()
+        assert not isinstance(caught.value, ObjectError)
+    storage.sweep()
+    assert storage.read("old") == b"old"
+    assert keys(storage) == ["old"]
+
+
+def test_sweep_removes_only_old_leftovers(tmp_path: Path):
+    storage = new_local_storage(tmp_path)
+    old, young = [f"masks/.{digit * 32}.tmp" for digit in "ab"]
+    probe, part, other = PROBE_PREFIX + "c" * 32, "masks/part", "masks/.notes.tmp"
+    (tmp_path / "store" / "masks").mkdir()
+    for name in (old, young, probe, part, other):
+        (tmp_path / "store" / name).write_bytes(b"")
+    for name in (old, probe, part, other):
+        os.utime(tmp_path / "store" / name, (0, 0))
+    storage.sweep()
+    left = {str(path.relative_to(tmp_path / "store")) for path in (tmp_path / "store").rglob("*") if path.is_file()}
+    assert left == {young, part, other}
 
 
 def test_writing_raises_when_the_folder_takes_no_files():
