@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, whose machines and workers can be killed, and drivers of runs in processes of their own."""
+"""A Ray cluster on this machine whose machines and workers can be killed, and drivers of runs as processes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ HEALTH_CHECKS = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 4,
 }
+SHARD = 8  # images
+LOOPBACK = "127.0.0.2"  # 127.0.0.1 Ray takes for a wish for the address that others see
 MEMORY_BYTES = 100 * 2**20  # of each machine's object store
 
 
@@ -37,12 +39,12 @@ class Machines:
 
     @property
     def address(self) -> str:
-        return self.cluster.address
+        return str(self.cluster.address)
 
     def add(self) -> None:
         self.nodes.append(
             self.cluster.add_node(
-                num_cpus=1, num_gpus=1, node_ip_address="127.0.0.1", object_store_memory=MEMORY_BYTES, wait=True
+                num_cpus=1, num_gpus=1, node_ip_address=LOOPBACK, object_store_memory=MEMORY_BYTES, wait=True
             )
         )
 
@@ -62,7 +64,7 @@ def machines(count: int) -> Iterator[Machines]:
     head = {
         "num_cpus": 0,
         "num_gpus": 0,
-        "node_ip_address": "127.0.0.1",
+        "node_ip_address": LOOPBACK,
         "object_store_memory": MEMORY_BYTES,
         "include_dashboard": False,
         "_system_config": HEALTH_CHECKS,
@@ -86,18 +88,17 @@ def _processes() -> Iterator[tuple[int, int, str]]:
             continue
 
 
-def start_driver(address: str, source: Path, out: str, log: Path, seconds: float) -> subprocess.Popen[bytes]:
+def start_driver(address: str, source: Path, out: str, seconds: float, log: Path) -> subprocess.Popen[bytes]:
     """A process that does `drive`, with what it says in a file."""
     code = "import sys; from tests.machines import drive; sys.exit(drive(*sys.argv[1:]))"
     with log.open("ab") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, address, str(source), out, str(seconds)], stdout=stream, stderr=stream
-        )
+        command = [sys.executable, "-c", code, address, str(source), out, str(seconds)]
+        return subprocess.Popen(command, stdout=stream, stderr=stream)
 
 
 def drive(address: str, source: str, out: str, seconds: str) -> int:
     """Begins a run or goes on with it; every image takes so many seconds. The exit code."""
-    job, plan = begin(source, out, images_per_shard=8, engine=FakeEngine(Path(source).parent, float(seconds)))
+    job, plan = begin(source, out, images_per_shard=SHARD, engine=FakeEngine(Path(source).parent, float(seconds)))
     try:
         cluster.run(job, plan.without(job.ledger.committed()), lambda _: None, address=address, image_timeout=60)
     except RunStoppedError as stopped:
