@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import os
@@ -195,6 +196,15 @@ def test_exactly_one_of_many_threads_creates_each_key(store: S3Storage, proxy: F
         won = [list(threads.map(lambda name, key=key: store.create(key, name), names)) for key in keys]
     assert [sum(outcome) for outcome in won] == [1] * len(keys)
     assert [store.read(key) for key in keys] == [names[outcome.index(True)] for outcome in won]
+
+
+def test_every_body_is_signed_by_its_hash(store: S3Storage, proxy: FaultProxy):
+    requests: list[Request] = []
+    proxy.behave(requests.append)
+    store.put("small", b"small")
+    store.create("big", DATA)
+    for request in requests:
+        assert request.headers["X-Amz-Content-SHA256"] == hashlib.sha256(request.body).hexdigest()
 
 
 # Streams.
