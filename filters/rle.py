@@ -61,8 +61,8 @@ def measure(
     height = heights[mask]
     left, right = (stop - length) // height, (stop - 1) // height
     # A run that goes on in the next column touches both borders.
-    top = np.where(left < right, 0, (stop - length) % height)
-    bottom = np.where(left < right, height - 1, (stop - 1) % height)
+    top = np.where(left < right, 0, stop - length - left * height)
+    bottom = np.where(left < right, height - 1, stop - 1 - right * height)
     first = _firsts(mask)
     area[mask[first]] = np.add.reduceat(length, first)
     x0, y0 = np.minimum.reduceat(left, first), np.minimum.reduceat(top, first)

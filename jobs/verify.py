@@ -21,22 +21,29 @@ def verify(
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pipeline.storage import open_storage
     from pipeline.verify import verify as checks
 
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    first: list[str] = []
     shards = done = images = failed = masks = offences = 0
-    for number, check in enumerate(checks(open_storage(out))):
-        for offence in check.offences:
-            offences += 1
-            if offences <= limit:
-                console.print(offence)
-        shards = number  # the first check is of the run around the shards
-        done += check.done
-        images += check.images
-        failed += check.failed
-        masks += check.masks
+    person = Console(stderr=True)
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn())
+    with Progress(*columns, console=person, transient=True, disable=not person.is_terminal) as bar:
+        task = bar.add_task("")
+        for number, check in enumerate(checks(open_storage(out))):
+            shards += check.shards
+            done += check.done
+            images += check.images
+            failed += check.failed
+            masks += check.masks
+            offences += len(check.offences)
+            first += check.offences[: limit - len(first)]
+            bar.update(task, total=shards, completed=number)  # the first check is of the run around the shards
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    for offence in first:
+        console.print(offence)
     if offences > limit:
         console.print(f"... and {offences - limit} more")
     console.print(

@@ -1,24 +1,167 @@
-"""Whether the tables of one part agree with each other and with themselves."""
+"""Whether the objects of one shard are sound: part against plan, rows against rows, masks against their numbers."""
 
 # pyarrow ships no types: strict checking would find every line that touches it unknown.
 # pyright: standard
 from __future__ import annotations
 
+import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from filters import rle
-from pipeline.records import STEPS
+from pipeline.ledger import RUN_KEY, images_key, masks_key
+from pipeline.records import STEPS, Shard
+from pipeline.table import (
+    IDENTITY_KEY,
+    IMAGES,
+    MASKS,
+    SCHEMA_VERSION,
+    SCHEMA_VERSION_KEY,
+    read_images,
+    read_metadata,
+    read_parquet,
+)
 
 Row = dict[str, Any]
-MASKS_AT_ONCE = 256  # so that what is known of their runs fits into a cache
+# What reading a damaged part can raise.
+_DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, MemoryError)
+MASKS_AT_ONCE = 64  # what is known of their runs fits into a cache
 
 
-def part_offences(part_name: str, images: pa.Table, masks: pa.Table) -> Iterator[str]:
+@dataclass(frozen=True)
+class Check:
+    """What one shard with its retries, or the run around the shards, was found to be."""
+
+    offences: tuple[str, ...]  # a line each: which object, what is wrong
+    done: bool = False  # whether the shard's part is there
+    images: int = 0  # those that a reader of the images table sees
+    failed: int = 0  # of the images: failed or quarantined
+    masks: int = 0
+    shards: int = 0  # in the plan: told once, by the first check
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The objects of one shard: its parts as planned, of the first retry, the second... and their images parts."""
+
+    shard: Shard  # as planned
+    retries: int  # the number of the last one
+    objects: Mapping[str, bytes | str]  # by key, those that there are; why not, where one cannot be read
+    identity: str  # of the run: sha256
+
+
+def check_shard(chain: Chain) -> Check:
+    """What is wrong with the parts of a shard, each by itself, and as a chain: each holds what was not ok before."""
+    offences: list[str] = []
+    images = failed = masks = 0
+    ok: set[str] = set()  # in the parts so far
+    left = None if chain.shard.image_ids is None else set(chain.shard.image_ids)  # for this part; None: nobody knows
+    for part in (replace(chain.shard, retry=retry) for retry in range(chain.retries + 1)):
+        key = masks_key(part.name)
+        tables = _read_part(chain, part)
+        if isinstance(tables, str):
+            offences.append(f"{key}: {tables}")
+            left = None
+            if key not in chain.objects and images_key(part.name) in chain.objects:
+                offences.append(f"{images_key(part.name)}: there, but its masks part is missing")
+            continue
+        found, seen = tables.images, tables.images.filter(pc.field("status") == "ok")
+        image_ids, done = found["image_id"].to_pylist(), set(seen["image_id"].to_pylist())
+        rows = (*_membership(part, image_ids, left, ok), *_row_offences(part.name, found, tables.masks))
+        offences += (f"{key}: {offence}" for offence in rows)
+        if part.retry == chain.retries:
+            seen = found
+        offences += _derived_offences(chain, images_key(part.name), seen)
+        ok |= done
+        left = set(image_ids) - done
+        images, failed, masks = images + len(seen), len(left), masks + len(tables.masks)
+    return Check(tuple(offences), masks_key(chain.shard.name) in chain.objects, images, failed, masks)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What a part holds."""
+
+    images: pa.Table
+    masks: pa.Table
+
+
+def _read_part(chain: Chain, part: Shard) -> _Tables | str:
+    """A part, valid and of the right schemas, or what is wrong with the whole of it."""
+    data = chain.objects.get(masks_key(part.name))
+    if data is None:
+        return "missing: " + ("a later retry is there" if chain.retries else "`maskmill generate` again makes it")
+    if isinstance(data, str):
+        return data
+    if not data.startswith(b"PAR1"):  # pyarrow looks at the end only, other readers do not
+        return "damaged: does not begin like a Parquet file"
+    try:
+        footer = read_metadata(io.BytesIO(data))
+        if footer[IDENTITY_KEY] != chain.identity or footer[SCHEMA_VERSION_KEY] != str(SCHEMA_VERSION):
+            return f"belongs to another run than {RUN_KEY} describes"
+        images = read_images(io.BytesIO(data))
+        masks = read_parquet(data)
+        # Offsets that lead out of a buffer would end the process, not raise, where their values are read.
+        images.validate(full=True)
+        masks.validate(full=True)
+    except _DAMAGE as error:
+        return f"damaged: {_one_line(error)}"
+    for name, table, schema in (("images", images, IMAGES), ("masks", masks, MASKS)):
+        if not table.schema.equals(schema):
+            return f"the {name} table has other columns than maskmill writes"
+        if nulls := [field.name for field in schema if not field.nullable and table[field.name].null_count]:
+            return f"the {name} table has nulls in {', '.join(nulls)}"
+    return _Tables(images, masks)
+
+
+def _membership(part: Shard, image_ids: list[str], left: set[str] | None, ok: Collection[str]) -> Iterator[str]:
+    """Whether a part has the images that were `left` for it, and no others; `ok` are in an earlier part."""
+    present, due = set(image_ids), "left to retry" if part.retry else "planned"
+    if part.image_ids is None:
+        strays = {image_id for image_id in present if image_id in ok or not _is_in_tar(image_id, part.uri)}
+        # A tar that could not be read to its end had a row under its own name.
+        missing = {image_id for image_id in left or () if not part.uri.endswith(f"/{image_id}")} - present
+    else:
+        strays = present & set(ok) if left is None else present - left
+        missing = (left or set()) - present
+    for image_id in sorted(missing):
+        yield f"{image_id}: {due}, but has no row in the images table"
+    for image_id in sorted(strays):
+        yield f"{image_id}: has a row in the images table, but was not {due}"
+
+
+def _is_in_tar(image_id: str, tar_uri: str) -> bool:
+    """Whether the id begins with the path of the tar: the end of its address, one part or more."""
+    parts = image_id.split("/")
+    return any(tar_uri.endswith("/" + "/".join(parts[:count])) for count in range(1, len(parts) + 1))
+
+
+def _derived_offences(chain: Chain, key: str, images: pa.Table) -> Iterator[str]:
+    """Whether an images part has the rows that were derived from its masks part."""
+    data = chain.objects.get(key)
+    if data is None:
+        yield f"{key}: missing: `maskmill generate` again derives it"
+    elif isinstance(data, str):
+        yield f"{key}: {data}"
+    else:
+        try:
+            if not read_parquet(data).equals(images):
+                yield f"{key}: differs from the footer of its masks part"
+        except _DAMAGE as error:
+            yield f"{key}: damaged: {_one_line(error)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _row_offences(part_name: str, images: pa.Table, masks: pa.Table) -> Iterator[str]:
     """What is wrong with the rows of a part, which are of the schemas IMAGES and MASKS and valid: a line each."""
     rows = images.to_pylist()
     image_ids = [row["image_id"] for row in rows]
@@ -74,15 +217,18 @@ def _mask_offences(masks: pa.Table, sizes: dict[str, tuple[int, int]]) -> Iterat
     )
     boxes = np.stack(sides, axis=1)
     measured_areas, measured_boxes, faults = rle.measure(masks["rle_counts"].to_pylist(), height, width)
-    sound = (areas == measured_areas) & (boxes == measured_boxes).all(axis=1)
-    for row, (image_id, mask_id) in enumerate(zip(image_ids, masks["mask_id"].to_pylist(), strict=True)):
-        where, size = f"{image_id}, mask {mask_id}", (height[row], width[row])
-        if size != (image := sizes.get(image_id, size)):
+    wrong = (areas != measured_areas) | (boxes != measured_boxes).any(axis=1)
+    wrong[list(faults)] = True
+    declared = list(zip(height.tolist(), width.tolist(), strict=True))
+    wrong |= [size != sizes.get(image_id, size) for image_id, size in zip(image_ids, declared, strict=True)]
+    for row in np.flatnonzero(wrong).tolist():
+        where, size = f"{image_ids[row]}, mask {masks['mask_id'][row]}", declared[row]
+        if size != (image := sizes.get(image_ids[row], size)):
             yield f"{where}: the image is {image[0]} x {image[1]} pixels, the mask {size[0]} x {size[1]}"
         elif row in faults:
             yield f"{where}: the RLE {faults[row]}"
         elif areas[row] != measured_areas[row]:
             yield f"{where}: area is {areas[row]}, but the RLE has {measured_areas[row]} pixels"
-        elif not sound[row]:
-            box, measured = tuple(boxes[row].tolist()), tuple(measured_boxes[row].tolist())
-            yield f"{where}: bbox is {box}, but the RLE spans {measured}"
+        else:
+            box, spanned = tuple(boxes[row].tolist()), tuple(measured_boxes[row].tolist())
+            yield f"{where}: bbox is {box}, but the RLE spans {spanned}"

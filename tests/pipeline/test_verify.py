@@ -14,15 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from filters import rle
+from pipeline.checks import Check
 from pipeline.errors import RunMismatchError, StorageError
 from pipeline.plan import encode_plan
 from pipeline.records import Shard
 from pipeline.storage import open_storage
-from pipeline.table import IMAGES_KEY, SCHEMA_VERSION, read_images
-from pipeline.verify import Check, verify
+from pipeline.table import IDENTITY_KEY, IMAGES_KEY, SCHEMA_VERSION, images_part, read_images
+from pipeline.verify import SHARDS_WORTH_PROCESSES, verify
 from tests.fakes import FAIL, picture
 from tests.pipeline.test_sources import tar_bytes
-from tests.runs import run
+from tests.runs import retry, run
 
 FIRST, SECOND = "masks/part-00000.parquet", "masks/part-00001.parquet"
 
@@ -312,3 +313,163 @@ def test_image_of_another_tar_is_found(tmp_path: Path):
         folder = tmp_path / "out" / table
         shutil.copy(folder / "part-00000.parquet", folder / "part-00001.parquet")
     assert f"{SECOND}: 0.tar/x.png: has a row in the images table, but was not planned" in offences(tmp_path / "out")
+
+
+# Retries.
+
+RETRY, AGAIN = "masks/part-00001-retry-1.parquet", "masks/part-00001-retry-2.parquet"
+
+
+@pytest.fixture(scope="module")
+def sound_retry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards: c and d failed twice, then only d, then none."""
+    folder = tmp_path_factory.mktemp("sound_retry")
+    photographs = folder / "photographs"
+    photographs.mkdir()
+    for seed, name in enumerate("abcd"):
+        (photographs / f"{name}.png").write_bytes(picture(seed) if name in "ab" else b"no image")
+    run(photographs, folder / "out")
+    (photographs / "c.png").write_bytes(picture(2))
+    retry(folder / "out")
+    (photographs / "d.png").write_bytes(picture(3))
+    retry(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def retried(sound_retry: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be damaged."""
+    return Path(shutil.copytree(sound_retry, tmp_path / "out"))
+
+
+def test_nothing_is_wrong_with_a_sound_run_when_it_was_retried(sound_retry: Path):
+    assert list(verify(open_storage(str(sound_retry)))) == [
+        Check((), shards=2),
+        Check((), done=True, images=2, failed=0, masks=6),
+        Check((), done=True, images=2, failed=0, masks=6),
+    ]
+
+
+def test_nothing_is_wrong_when_a_tar_was_retried_that_had_broken_off(tmp_path: Path):
+    tar = tar_bytes([("x.png", picture(0)), ("y.png", b""), ("z.png", picture(1))])
+    (tmp_path / "0.tar").write_bytes(tar[:2048])
+    run(tmp_path / "0.tar", tmp_path / "out")
+    (tmp_path / "0.tar").write_bytes(tar)
+    retry(tmp_path / "out")
+    assert list(verify(open_storage(str(tmp_path / "out")))) == [
+        Check((), shards=1),
+        Check((), done=True, images=3, failed=1, masks=6),
+    ]
+
+
+def test_gap_in_a_chain_of_retries_is_found(retried: Path):
+    (retried / RETRY).unlink()
+    assert offences(retried) == [
+        f"{RETRY}: missing: a later retry is there",
+        "images/part-00001-retry-1.parquet: there, but its masks part is missing",
+    ]
+
+
+def test_missing_part_that_was_retried_is_found(retried: Path):
+    (retried / SECOND).unlink()
+    assert f"{SECOND}: missing: a later retry is there" in offences(retried)
+
+
+def test_missing_last_retry_is_found(retried: Path):
+    (retried / AGAIN).unlink()
+    assert "images/part-00001-retry-2.parquet: there, but its masks part is missing" in offences(retried)
+    (retried / "images/part-00001-retry-2.parquet").unlink()
+    assert offences(retried) == ["images/part-00001-retry-1.parquet: differs from the footer of its masks part"]
+
+
+def test_images_part_that_still_has_what_was_retried_is_found(retried: Path):
+    part = (retried / SECOND).read_bytes()
+    (retried / "images/part-00001.parquet").write_bytes(images_part(part))
+    assert offences(retried) == ["images/part-00001.parquet: differs from the footer of its masks part"]
+
+
+@pytest.mark.parametrize("key", ["masks/part-00001-retry-01.parquet", "masks/part-00002-retry-1.parquet"])
+def test_retry_of_nothing_is_a_stray_object(retried: Path, key: str):
+    shutil.copy(retried / RETRY, retried / key)
+    assert offences(retried) == [f"{key}: does not belong to the run"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: with_value(t, "image_id", 0, "a.png"), "a.png: has a row in the images table, but was not left to"),
+        (lambda t: drop_row(t, 1), "d.png: left to retry, but has no row in the images table"),
+        (lambda t: with_value(t, "shard", 0, "00001"), "c.png: says that its shard is 00001"),
+    ],
+)
+def test_retry_that_did_other_images_is_found(retried: Path, change: Callable[[pa.Table], pa.Table], expected: str):
+    rewrite(retried / RETRY, change_images=change)
+    found = offences(retried)
+    assert any(offence.startswith(f"{RETRY}: {expected}") for offence in found), found
+
+
+def test_retry_of_an_image_that_was_ok_is_found(retried: Path):
+    # The last retry again, as if the one before had left d: it is ok there already.
+    shutil.copy(retried / AGAIN, retried / "masks/part-00001-retry-3.parquet")
+    shutil.copy(retried / AGAIN.replace("masks", "images"), retried / "images/part-00001-retry-3.parquet")
+    key = "masks/part-00001-retry-3.parquet"
+    assert f"{key}: d.png: has a row in the images table, but was not left to retry" in offences(retried)
+
+
+def test_retry_of_an_image_of_a_tar_that_was_ok_is_found(tmp_path: Path):
+    (tmp_path / "0.tar").write_bytes(tar_bytes([("x.png", picture(0)), ("y.png", b"")]))
+    run(tmp_path / "0.tar", tmp_path / "out")
+    retry(tmp_path / "out")
+    for table in ("masks", "images"):
+        folder = tmp_path / "out" / table
+        shutil.copy(folder / "part-00000.parquet", folder / "part-00000-retry-1.parquet")
+    expected = "0.tar/x.png: has a row in the images table, but was not left to retry"
+    assert f"masks/part-00000-retry-1.parquet: {expected}" in offences(tmp_path / "out")
+
+
+# Many.
+
+
+def test_offences_come_in_the_order_of_the_plan_when_there_are_many_shards(tmp_path: Path):
+    (tmp_path / "photographs").mkdir()
+    for seed in range(SHARDS_WORTH_PROCESSES):
+        (tmp_path / "photographs" / f"{seed:03d}.png").write_bytes(picture(seed))
+    out = tmp_path / "out"
+    run(tmp_path / "photographs", out, images_per_shard=1)
+    damaged = range(1, SHARDS_WORTH_PROCESSES, 7)
+    for shard in damaged:
+        rewrite(out / f"masks/part-{shard:05d}.parquet", lambda table: with_value(table, "area", 0, 10**6))
+    first, *checks = verify(open_storage(str(out)))
+    assert first == Check((), shards=SHARDS_WORTH_PROCESSES)
+    assert [shard for shard, check in enumerate(checks) if check.offences] == list(damaged)
+    assert sum(check.masks for check in checks) == 3 * SHARDS_WORTH_PROCESSES
+
+
+# Every region of a part.
+
+
+def test_flipped_byte_is_found_wherever_values_are(out: Path):
+    path = out / FIRST
+    sound = path.read_bytes()
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    first = [column.dictionary_page_offset or column.data_page_offset for column in columns]
+    regions = {
+        "magic": 0,
+        "end magic": len(sound) - 1,
+        "length of the footer": len(sound) - 8,
+        "images": sound.index(IMAGES_KEY.encode()) + 400,
+        "identity": sound.rindex(IDENTITY_KEY.encode()) + len(IDENTITY_KEY) + 10,
+        **{c.path_in_schema: start + c.total_compressed_size - 1 for c, start in zip(columns, first, strict=True)},
+    }
+    for region, position in regions.items():
+        path.write_bytes(sound[:position] + bytes([sound[position] ^ 1]) + sound[position + 1 :])
+        assert any(FIRST in offence for offence in offences(out)), region
+
+
+def test_archive_that_is_planned_twice_is_found(tmp_path: Path):
+    (tmp_path / "0.tar").write_bytes(tar_bytes({"x.png": picture(0)}))
+    run(tmp_path / "0.tar", tmp_path / "out")
+    uri = str(tmp_path / "0.tar")
+    (tmp_path / "out" / "_plan.parquet").write_bytes(encode_plan([Shard(0, uri), Shard(1, uri)]))
+    assert f"_plan.parquet: {uri} is planned 2 times" in offences(tmp_path / "out")
