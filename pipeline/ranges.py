@@ -74,65 +74,6 @@ class RangeStream(io.RawIOBase):
     def readall(self) -> bytes:
         return b"".join(iter(lambda: self.read(CHUNK), b""))
 
-    def close(self) -> None: ...
-
-
-class Guard(Protocol):
-    """Runs a step, and again where that makes sense; turns what cannot be helped into StorageError."""
-
-    def __call__(self, step: Callable[[], T]) -> T: ...
-
-
-class BrokenStreamError(Exception):
-    """A connection that ended before its time."""
-
-
-# From which byte on, and of which version, None for whatever there is -> the rest, its length in bytes, its version.
-Fetch = Callable[[int, str | None], tuple[Body, int, str]]
-
-
-class RangeStream(io.RawIOBase):
-    """The bytes of one version of the object `name`; sequential reading is one request for as long as it holds.
-
-    `fetch` asks the store; each step goes through `guard`, and one that failed has dropped its connection. Raises what
-    `guard` does, ObjectError where the object was replaced, StorageError where the store does not keep to ranges.
-    """
-
-    def __init__(self, name: str, fetch: Fetch, guard: Guard):
-        self._body: Body | None = None  # first: close() may come after a failed __init__
-        self._name, self._fetch, self._guard = name, fetch, guard
-        self._position = self._fetched = 0  # where the reader is, and where the connection is
-        self._body, self._size, self._version = guard(lambda: fetch(0, None))
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if start + offset < 0:
-            raise ValueError(f"position {start + offset} lies before the object's first byte")
-        self._position = start + offset
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        amount = min(len(buffer), CHUNK, self._size - self._position)
-        if amount <= 0:
-            return 0
-        chunk = self._guard(lambda: self._next(amount))
-        buffer[: len(chunk)] = chunk
-        self._position += len(chunk)
-        return len(chunk)
-
-    def readall(self) -> bytes:
-        data = memoryview(bytearray(max(0, self._size - self._position)))
-        filled = 0
-        while filled < len(data):
-            filled += self.readinto(data[filled:])
-        return data.tobytes()
-
     def close(self) -> None:
         self._drop()
         super().close()

@@ -230,7 +230,7 @@ class S3Storage:
         """What the store lists below the prefix, page by page."""
         position: dict[str, str] = {}
         while True:
-            with self._explained("list what is there", ""):
+            with self._explained("list", ""):
                 page = self._call(operation, Prefix=prefix, **position)
             yield from page.get(items, ())
             if not page.get("IsTruncated"):
