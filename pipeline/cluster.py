@@ -15,7 +15,7 @@ import cv2
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
 
 from model.errors import CheckpointError, DeviceError
@@ -30,7 +30,7 @@ from pipeline.worker import Attempt, Engine, Job, OnCommit, OnProgress, Progress
 SHARDS_PER_WORKER = 2  # the second waits at the actor, so that it never waits for the driver
 DRAIN_SECONDS = 25.0  # containers get thirty after their SIGTERM
 PROGRESS_SECONDS = 1.0  # between two words of one worker
-PLACEMENT_SECONDS = 10.0  # between two looks for new machines
+PLACEMENT_SECONDS = 5.0  # between two looks for new machines
 REPORTS_OF_SILENCE = 6  # before a worker is given up
 # So many in a row end the run: the fault lies in none of the shards.
 HOPELESS_STARTS = 3  # for each worker
@@ -332,6 +332,8 @@ def _reason(error: RayError) -> str:
     """One line of what Ray says at length."""
     if isinstance(error, RayTaskError):
         return f"{type(error.cause).__name__}: {' '.join(str(error.cause).split())}"
+    if isinstance(error, OutOfMemoryError):
+        return "its machine ran out of memory"
     if isinstance(error, RayActorError) and not error.actor_init_failed:
         return "the worker died"
     return " ".join(str(error).split())[:300]

@@ -114,16 +114,16 @@ class Schedule:
         if index not in self._done:
             self._done.add(index)
             self._told.pop(index, None)
-            self.failed.pop(index, None)
             self._on_commit(lease.shard)
 
     def lose(self, lease: Lease, reason: str) -> None:
         """A worker died over a shard, hung, or raised: blames the image at work if it was alone, else the shard."""
+        if lease.shard.index not in self._done:
+            self._hold_against(lease, reason)
         self.give_back(lease)
-        index = lease.shard.index
-        if index in self._done:
-            return
-        history = self._histories[index]
+
+    def _hold_against(self, lease: Lease, reason: str) -> None:
+        history = self._histories[lease.shard.index]
         history.losses += 1
         logger.warning("%s: attempt %d failed: %s", lease.whereabouts, history.losses, reason)
         if lease.begun and lease.attempt.careful:
@@ -136,8 +136,7 @@ class Schedule:
             return
         history.unexplained += 1
         if history.unexplained == MAX_ATTEMPTS:
-            self.failed[index] = f"{lease.whereabouts}: {reason}"
-            self._again = [shard for shard in self._again if shard.index != index]
+            self.failed[lease.shard.index] = f"{lease.whereabouts}: {reason}"
 
     def give_back(self, lease: Lease) -> None:
         """A shard is not at its worker any more, through no fault of its own: it is done again, unless it is done."""
