@@ -20,6 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.errors import ObjectError, StorageError
+from pipeline.keys import is_key, one_line
 from pipeline.ranges import RangeStream
 from pipeline.s3_trouble import (
     TROUBLE,
@@ -31,7 +32,7 @@ from pipeline.s3_trouble import (
     persist,
     status_of,
 )
-from pipeline.storage import LEFTOVER, LEFTOVER_AGE_S, PROBE_PREFIX, Storage, StoredObject, is_key, one_line, unsafe
+from pipeline.storage import LEFTOVER, LEFTOVER_AGE_S, PROBE_PREFIX, Storage, StoredObject, unsafe
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

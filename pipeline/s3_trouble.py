@@ -56,7 +56,10 @@ _PASSING = (
     *(NoConnectionError, HTTPClientError, IncompleteReadError, ResponseParserError, HTTPError),
     *(BrokenStreamError, UnsettledError),
 )
-_PASSING_CODES = {"RequestTimeout", "OperationAborted", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+_PASSING_CODES = {
+    *("RequestTimeout", "OperationAborted", "Throttling", "ThrottlingException", "RequestLimitExceeded"),
+    *("IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),  # damaged on its way
+}
 _PASSING_STATUS = {429, 500, 502, 503, 504}
 _LASTING = 6  # failures after which the user is told: some seconds with the pauses above
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from pipeline.errors import ObjectError, StorageError
+from pipeline.keys import is_key, one_line, utf8_text
 
 PROBE_PREFIX = "_probe-"  # a process killed while proving its store may leave one of these behind
 LEFTOVER_AGE_S = 24 * 3600  # seconds after which what a writer began is taken to be abandoned
@@ -134,15 +135,6 @@ def unsafe(uri: str) -> str:
         f"{uri}: this store does not honour create-if-absent, so no result in it would be safe: "
         "choose another place for the output"
     )
-
-
-def is_key(key: str) -> bool:
-    """Whether `key` is one that the Storage interface allows."""
-    try:
-        key.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return False
-    return "\0" not in key and all(part and not part.startswith(".") for part in key.split("/"))
 
 
 @dataclass(frozen=True)
@@ -285,16 +277,6 @@ class LocalStorage:
         self._make_folders(folder.parent)
         folder.mkdir(exist_ok=True)
         _sync_folder(folder.parent)
-
-
-def utf8_text(name: str) -> str:
-    """A file name as text that can be encoded: bytes that are not UTF-8 become \\xhh."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def one_line(text: str) -> str:
-    """The text with its line breaks, and all else that cannot be shown, written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:

@@ -150,8 +150,8 @@ def test_create_uploads_again_when_completion_conflicts(store: S3Storage, proxy:
 
 
 def test_create_aborts_the_upload_when_a_part_is_refused(store: S3Storage, proxy: FaultProxy, inside: FakeBucket):
-    proxy.behave(first(refusal(400, "BadDigest", "Not what\nyou sent."), is_put))
-    with pytest.raises(StorageError, match=r"a/b/big: cannot create: Not what you sent. \(BadDigest\)"):
+    proxy.behave(first(refusal(400, "InvalidRequest", "Not what\nyou sent."), is_put))
+    with pytest.raises(StorageError, match=r"a/b/big: cannot create: Not what you sent. \(InvalidRequest\)"):
         store.create("big", DATA)
     assert uploads(inside) == []
     assert not store.exists("big")
