@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POSITIONS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
+_ENDPOINT = "the endpoint in AWS_ENDPOINT_URL, or the AWS configuration, is no address of the form https://host:port"
 BUFFER = 1 << 20  # bytes a stream fetches at least
 WRITER = "maskmill-writer"  # the object's metadata that say which call of `create` made it
 
@@ -50,22 +51,22 @@ def open_s3(uri: str) -> S3Storage:
     scheme, _, rest = uri.partition("://")
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.rstrip("/")
-    if "@" in bucket:  # not quoted: what stands before it may be a secret
-        raise StorageError("an s3:// address holds no credentials: those belong in the environment")
+    if "@" in bucket or ":" in bucket:  # not quoted: what stands here may be a secret
+        raise StorageError("s3:// is followed by a bucket's name: an endpoint or credentials belong in the environment")
     if scheme != "s3" or not re.fullmatch(r"[A-Za-z0-9._-]+", bucket) or (prefix and not is_key(prefix)):
         raise StorageError(f"{one_line(uri)}: not an address of the form s3://bucket or s3://bucket/prefix")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-    if endpoint:
-        _check_endpoint(endpoint)
+    if endpoint and not _is_endpoint(endpoint):
+        raise StorageError(_ENDPOINT)
     return S3Storage(bucket, prefix, endpoint)
 
 
-def _check_endpoint(endpoint: str) -> None:
-    parts = urlsplit(endpoint)
-    if "@" in parts.netloc:
-        raise StorageError("AWS_ENDPOINT_URL holds a user name or password: give them as AWS_ACCESS_KEY_ID and so on")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise StorageError(f"AWS_ENDPOINT_URL is {endpoint}: not an address of the form https://host:port")
+def _is_endpoint(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and parts.port != 0 and "@" not in text
+    except ValueError:  # what stands for the port is none
+        return False
 
 
 @dataclass(frozen=True)
@@ -275,4 +276,9 @@ def _client(endpoint: str | None, patience: Patience, process: int) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+    try:
+        return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+    except BotoCoreError:
+        raise
+    except ValueError as error:
+        raise StorageError(_ENDPOINT) from error
