@@ -30,6 +30,8 @@ class Shard:
     retry: int = 0
     # Images to leave out, because an earlier part has their masks: of a tar only, elsewhere `image_ids` says which.
     skip: frozenset[str] = frozenset()
+    # image_id -> address of each image, perhaps of others too; for sources where the ids do not tell them.
+    uris: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 
     @property
     def name(self) -> str:

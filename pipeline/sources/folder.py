@@ -1,0 +1,55 @@
+"""Images as files in folders, or as objects below a prefix."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pipeline.records import ImageRecord, Shard
+from pipeline.sources.names import fetch, is_image, is_tar, mixed
+from pipeline.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images in a folder and the folders below it, by extension, sorted; or one of them.
+
+    image_id is the path relative to the folder: the key below `storage`, of which a store has each once. Hidden and
+    linked files: see LocalStorage. Other files are left out, with a warning that counts them; a folder that also holds
+    tars is refused, since either could be what was meant.
+    """
+
+    storage: Storage
+    uri: str
+    only: str | None = None
+
+    def plan(self, images_per_shard: int) -> Iterator[Shard]:
+        keys = iter([self.only]) if self.only else self._keys()
+        for index in itertools.count():
+            image_ids = tuple(itertools.islice(keys, images_per_shard))
+            if not image_ids:
+                return
+            yield Shard(index, self.storage.uri, image_ids)
+
+    def _keys(self) -> Iterator[str]:
+        left_out: Counter[str] = Counter()
+        for item in self.storage.list():
+            if is_image(item.key):
+                yield item.key
+            elif is_tar(item.key):
+                raise mixed(self.uri, "images", "tars", ".tar")
+            else:
+                left_out[PurePosixPath(item.key).suffix.lower() or "no extension"] += 1
+        if left_out:
+            kinds = ", ".join(f"{kind}: {count}" for kind, count in left_out.most_common(5))
+            logger.warning("%s: %d files are no images and were left out (%s)", self.uri, left_out.total(), kinds)
+
+    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+        for image_id in shard.image_ids or ():
+            yield ImageRecord(image_id, f"{self.storage.uri}/{image_id}", fetch(self.storage, image_id))
