@@ -105,6 +105,11 @@ class Ledger:
         """Makes the part the result of its shard; False where there is one already, which stands."""
         return self.storage.create(masks_key(shard.name), part)
 
+    def parts_of(self, shard_name: str) -> list[str]:
+        """The names of the committed parts of one shard: as planned, first retry, second retry..."""
+        names = (f"{shard_name}-retry-{retry}" if retry else shard_name for retry in itertools.count())
+        return list(itertools.takewhile(lambda name: self.storage.exists(masks_key(name)), names))
+
     def publish_images(self, shard_name: str) -> None:
         """Derives the images parts of a committed shard and of its retries: the same bytes whoever does it.
 
@@ -112,7 +117,7 @@ class Ledger:
         committed meanwhile, by another driver, what it supersedes was perhaps written again: it is derived once more.
         """
         chain: list[str] = []
-        while chain != (chain := self._chain(_shard_of(shard_name))):
+        while chain != (chain := self.parts_of(_shard_of(shard_name))):
             for name in chain:
                 part = self.storage.read(masks_key(name))
                 self.storage.put(images_key(name), images_part(part, superseded=name != chain[-1]))
@@ -160,11 +165,6 @@ class Ledger:
         rows = read_parquet(self.storage.read(images_key(name)), ["image_id", "status"])
         ok = [status == "ok" for status in rows["status"].to_pylist()]
         return list(zip(rows["image_id"].to_pylist(), ok, strict=True))
-
-    def _chain(self, shard_name: str) -> list[str]:
-        """The committed parts of one shard: as planned, first retry, second retry..."""
-        names = (f"{shard_name}-retry-{retry}" if retry else shard_name for retry in itertools.count())
-        return list(itertools.takewhile(lambda name: self.storage.exists(masks_key(name)), names))
 
     def _parts(self, table: str) -> set[str]:
         """The names of the parts of one table, retries among them."""

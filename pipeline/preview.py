@@ -46,21 +46,20 @@ def overlays(storage: Storage, image_ids: Collection[str] = ()) -> Iterator[Over
     """
     run = read_run(storage)
     source = open_source(run["source"])
-    committed = Ledger(storage, identity="").committed()
+    ledger = Ledger(storage, identity="")
     missing = set(image_ids)
     for shard in read_plan(storage):
-        if shard.name not in committed:
-            continue
-        part = storage.read(masks_key(shard.name))
-        done = [row["image_id"] for row in read_images(io.BytesIO(part)).to_pylist() if row["status"] == "ok"]
-        wanted = [image_id for image_id in done if not image_ids or image_id in image_ids]
-        if not wanted:
-            continue
-        missing.difference_update(wanted)
-        # Only a tar has to be read from its beginning.
-        for record in source.read(shard if shard.image_ids is None else replace(shard, image_ids=tuple(wanted))):
-            if record.image_id in wanted:
-                yield _overlay(record, part, run["config"]["max_image_pixels"])
+        for name in ledger.parts_of(shard.name):
+            part = storage.read(masks_key(name))
+            done = [row["image_id"] for row in read_images(io.BytesIO(part)).to_pylist() if row["status"] == "ok"]
+            wanted = [image_id for image_id in done if not image_ids or image_id in image_ids]
+            if not wanted:
+                continue
+            missing.difference_update(wanted)
+            # Only a tar has to be read from its beginning.
+            for record in source.read(shard if shard.image_ids is None else replace(shard, image_ids=tuple(wanted))):
+                if record.image_id in wanted:
+                    yield _overlay(record, part, run["config"]["max_image_pixels"])
     if missing:
         raise SourceError(
             f"{storage.uri}: no masks of {', '.join(sorted(missing))}: not done yet, failed, or no such image"

@@ -130,7 +130,7 @@ class Schedule:
             image_id = lease.begun.image_id
             history.deaths[image_id] += 1
             if history.deaths[image_id] == MAX_DEATHS:
-                failure = Failure(lease.begun.step, f"lost its worker {history.losses} times: {reason}")
+                failure = Failure(lease.begun.step, f"took {MAX_DEATHS} workers with it: {reason}")
                 history.quarantined[image_id] = failure
                 logger.warning("shard %s: %s is quarantined", lease.shard.name, image_id)
             return

@@ -10,7 +10,7 @@ from PIL import Image
 from jobs.cli import main
 from tests.fakes import FAIL, picture
 from tests.pipeline.test_sources import tar_bytes
-from tests.pipeline.test_verify import run
+from tests.runs import run
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:

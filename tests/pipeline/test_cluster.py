@@ -178,10 +178,10 @@ def test_shard_is_done_again_when_its_worker_is_lost(
 @pytest.mark.parametrize(
     ("command", "step", "reason"),
     [
-        (SEGFAULT, "decode", "lost its worker 3 times: the worker died"),
-        (KILL, "encode", "lost its worker 3 times: the worker died"),
-        (LOSE_DEVICE_ALWAYS, "encode", "lost its worker 3 times: RuntimeError: CUDA error: an illegal memory access"),
-        (HANG, "decode", "lost its worker 3 times: no progress for 3 s"),
+        (SEGFAULT, "decode", "took 2 workers with it: the worker died"),
+        (KILL, "encode", "took 2 workers with it: the worker died"),
+        (LOSE_DEVICE_ALWAYS, "encode", "took 2 workers with it: RuntimeError: CUDA error: an illegal memory access"),
+        (HANG, "decode", "took 2 workers with it: no progress for 3 s"),
     ],
 )
 def test_image_that_ends_every_worker_is_quarantined_and_the_rest_of_its_shard_goes_on(

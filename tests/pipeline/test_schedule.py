@@ -91,7 +91,7 @@ def test_image_is_quarantined_when_two_careful_workers_are_lost_over_it():
         assert (lease.attempt.number, lease.attempt.quarantined) == (number, {})
         told.schedule.heard(lease, begins(lease, "0b"))
         told.schedule.lose(lease, "the worker died")
-    quarantined = {"0b": Failure("decode", "lost its worker 3 times: the worker died")}
+    quarantined = {"0b": Failure("decode", "took 2 workers with it: the worker died")}
     assert told.take().attempt.quarantined == quarantined
     assert told.schedule.failed == {}
 
