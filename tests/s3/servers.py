@@ -11,6 +11,7 @@ import itertools
 import random
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -210,7 +211,8 @@ class FaultProxy(ThreadingHTTPServer):
         request.close()  # without the polite farewell that would spoil a reset
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up, or were killed, are no news."""
+        if not isinstance(sys.exception(), OSError):  # clients that hang up, or were killed, are no news
+            super().handle_error(request, client_address)
 
 
 class _Proxied(BaseHTTPRequestHandler):
@@ -219,7 +221,10 @@ class _Proxied(BaseHTTPRequestHandler):
     server: FaultProxy  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed while it sent this
+            return self._reset()
         headers = dict(self.headers.items())
         request = Request(next(self.server.numbers), self.command, self.path, headers, body)
         told = self.server.script(request)

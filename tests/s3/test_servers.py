@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 from collections import Counter
 
 import pytest
@@ -50,6 +51,15 @@ def test_fault_is_seen_and_takes_effect_or_not(
             send(proxy, "PUT", f"/{bucket}/key", b"x", condition="*")
     assert send(moto, "GET", f"/{bucket}/key").status == (200 if takes_effect else 404)
     assert send(proxy, "PUT", f"/{bucket}/key", b"x").status == 200
+
+
+def test_request_that_its_client_did_not_finish_never_reaches_the_store(bucket: str, proxy: FaultProxy):
+    with socket.create_connection(("127.0.0.1", proxy.server_port)) as client:
+        client.sendall(f"PUT /{bucket}/key HTTP/1.1\r\nContent-Length: 10\r\n\r\n01234".encode())
+        client.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    assert send(proxy, "GET", f"/{bucket}/key").status == 404
 
 
 def test_short_body_breaks_off_in_the_middle(bucket: str, proxy: FaultProxy):
