@@ -19,10 +19,11 @@ from typing import Any
 from pipeline.storage import PROBE_PREFIX, Storage
 
 Work = Callable[[], object]  # picklable
+Objects = dict[str, bytes]  # an output: bytes by key
 
 # From a server that has imported what takes seconds to import; the imports of `__main__` would be repeated otherwise.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["__main__", "tests.runs", "tests.kills"])
+_CONTEXT.set_forkserver_preload(["__main__", "pipeline.s3", "tests.runs"])
 
 # What Python tells its audit hooks before it does it, and how many of the arguments are paths.
 _STEPS = {
@@ -102,19 +103,19 @@ def was_killed(process: BaseProcess) -> bool:
     return process.exitcode != 0
 
 
-def objects(storage: Storage) -> dict[str, bytes]:
+def objects(storage: Storage) -> Objects:
     """Everything that a reader sees in an output. Without the probes of starts that were killed: see Storage.sweep."""
     keys = [item.key for item in storage.list()]
     return {key: storage.read(key) for key in keys if not key.startswith(PROBE_PREFIX)}
 
 
-def differences(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+def differences(found: Objects, expected: Objects) -> list[str]:
     """How the `objects` of two outputs differ: a line for each that is missing, too many, or has other bytes."""
     missing = [f"{key} is missing" for key in expected if key not in found]
     return missing + strangers(found, expected)
 
 
-def strangers(found: dict[str, bytes], *expected: dict[str, bytes]) -> list[str]:
+def strangers(found: Objects, *expected: Objects) -> list[str]:
     """The `objects` that are in none of the `expected` outputs: what may not be seen at any instant of a run."""
     return [
         f"{key}: {len(data)} bytes that no undisturbed run has"

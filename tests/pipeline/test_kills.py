@@ -16,10 +16,9 @@ from pipeline.storage import open_storage
 from pipeline.verify import verify
 from pipeline.worker import process_shard
 from tests.fakes import FAIL, picture
-from tests.kills import differences, kill_points, killed_after, objects, start, strangers, was_killed
+from tests.kills import Objects, differences, kill_points, killed_after, objects, start, strangers, was_killed
 from tests.runs import begin, retry, run
 
-Objects = dict[str, bytes]
 AT_RANDOM = 20  # kills
 
 
