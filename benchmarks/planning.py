@@ -169,7 +169,7 @@ def _report(lines: list[str]) -> str:
             "",
             f"{datetime.date.today()}, {os.cpu_count()} cores, Python {platform.python_version()}, pyarrow "
             f"{pyarrow.__version__}, load average {load:.1f}, {IMAGES_PER_SHARD} images per shard.",
-            "Each line is a process of its own; memory is the peak of its resident size less the size after the imports.",
+            "Each line is a process of its own; memory: the peak of its resident size less the size after the imports.",
             "",
             "| what | images | seconds | peak MB | plan MB |",
             "|---|---:|---:|---:|---:|",

@@ -66,9 +66,7 @@ def _csv_lines(text: Iterator[str], address: str) -> Iterator[Line]:
     try:
         header = [name.strip() for name in next(reader, [])]
         if header.count("uri") != 1 or header.count("image_id") > 1:
-            raise bad_line(
-                address, 1, "not the header of a manifest, which names one column uri and at most one image_id"
-            )
+            raise bad_line(address, 1, "the header names no column uri, or one name twice")
         for values in reader:
             if len(values) == len(header):
                 fields = dict(zip(header, values, strict=True))
@@ -112,9 +110,9 @@ def _parquet_lines(storage: Storage, key: str, address: str) -> Iterator[Line]:
 def _fits(schema: pa.Schema, name: str) -> bool:
     """Whether a column holds strings or integers, or is not there."""
     index = schema.get_field_index(name)
-    return is_string(schema, name) or (
-        pa.types.is_integer(schema.types[index]) if index >= 0 else name not in schema.names
-    )
+    if index < 0:
+        return name not in schema.names
+    return is_string(schema, name) or pa.types.is_integer(schema.types[index])
 
 
 def _line(address: str, number: int, uri: Any, image_id: Any) -> Line:
