@@ -10,11 +10,13 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 
+from model.errors import MaskmillError
 from pipeline.checks import Chain, Check, check_shard
 from pipeline.errors import ObjectError, RunMismatchError
 from pipeline.ledger import RUN_KEY, images_key, masks_key, read_run
@@ -68,7 +70,14 @@ def _checker(n_shards: int) -> Iterator[Callable[[Chain], Check]]:
     # Ctrl-C is told to this process, which stops the others.
     arguments = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
     with ProcessPoolExecutor(os.cpu_count(), context, **arguments) as processes:
-        yield lambda chain: processes.submit(check_shard, chain).result()
+
+        def check(chain: Chain) -> Check:
+            try:
+                return processes.submit(check_shard, chain).result()
+            except BrokenProcessPool as error:
+                raise MaskmillError("a process that checked parts was killed: perhaps out of memory") from error
+
+        yield check
 
 
 def _fetch(storage: Storage, keys: Set[str], shard: Shard, retries: Mapping[str, int], identity: str) -> Chain:
