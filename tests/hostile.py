@@ -1,4 +1,4 @@
-"""Files that somebody made to do harm, or that something broke: pictures and tars. All are made here."""
+"""Files that somebody made to do harm, or that something broke: pictures, tars, Parquet files. All are made here."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.fakes import picture
@@ -145,6 +148,50 @@ def tars() -> dict[str, bytes]:
         "bomb.tgz": gzip.compress(huge) + 19 * zeros + gzip.compress(bytes(1024)),
         "bomb that is no image.tgz": gzip.compress(_header("x.txt", 270 * MIB)) + 10 * zeros + gzip.compress(sound),
     }
+
+
+def parquets() -> dict[str, bytes]:
+    """By name: Parquet files, or what says that it is one."""
+    pictures = [picture(seed) for seed in range(4)]
+    sound = _parquet({"image": pictures, "key": ["a", "b", "c", "d"]})
+    paths = ["../../out", "/etc/passwd", "", "..", ".", "a\nb", "x" * 5000, "same", "same", "a\\b", "c:\\d", "s3://b/k"]
+    nested = pa.array([{"bytes": data, "path": None} for data in pictures])
+    footer = int.from_bytes(sound[-8:-4], "little")
+    return {
+        "sound": sound,
+        **{f"cut {kept}": sound[:kept] for kept in (0, 3, 4, 100, len(sound) // 2, len(sound) - 1)},
+        **{
+            f"footer of {size} bytes": sound[:-8] + struct.pack("<I", size) + b"PAR1" for size in (0, footer - 1, 2**31)
+        },
+        "magic only": b"PAR1PAR1",
+        "encrypted": sound[:-4] + b"PARE",
+        "text": b"this is no Parquet file\n" * 40,
+        "no rows": _parquet({"image": pa.array([], pa.binary())}),
+        "no columns": _parquet({}),
+        "numbers": _parquet({"image": [1, 2, 3]}),
+        "texts": _parquet({"image": ["a.png", "b.png"]}),
+        "lists": _parquet({"image": [[data] for data in pictures]}),
+        "struct of numbers": _parquet({"image": [{"bytes": 1, "path": "a"}]}),
+        "numbers for paths": _parquet({"image": pictures, "key": [1, 2, 3, 4]}),
+        "no bytes": _parquet({"image": pa.array([None, pictures[0], b""], pa.binary())}),
+        "no structs": _parquet({"image": pa.array([None, nested[0].as_py()], nested.type)}),
+        "paths that lead out": _parquet({"image": [pictures[0]] * len(paths), "key": paths}),
+        "paths that are bytes": _parquet({"image": pictures, "key": [b"\xff", b"a\0b", b"", b"c"]}),
+        "hostile pictures": _parquet({"image": [data for data in refused_pictures().values() if len(data) < MIB]}),
+        **{f"flipped {position}": _flipped(sound, position) for position in (4, 60, 300, len(sound) - footer, -20)},
+    }
+
+
+def _parquet(columns: dict[str, Any]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _flipped(data: bytes, position: int) -> bytes:
+    flipped = bytearray(data)
+    flipped[position] ^= 4
+    return bytes(flipped)
 
 
 _SPARSE = {

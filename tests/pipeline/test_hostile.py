@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import SourceError
 from pipeline.storage import open_storage
 from pipeline.verify import verify
 from tests import hostile
@@ -29,8 +31,11 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def run_confined(source: Path, out: Path) -> None:
-    """A run that ends its process where it takes more MEMORY or writes anywhere but into the output."""
+def run_confined(sources: list[Path], out: Path) -> None:
+    """Runs that end their process where they take more MEMORY or write anywhere but into their output below `out`.
+
+    A source that is refused has no tables.
+    """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     sys.dont_write_bytecode = True
 
@@ -44,7 +49,9 @@ def run_confined(source: Path, out: Path) -> None:
             os._exit(98)
 
     sys.addaudithook(watch)
-    run(source, out, images_per_shard=16)
+    for source in sources:
+        with suppress(SourceError):
+            run(source, out / source.name, images_per_shard=16)
     # The most there ever was. No limit of addresses: pyarrow's allocator takes gigabytes of them, and no memory.
     taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     if taken > MEMORY:
@@ -52,11 +59,15 @@ def run_confined(source: Path, out: Path) -> None:
         os._exit(97)
 
 
-def rows_of(source: Path, out: Path) -> dict[str, dict[str, Any]]:
-    """The images table of a run over the source, after a look at everything around it."""
+def run_all(sources: list[Path], out: Path) -> None:
+    """Runs over each of the sources, with a look at everything around them."""
     before = around(out)
-    assert not was_killed(start(partial(run_confined, source, out)))
+    assert not was_killed(start(partial(run_confined, sources, out)))
     assert around(out) == before
+
+
+def rows_of(out: Path) -> dict[str, dict[str, Any]]:
+    """The images table of a run, which is sound."""
     assert [offence for check in verify(open_storage(str(out))) for offence in check.offences] == []
     rows = pq.read_table(out / "images").to_pylist()
     assert len({row["image_id"] for row in rows}) == len(rows)
@@ -84,7 +95,8 @@ def test_every_hostile_picture_has_its_row(tmp_path: Path, out: Path):
     )
     files = refused | harmless | doubtful
     assert len(files) >= 60
-    rows = rows_of(write(tmp_path / "outputs" / "pictures", files), out)
+    run_all([write(tmp_path / "outputs" / "pictures", files)], out)
+    rows = rows_of(out / "pictures")
     assert rows.keys() == files.keys()
     assert {name: rows[name]["error"] for name in harmless if rows[name]["status"] != "ok"} == {}
     assert {name for name in refused if rows[name]["status"] != "failed"} == set()
@@ -94,10 +106,23 @@ def test_every_hostile_picture_has_its_row(tmp_path: Path, out: Path):
 def test_every_hostile_tar_has_its_rows(tmp_path: Path, out: Path):
     tars = hostile.tars()
     assert len(tars) >= 40
-    rows = rows_of(write(tmp_path / "outputs" / "tars", tars), out)
+    run_all([write(tmp_path / "outputs" / "tars", tars)], out)
+    rows = rows_of(out / "tars")
     for name in tars:
         assert any(image_id == name or image_id.startswith(f"{name}/") for image_id in rows), name
     assert not any(part in ("", ".", "..") for image_id in rows for part in image_id.split("/"))
     assert [rows[f"sound.tar/{name}"]["status"] for name in ("a.png", "b.png")] == ["ok", "ok"]
     for name in ("link.tar/l.png", "hard link.tar/h.png", "character device.tar/d.png", "pipe.tar/p.png"):
         assert "not followed" in rows[name]["error"]
+
+
+def test_every_hostile_parquet_file_is_refused_or_has_its_rows(tmp_path: Path, out: Path):
+    files = {f"{name}.parquet": data for name, data in hostile.parquets().items()}
+    folder = write(tmp_path / "outputs" / "parquets", files)
+    run_all([folder / name for name in files], out)
+    rows = {name: rows_of(out / name) for name in files if (out / name / "images").exists()}
+    assert {row["status"] for row in rows["sound.parquet"].values()} == {"ok"}
+    assert {row["status"] for row in rows["hostile pictures.parquet"].values()} == {"failed"}
+    assert len(rows["paths that lead out.parquet"]) == 12
+    assert not any(part in ("", ".", "..") for ids in rows.values() for name in ids for part in name.split("/"))
+    assert {"text.parquet", "cut 100.parquet", "numbers.parquet", "lists.parquet"}.isdisjoint(rows)
