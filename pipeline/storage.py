@@ -166,18 +166,24 @@ class LocalStorage:
         path = self._path(folder) if folder else self.root
         with self._explained(path):
             try:
-                visible = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+                with os.scandir(path) as entries:
+                    # Names only: there may be millions, and an entry takes a kilobyte.
+                    names = [
+                        entry.name + "/" * entry.is_dir(follow_symlinks=False)
+                        for entry in entries
+                        if not entry.name.startswith(".")
+                    ]
             except (FileNotFoundError, NotADirectoryError):
                 return
-            # A folder sorts with its slash, so that keys come in order: `a.jpg` before `a/b.jpg` before `a0.jpg`.
-            named = [(utf8_text(entry.name) + "/" * entry.is_dir(follow_symlinks=False), entry) for entry in visible]
-        for name, entry in sorted(named, key=lambda pair: pair[0]):
-            key = f"{folder}/{name}" if folder else name
+        # A folder sorts with its slash, so that keys come in order: `a.jpg` before `a/b.jpg` before `a0.jpg`.
+        names.sort(key=utf8_text)
+        for name in names:
+            key = utf8_text(f"{folder}/{name}" if folder else name)
             if name.endswith("/"):
                 yield from self._walk(key[:-1])
                 continue
             with self._explained(path):
-                size = _size(entry)
+                size = _size(f"{path}/{name}")
             if size is not None:
                 yield StoredObject(key, size)
 
@@ -279,14 +285,13 @@ class LocalStorage:
         _sync_folder(folder.parent)
 
 
-def _size(entry: os.DirEntry[str]) -> int | None:
+def _size(path: str) -> int | None:
     """Bytes of a file; 0 for a link to nowhere, which fails when it is read; None for what is no object."""
     try:
-        if not entry.is_file():
-            return 0 if entry.is_symlink() and not os.path.exists(entry.path) else None
-        return entry.stat().st_size
-    except FileNotFoundError:  # deleted since it was listed
-        return None
+        status = os.stat(path)
+    except FileNotFoundError:  # or deleted since it was listed
+        return 0 if os.path.islink(path) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _sync_folder(folder: Path) -> None:
