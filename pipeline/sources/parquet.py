@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -41,10 +40,6 @@ from pipeline.storage import Storage
 BINARY_NAMES = ("image", "img", "image_bytes", "bytes", *(extension[1:] for extension in IMAGE_EXTENSIONS))
 PATH_NAMES = ("path", "file_name", "__key__", "key")
 PATHS_AT_ONCE = 4096
-# A shard that is a piece of a row group reads the group from its start: more pieces than this are worth a word.
-MAX_PIECES = 8
-
-logger = logging.getLogger(__name__)
 
 _Row = tuple[int, bytes | Failure]
 
@@ -115,10 +110,8 @@ class ParquetImages:
                     raise SourceError(
                         f"{address}: no column holds images: there are {columns_there(file.schema_arrow)}"
                     )
-                groups = _group_sizes(file)
-                _advise(address, max(groups, default=0), images_per_shard)
                 image_ids = enumerate(_image_ids(key, file, columns))
-                for size in _shard_sizes(groups, images_per_shard):
+                for size in _shard_sizes(_group_sizes(file), images_per_shard):
                     uris = {image_id: f"{address}#{row}" for row, image_id in itertools.islice(image_ids, size)}
                     if len(uris) < size:
                         raise SourceError(f"{address}: damaged: it has fewer paths than rows")
@@ -142,15 +135,6 @@ class ParquetImages:
 
 def _group_sizes(file: pq.ParquetFile) -> list[int]:
     return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-
-
-def _advise(address: str, largest_group: int, images_per_shard: int) -> None:
-    if (pieces := largest_group // images_per_shard) > MAX_PIECES:
-        logger.warning(
-            "%s: a row group of %d images makes %d shards, and each reads it from its start: "
-            "--images-per-shard %d makes one",
-            *(address, largest_group, pieces, largest_group),
-        )
 
 
 def _image_ids(key: str, file: pq.ParquetFile, columns: Columns) -> Iterator[str]:

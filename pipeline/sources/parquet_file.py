@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
-from pipeline.storage import Storage
+from pipeline.storage import Storage, one_line
 
 # What pyarrow raises where a file is damaged, besides what the store raises. ArrowInvalid is a ValueError.
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
@@ -78,4 +78,4 @@ def one_line_cause(error: BaseException) -> str:
 
 def columns_there(schema: pa.Schema) -> str:
     """The columns of a file as a message has them."""
-    return ", ".join(f"{field.name} ({one_line_cause(ValueError(str(field.type)))})" for field in list(schema)[:20])
+    return one_line(", ".join(f"{field.name} ({field.type!s:.200})" for field in list(schema)[:20]))

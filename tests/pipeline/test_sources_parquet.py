@@ -1,6 +1,5 @@
 """Parquet files with images: layouts that are about, ids, shards, damage."""
 
-import logging
 import os
 import pickle
 import subprocess
@@ -130,15 +129,6 @@ def test_shards_follow_row_groups(tmp_path: Path, rows_per_group: int, images_pe
     assert [len(shard.image_ids or ()) for shard in planned] == expected
     assert [shard.index for shard in planned] == list(range(len(expected)))
     assert contents(source, images_per_shard) == {f"a.parquet/{row}": b"%d" % row for row in range(20)}
-
-
-def test_large_row_groups_are_worth_a_warning_when_they_are_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    source = parquet_source(tmp_path, hugging_face([(b"x", None)] * 100))
-    with caplog.at_level(logging.WARNING):
-        shards(source, images_per_shard=50)
-        assert caplog.text == ""
-        shards(source, images_per_shard=10)
-    assert "--images-per-shard 100 makes one" in caplog.text
 
 
 def test_shard_with_some_of_its_images_yields_just_these(tmp_path: Path):
