@@ -1,21 +1,27 @@
-"""Whole runs without a model and without Ray: the same bytes every time."""
+"""Whole runs without a model and without Ray: the same bytes every time; and what a run has made."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import PRESETS, RunConfig
 from pipeline.ledger import Identity, open_run, reopen_run
 from pipeline.plan import Plan
 from pipeline.records import Shard
 from pipeline.sources import open_source
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
+from pipeline.table import read_parquet
 from pipeline.worker import Engine, Job, run_local
 from tests.fakes import FakeEngine, frozen_clock
 
 MAX_IMAGE_PIXELS = 1_000_000
 
+
+Row = tuple[Any, ...]
 
 # It remembers nothing: no image may tell it to do a thing once.
 ENGINE = FakeEngine(Path("/nowhere"))
@@ -49,3 +55,25 @@ def retry(out: str | Path) -> list[Shard]:
     job = Job(open_source(identity.source), ledger, ENGINE, MAX_IMAGE_PIXELS, frozen_clock)
     run_local(job, shards, lambda progress: None)
     return shards
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a run has made, by image: what depends on the image alone."""
+
+    images: dict[str, list[Row]]
+    masks: dict[str, list[Row]]
+
+    @staticmethod
+    def of(storage: Storage) -> Tables:
+        """The tables in an output as any reader sees them."""
+        columns = ["image_id", "image_height", "image_width", "sha256", "n_masks", "status"]
+        return Tables(_by_image(storage, "images/", columns), _by_image(storage, "masks/", None))
+
+
+def _by_image(storage: Storage, prefix: str, columns: list[str] | None) -> dict[str, list[Row]]:
+    rows: defaultdict[str, list[Row]] = defaultdict(list)
+    for item in storage.list(prefix):
+        for row in read_parquet(storage.read(item.key), columns).to_pylist():
+            rows[row["image_id"]].append(tuple(row.values()))
+    return rows

@@ -1,34 +1,35 @@
 """Runs whose workers, machines and drivers are killed at random, until so many have been: what was lost or doubled?
 
 python -m tests.soak --kills 200      # prints a table; exits with 1 where anything was lost, doubled or wrong
+python -m tests.soak --faults 0.2     # the same on S3 behind a bad network
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from urllib.request import Request, urlopen
 
-from pipeline.storage import Storage, open_storage
-from pipeline.table import read_parquet
+from pipeline.storage import open_storage
 from pipeline.verify import verify
 from tests.fakes import picture
 from tests.machines import SHARD, Machines, kill, machines, start_driver
-from tests.runs import run
+from tests.runs import Tables, run
 
 # What happens how often. A second driver works on the same output; it is no kill.
 EVENTS = {"worker": 6, "machine": 2, "driver": 2, "driver, by SIGTERM": 1, "second driver": 1}
 PAUSE = (0.5, 5.0)  # seconds between two events: less than a worker needs to start, and more
-
-Row = tuple[Any, ...]
 
 
 @dataclass
@@ -76,8 +77,11 @@ class Toll:
         return "\n".join([f"{name:<26}{figure}" for name, figure in lines] + self.offences[:10])
 
 
-def soak(folder: Path, kills: int, seed: int, n_images: int, seconds: float) -> Toll:
-    """Runs over so many images that take so many seconds each, one after the other, until `kills` are reached."""
+def soak(folder: Path, kills: int, seed: int, n_images: int, seconds: float, outputs: str | None = None) -> Toll:
+    """Runs over so many images that take so many seconds each, one after the other, until `kills` are reached.
+
+    Everything is below `folder`, except for the outputs if they have an address of their own.
+    """
     source = folder / "photographs"
     source.mkdir()
     for number in range(n_images):
@@ -87,12 +91,12 @@ def soak(folder: Path, kills: int, seed: int, n_images: int, seconds: float) -> 
     toll, dice = Toll(), random.Random(seed)
     with machines(3) as cluster:
         while toll.kills.total() < kills:
-            out = folder / f"out-{toll.runs}"
-            DisturbedRun(cluster, source, out, seconds).finish(kills, toll, dice)
+            out = f"{outputs or folder}/out-{toll.runs}"
+            DisturbedRun(cluster, source, out, seconds, folder / "drivers.log").finish(kills, toll, dice)
             toll.runs += 1
             toll.images += n_images
-            toll.add(Tables.of(open_storage(str(out))), expected)
-            toll.offences += [offence for check in verify(open_storage(str(out))) for offence in check.offences]
+            toll.add(Tables.of(open_storage(out)), expected)
+            toll.offences += [offence for check in verify(open_storage(out)) for offence in check.offences]
             state = "nothing lost, doubled or wrong" if toll.harmless else "LOSSES"
             print(f"run {toll.runs}: {toll.kills.total()} kills so far, {state}", flush=True)
     toll.generated = len((folder / "generated").read_text().splitlines())
@@ -105,8 +109,9 @@ class DisturbedRun:
 
     cluster: Machines
     source: Path
-    out: Path
+    out: str
     seconds: float  # that every image takes
+    log: Path
     drivers: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
 
     def finish(self, kills: int, toll: Toll, dice: random.Random) -> None:
@@ -127,11 +132,7 @@ class DisturbedRun:
                 driver.wait()
 
     def start_driver(self) -> None:
-        self.drivers.append(start_driver(self.cluster.address, self.source, str(self.out), self.seconds, self._log))
-
-    @property
-    def _log(self) -> Path:
-        return self.out.with_suffix(".log")
+        self.drivers.append(start_driver(self.cluster.address, self.source, self.out, self.seconds, self.log))
 
     def _wait(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -141,7 +142,7 @@ class DisturbedRun:
     def _lives(self, driver: subprocess.Popen[bytes]) -> bool:
         # SIGTERM, too, may come before the driver listens to it.
         if driver.poll() not in (None, 0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM):
-            raise RuntimeError(f"a driver failed by itself: {self._log.read_text()[-2000:]}")
+            raise RuntimeError(f"a driver failed by itself: {self.log.read_text()[-2000:]}")
         return driver.poll() is None
 
     def _strike(self, toll: Toll, dice: random.Random) -> None:
@@ -168,26 +169,21 @@ class DisturbedRun:
                 pass
 
 
-@dataclass(frozen=True)
-class Tables:
-    """What a run has made, by image: what depends on the image alone."""
+@contextmanager
+def faulty_s3(faults: float, seed: int) -> Iterator[str]:
+    """The address of a bucket on this machine, behind a network that fails this share of all requests."""
+    from tests.s3.servers import NOISY, FaultProxy, MotoServer, random_faults, running
 
-    images: dict[str, list[Row]]
-    masks: dict[str, list[Row]]
-
-    @staticmethod
-    def of(storage: Storage) -> Tables:
-        """The tables in an output as any reader sees them."""
-        columns = ["image_id", "image_height", "image_width", "sha256", "n_masks", "status"]
-        return Tables(_by_image(storage, "images/", columns), _by_image(storage, "masks/", None))
-
-
-def _by_image(storage: Storage, prefix: str, columns: list[str] | None) -> dict[str, list[Row]]:
-    rows: defaultdict[str, list[Row]] = defaultdict(list)
-    for item in storage.list(prefix):
-        for row in read_parquet(storage.read(item.key), columns).to_pylist():
-            rows[row["image_id"]].append(tuple(row.values()))
-    return rows
+    with running(MotoServer()) as moto, running(FaultProxy(moto.url)) as proxy:
+        os.environ |= {
+            "AWS_ENDPOINT_URL_S3": proxy.url,
+            "AWS_ACCESS_KEY_ID": "tester",
+            "AWS_SECRET_ACCESS_KEY": "secret-of-the-tester",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        urlopen(Request(f"{moto.url}/soak", method="PUT")).close()
+        proxy.behave(random_faults(faults, seed, NOISY))
+        yield "s3://soak"
 
 
 def main() -> int:
@@ -196,10 +192,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=800, help="of each run")
     parser.add_argument("--seconds", type=float, default=0.05, help="that an image takes")
+    parser.add_argument("--faults", type=float, help="write to S3, where this share of all requests fails")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="maskmill-soak-") as folder:
-        toll = soak(Path(folder), arguments.kills, arguments.seed, arguments.images, arguments.seconds)
-    print(toll)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="maskmill-soak-") as folder, ExitStack() as stack:
+        outputs = None
+        if arguments.faults is not None:
+            outputs = stack.enter_context(faulty_s3(arguments.faults, arguments.seed))
+        toll = soak(Path(folder), arguments.kills, arguments.seed, arguments.images, arguments.seconds, outputs)
+    print(f"{toll}\n{'minutes':<26}{(time.monotonic() - started) / 60:.0f}")
     return 0 if toll.harmless else 1
 
 
