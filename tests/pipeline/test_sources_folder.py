@@ -105,6 +105,21 @@ def test_folder_and_file_names_that_are_not_utf8_get_escaped_ids(tmp_path: Path)
         assert record == ImageRecord("caf\\xe9.jpg", f"{tmp_path}/fotos\\xff/caf\\xe9.jpg", b"x")
 
 
+def test_names_that_differ_in_little_are_different_images(tmp_path: Path):
+    names = [
+        "a.jpg",
+        "A.jpg",
+        "a.JPG",
+        " a.jpg",
+        "a .jpg",
+        "a\n.jpg",
+        "caf\u00e9.jpg",
+        "cafe\u0301.jpg",
+    ]
+    write(tmp_path, *names)
+    assert contents(open_source(str(tmp_path)), images_per_shard=2) == {name: name.encode() for name in names}
+
+
 def test_plan_raises_when_the_folder_vanished(tmp_path: Path):
     write(tmp_path, "photos/a.jpg")
     source = open_source(str(tmp_path / "photos"))

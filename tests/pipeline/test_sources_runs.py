@@ -1,0 +1,63 @@
+"""Whole runs over every kind of source: each image has its row, a retry finds just what had failed, verify agrees."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.ledger import images_key
+from pipeline.plan import read_plan
+from pipeline.storage import open_storage
+from pipeline.table import read_parquet
+from pipeline.verify import verify
+from tests import runs
+from tests.fakes import picture
+from tests.pipeline.sources import hugging_face, tar_bytes, write
+
+NAMES = ("a.png", "b.png", "c.png", "d.png", "e.png")
+IMAGES = {name: b"broken" if name in ("b.png", "e.png") else picture(number) for number, name in enumerate(NAMES)}
+
+
+def folder(path: Path) -> tuple[Path, str]:
+    write(path, *NAMES)
+    for name, data in IMAGES.items():
+        (path / name).write_bytes(data)
+    return path, ""
+
+
+def tar(path: Path) -> tuple[Path, str]:
+    (path / "x.tar").write_bytes(tar_bytes(IMAGES))
+    return path / "x.tar", "x.tar/"
+
+
+def parquet(path: Path) -> tuple[Path, str]:
+    (path / "x.parquet").write_bytes(hugging_face([(data, name) for name, data in IMAGES.items()], rows_per_group=2))
+    return path / "x.parquet", "x.parquet/"
+
+
+def manifest(path: Path) -> tuple[Path, str]:
+    folder(path)
+    (path / "list.csv").write_text("uri\n" + "".join(f"./{name}\n" for name in NAMES))
+    return path / "list.csv", ""
+
+
+@pytest.mark.parametrize("make", [folder, tar, parquet, manifest])
+def test_every_image_has_its_row_when_a_run_was_retried(tmp_path: Path, make: Callable[[Path], tuple[Path, str]]):
+    source = tmp_path / "source"
+    source.mkdir()
+    path, prefix = make(source)
+    out = tmp_path / "out"
+    storage = open_storage(str(out))
+    runs.run(path, out)
+    for retry in range(2):
+        checks = list(verify(storage))
+        assert [offence for check in checks for offence in check.offences] == []
+        assert (sum(check.images for check in checks), sum(check.failed for check in checks)) == (5, 2)
+        rows = [row for part in out.glob("images/*.parquet") for row in read_parquet(part.read_bytes()).to_pylist()]
+        assert sorted(row["image_id"] for row in rows) == [f"{prefix}{name}" for name in NAMES]
+        assert all(row["source_uri"].startswith(str(source)) for row in rows)
+        if retry == 0:
+            shards = runs.retry(out)
+            assert {name for shard in shards for name in shard.image_ids or ()} <= {f"{prefix}b.png", f"{prefix}e.png"}
+    assert storage.exists(images_key("00000"))
+    assert read_plan(storage).n_images == (None if make is tar else 5)
