@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check fix test bench
+.PHONY: help demo check fix test bench soak fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -27,6 +27,12 @@ test: $(INSTALLED)  ## the whole test suite
 
 bench: $(INSTALLED)  ## the engine against the published implementation, same weights, one run
 	$(BIN)/python -m benchmarks.engine
+
+soak: $(INSTALLED)  ## runs whose workers, machines and drivers are killed 250 times: is anything lost?
+	$(BIN)/python -m tests.soak --kills 250
+
+fuzz: $(INSTALLED)  ## ten minutes of damaged images, archives, tables and run lengths
+	$(BIN)/python -m tests.fuzz --seconds 600
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
