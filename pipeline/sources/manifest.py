@@ -66,7 +66,9 @@ class Manifest:
     def _address(self, uri: str, buckets: set[str]) -> str:
         if "://" not in uri:
             store, folder = _split(self.storage.uri)
-            return posixpath.normpath(uri) if uri.startswith("/") else store + posixpath.normpath(f"{folder}/{uri}")
+            store, path = ("", uri) if uri.startswith("/") else (store, f"{folder}/{uri}")
+            # On disk `..` may come after a link to a folder: only the disk knows where that leads.
+            return store + (path if not store and ".." in path.split("/") else posixpath.normpath(path))
         store, key = _split(uri)
         if store not in buckets:
             open_storage(store)

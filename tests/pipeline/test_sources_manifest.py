@@ -45,7 +45,7 @@ def test_manifest_yields_what_it_lists_in_order(tmp_path: Path, kind: str):
     assert isinstance(source, Manifest)
     assert [(record.image_id, record.source_uri, record.data) for record in records(source, 2)] == [
         ("b.jpg", f"{tmp_path}/lists/b.jpg", b"lists/b.jpg"),
-        ("far/c.jpg", f"{tmp_path}/far/c.jpg", b"far/c.jpg"),
+        ("far/c.jpg", f"{tmp_path}/lists/../far/c.jpg", b"far/c.jpg"),
         ("no-extension", f"{tmp_path}/lists/no-extension", b"lists/no-extension"),
         (absolute[1:], absolute, b"far/c.jpg"),
         ("a.jpg", f"{tmp_path}/lists/a.jpg", b"lists/a.jpg"),
@@ -99,6 +99,13 @@ def test_image_that_cannot_be_read_is_a_failure(tmp_path: Path):
     assert "Is a directory" in reasons["folder"]
     assert "empty or hidden" in reasons[".hidden.jpg"]
     assert "\0" not in reasons["nul\0.jpg"]
+
+
+def test_path_leads_where_it_leads_on_disk_when_it_goes_through_a_link(tmp_path: Path):
+    write(tmp_path, "far/away/list.csv", "far/x.jpg", "x.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    source = manifest(tmp_path, [{"uri": "link/../x.jpg"}])
+    assert contents(source) == {"link/x.jpg": b"far/x.jpg"}
 
 
 def test_only_trouble_with_the_store_leaves_read(tmp_path: Path):
