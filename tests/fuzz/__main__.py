@@ -7,6 +7,7 @@ it read in the file that the log names.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -51,6 +52,7 @@ def main() -> None:
         runs = fuzz(TARGETS[name], arguments.seconds / len(arguments.targets), last_input=last_input)
         sys.stdout.write(f"{name}: {runs} runs in {time.monotonic() - started:.0f} s, nothing found\n")
         sys.stdout.flush()
+    shutil.rmtree(last_input.parent)
 
 
 if __name__ == "__main__":
