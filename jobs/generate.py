@@ -27,14 +27,17 @@ def generate(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Images: a folder of them, one image, a WebDataset tar, a folder of tars, or a pattern of tars.",
+            help="Images, on disk or s3://. A folder of images, of WebDataset tars or of Parquet files; one of these; "
+            "a pattern of tars or Parquet files; a manifest (csv, jsonl or Parquet with a column uri).",
             show_default=False,
         ),
     ],
     out: Annotated[
         str,
         typer.Argument(
-            metavar="OUT", help="The folder of the output: new, empty, or a run to go on with.", show_default=False
+            metavar="OUT",
+            help="The output, on disk or s3://: new, empty, or a run to go on with.",
+            show_default=False,
         ),
     ],
     model: Annotated[str, typer.Option(help="mini (embedded), vit_b, vit_l or vit_h.")] = "mini",
@@ -83,7 +86,7 @@ def generate(
 
       maskmill generate photos/ out/ --model vit_h --checkpoint sam_vit_h_4b8939.pth --preset sa1b
 
-      maskmill generate "train-*.tar" out/ --address auto --precision fast
+      maskmill generate "s3://bucket/train-*.tar" s3://bucket/out --address auto --precision fast
     """
     overrides = {
         "points_per_side": points_per_side,

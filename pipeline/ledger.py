@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipeline.config import GeneratorConfig, RunConfig
-from pipeline.errors import ConfigError, RunMismatchError
+from pipeline.errors import ConfigError, RunMismatchError, SourceError
 from pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan
 from pipeline.records import Shard
 from pipeline.sources import Source
@@ -145,9 +145,10 @@ class Ledger:
         if shard.image_ids is not None:
             image_ids = tuple(image_id for image_id in shard.image_ids if image_id in failed)
             return replace(shard, image_ids=image_ids, retry=retry)
-        # An archive that broke off may have more images than those that are known to have failed.
+        # A tar that broke off may have more images than those that are known to have failed. Its own name is none.
         done = frozenset(image_id for name in chain for image_id, ok in self._images(name) if ok)
-        return replace(shard, retry=retry, skip=done)
+        again = frozenset(image_id for image_id in failed if not shard.uri.endswith(f"/{image_id}"))
+        return replace(shard, retry=retry, skip=done, again=again)
 
     def totals(self) -> Totals:
         """What the images parts add up to."""
@@ -195,14 +196,25 @@ def open_run(storage: Storage, identity: Identity, source: Source, images_per_sh
     source has nothing to plan, and StorageError where the store does not honour create-if-absent.
     """
     _refuse_overlap(storage, source)
-    if not storage.exists(RUN_KEY):
+    if storage.exists(RUN_KEY):
+        _refuse_another_run(storage, identity)
+    else:
         _refuse_foreign_objects(storage)
     prove_create_if_absent(storage)
+    # Before anything is written: a source may be refused on its last line.
+    plan = None if storage.exists(PLAN_KEY) else _make_plan(source, images_per_shard)
     if not storage.create(RUN_KEY, identity.to_json().encode()):
         _refuse_another_run(storage, identity)
-    if not storage.exists(PLAN_KEY):
-        storage.create(PLAN_KEY, encode_plan(source.plan(images_per_shard)))
+    if plan:
+        storage.create(PLAN_KEY, plan)
     return _open(storage, identity)
+
+
+def _make_plan(source: Source, images_per_shard: int) -> bytes:
+    shards = source.plan(images_per_shard)
+    if (first := next(shards, None)) is None:
+        raise SourceError(f"{source.uri}: no images in it")
+    return encode_plan(itertools.chain([first], shards))
 
 
 def reopen_run(storage: Storage) -> tuple[Identity, Ledger, Plan]:

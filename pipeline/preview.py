@@ -73,5 +73,8 @@ def _overlay(record: ImageRecord, part: bytes, max_pixels: int) -> Overlay:
     table = read_parquet(part, ["image_id", "area", "rle_counts"])
     table = table.filter(pc.field("image_id") == record.image_id).sort_by([("area", "descending")])
     height, width = pixels.shape[:2]
-    masks = (rle.decode(counts.as_py(), height, width) for counts in table["rle_counts"])
+    try:
+        masks = [rle.decode(counts.as_py(), height, width) for counts in table["rle_counts"]]
+    except ValueError as error:
+        raise SourceError(f"{record.image_id}: a mask cannot be drawn: the RLE {error}") from error
     return Overlay(record.image_id, len(table), draw_masks(pixels, masks))

@@ -28,8 +28,10 @@ class Shard:
     image_ids: tuple[str, ...] | None = None
     # How often the images of this shard that had failed were committed again; 0 for the shard as planned.
     retry: int = 0
-    # Images to leave out, because an earlier part has their masks: of a tar only, elsewhere `image_ids` says which.
+    # Of the retry of a tar, where `image_ids` cannot say it: images to leave out, because an earlier part has their
+    # masks, and images that must have a row again, whether or not the tar still has them.
     skip: frozenset[str] = frozenset()
+    again: frozenset[str] = frozenset()
     # image_id -> address of each image, perhaps of others too; for sources where the ids do not tell them.
     uris: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 

@@ -145,6 +145,8 @@ def process_shard(job: Job, engine: Engine, shard: Shard, attempt: Attempt = Att
             step = result.outcome.step if isinstance(result.outcome, Failure) else STEPS[-1]
             total = sum(result.milliseconds.values())
             yield Progress(shard.index, result.image_id, step, result.status, n_masks, total)
+        reached = {result.image_id for result in results}
+        results += (_out_of_reach(shard, image_id, attempt) for image_id in shard.again - reached)
         job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity))
     # Also when another worker has committed it, who may have died before this.
     job.ledger.publish_images(shard.name)
@@ -210,6 +212,11 @@ def _decode(job: Job, record: ImageRecord, timer: StepTimer) -> _Image:
         sha256 = hashlib.sha256(record.data).hexdigest()
         return _Image(without_data, Failure("decode", reason), sha256, timer)
     return _Image(without_data, decoded.pixels, decoded.sha256, timer)
+
+
+def _out_of_reach(shard: Shard, image_id: str, attempt: Attempt) -> ImageResult:
+    failure = Failure("fetch", "the archive has it no more, or cannot be read as far as it")
+    return ImageResult(image_id, shard.uri, None, failure, {}, "failed", attempt.number)
 
 
 def _quarantined(record: ImageRecord, failure: Failure, attempt: Attempt) -> ImageResult:

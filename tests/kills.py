@@ -23,7 +23,7 @@ Objects = dict[str, bytes]  # an output: bytes by key
 
 # From a server that has imported what takes seconds to import; the imports of `__main__` would be repeated otherwise.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["__main__", "pipeline.s3", "tests.runs"])
+_CONTEXT.set_forkserver_preload(["__main__", "pipeline.storage.s3", "tests.runs"])
 
 # What Python tells its audit hooks before it does it, and how many of the arguments are paths.
 _STEPS = {

@@ -29,7 +29,7 @@ from pipeline.sources.parquet import ParquetImages, image_columns
 from pipeline.sources.parquet_file import columns_there, open_parquet, sound
 from pipeline.sources.source import Source
 from pipeline.sources.tars import WebDatasetTars
-from pipeline.storage import LocalStorage, Storage, open_storage, utf8_text
+from pipeline.storage import LocalStorage, Storage, file_name, open_storage, utf8_text
 
 MAX_RANGE = 10**6  # files
 
@@ -68,7 +68,8 @@ def open_source(uri: str) -> Source:
 
 
 def _on_disk(uri: str) -> _Place:
-    path = Path(uri).absolute()
+    # The text that a run remembers of a name that is not UTF-8 is no name itself.
+    path = Path(uri if os.path.lexists(uri) else file_name(uri)).absolute()
     folder = LocalStorage(path) if os.path.isdir(path) else None
     return _Place(utf8_text(str(path)), folder, LocalStorage(path.parent), utf8_text(path.name), os.path.isfile(path))
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -144,7 +145,7 @@ def _image_ids(key: str, file: pq.ParquetFile, columns: Columns) -> Iterator[str
     seen: dict[str, int] = {}
     for row, values in enumerate(rows(file, [columns.path], PATHS_AT_ONCE)):
         (path,) = values.values()
-        name = clean_path(path.decode("utf-8", "backslashreplace")) if path else ""
+        name = clean_path(os.fsdecode(path)) if path else ""
         yield unique(f"{key}/{name or row}", seen)
 
 

@@ -48,7 +48,8 @@ class WebDatasetTars:
     special member under an image's name is a Failure: it is not followed.
 
     Where the archive is missing, damaged or ends early, the images read so far stand, one Failure follows, and nothing
-    more. It has the id of the image inside which reading broke off, else the path of the tar alone.
+    more. It has the id of the image inside which reading broke off, unless that is one to skip, else the path of the
+    tar alone.
     """
 
     storage: Storage
@@ -87,12 +88,13 @@ class WebDatasetTars:
                     yield self._record(reading, data)
                     reading = tar_key
         except ObjectError as error:
-            yield self._record(reading, Failure("fetch", str(error)))
+            yield self._record(tar_key if reading in shard.skip else reading, Failure("fetch", str(error)))
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001 - damage makes TarFile raise anything, TypeError from a cut gzip header
             cause = str(error).partition("\n")[0].rstrip(":")
-            yield self._record(reading, Failure("fetch", f"the archive cannot be read further: {cause}"))
+            failure = Failure("fetch", f"the archive cannot be read further: {cause}")
+            yield self._record(tar_key if reading in shard.skip else reading, failure)
 
     def _record(self, image_id: str, data: bytes | Failure) -> ImageRecord:
         return ImageRecord(image_id, f"{self.storage.uri}/{image_id}", data)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import PRESETS, GeneratorConfig, RunConfig
-from pipeline.errors import RunMismatchError, StorageError
+from pipeline.errors import RunMismatchError, SourceError, StorageError
 from pipeline.ledger import RUN_KEY, Identity, Ledger, Totals, images_key, masks_key, open_run, reopen_run
 from pipeline.plan import PLAN_KEY, Plan, encode_plan
 from pipeline.records import Failure, Shard
@@ -85,6 +85,14 @@ def test_run_begins_when_only_a_probe_was_left_behind(storage: Storage, source: 
     storage.create(f"{PROBE_PREFIX}killed", b"first")
     open_run(storage, identity(source), source, images_per_shard=2)
     assert storage.exists(RUN_KEY)
+
+
+def test_nothing_is_written_when_the_source_has_nothing_to_plan(storage: Storage, source: Source, photographs: Path):
+    for path in photographs.iterdir():
+        path.unlink()
+    with pytest.raises(SourceError, match="no images in it"):
+        open_run(storage, identity(source), source, images_per_shard=2)
+    assert keys(storage) == []
 
 
 def test_point_grids_are_part_of_the_identity(storage: Storage, source: Source):
@@ -292,10 +300,12 @@ def test_images_table_has_the_rows_of_the_retry_instead_when_one_is_committed(
 
 def test_retry_of_a_tar_leaves_out_only_what_is_done(storage: Storage, source: Source):
     ledger, plan = storage_with_plan(storage, source, [Shard(0, "/p/x.tar")])
-    listed = Shard(0, "/p/x.tar", ("x.tar/a.jpg", "x.tar/b.jpg"))
-    ledger.commit(listed, failing_part(listed, "x.tar/b.jpg"))
+    listed = Shard(0, "/p/x.tar", ("x.tar/a.jpg", "x.tar/b.jpg", "x.tar"))
+    ledger.commit(listed, failing_part(listed, "x.tar/b.jpg", "x.tar"))
     ledger.publish_images("00000")
-    assert ledger.retries(plan) == [Shard(0, "/p/x.tar", None, retry=1, skip=frozenset({"x.tar/a.jpg"}))]
+    skip, again = frozenset({"x.tar/a.jpg"}), frozenset({"x.tar/b.jpg"})
+    shard = Shard(0, "/p/x.tar", None, retry=1, skip=skip, again=again)
+    assert ledger.retries(plan) == [shard]
 
 
 def storage_with_plan(storage: Storage, source: Source, shards: list[Shard]) -> tuple[Ledger, Plan]:

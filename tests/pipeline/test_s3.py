@@ -26,10 +26,10 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import FakeBucket, s3_backends
 
 from pipeline.errors import ObjectError, StorageError
-from pipeline.ranges import SKIP
-from pipeline.s3 import S3Storage, open_s3
-from pipeline.s3_trouble import Patience
 from pipeline.storage import PROBE_PREFIX, open_storage, prove_create_if_absent
+from pipeline.storage.ranges import SKIP
+from pipeline.storage.s3 import S3Storage, open_s3
+from pipeline.storage.s3_trouble import Patience
 from tests.s3.servers import HASTE, NOISY, Answer, Fault, FaultProxy, Request, first, random_faults, refusal
 
 pytestmark = pytest.mark.s3

@@ -61,3 +61,44 @@ def test_every_image_has_its_row_when_a_run_was_retried(tmp_path: Path, make: Ca
             assert {name for shard in shards for name in shard.image_ids or ()} <= {f"{prefix}b.png", f"{prefix}e.png"}
     assert storage.exists(images_key("00000"))
     assert read_plan(storage).n_images == (None if make is tar else 5)
+
+
+@pytest.mark.parametrize("cut", [700, 3000, 0])
+def test_no_image_is_lost_when_a_tar_is_shorter_at_its_retry(tmp_path: Path, cut: int):
+    path, _ = tar(tmp_path)
+    out, whole = tmp_path / "out", path.read_bytes()
+    storage = open_storage(str(out))
+    runs.run(path, out)
+    path.write_bytes(whole[:cut])
+    runs.retry(out)
+
+    checks = list(verify(storage))
+    assert [offence for check in checks for offence in check.offences] == []
+    statuses = statuses_in(out)
+    ok = {f"x.tar/{name}": "ok" for name in ("a.png", "c.png", "d.png")}
+    assert statuses == {**ok, "x.tar/b.png": "failed", "x.tar/e.png": "failed", "x.tar": "failed"}
+
+    # With the tar whole again, and its images mended, nothing is left but what it has.
+    path.write_bytes(tar_bytes({name: picture(number) for number, name in enumerate(NAMES)}))
+    runs.retry(out)
+    assert statuses_in(out) == {f"x.tar/{name}": "ok" for name in NAMES}
+    assert [offence for check in verify(storage) for offence in check.offences] == []
+
+
+def test_images_behind_the_damage_of_a_tar_are_found_when_it_is_mended(tmp_path: Path):
+    path, _ = tar(tmp_path)
+    out, whole = tmp_path / "out", path.read_bytes()
+    path.write_bytes(whole[:3000])
+    runs.run(path, out)
+    assert len(statuses_in(out)) < len(NAMES)
+    path.write_bytes(whole)
+    runs.retry(out)
+    assert statuses_in(out).keys() == {f"x.tar/{name}" for name in NAMES}
+
+
+def statuses_in(out: Path) -> dict[str, str]:
+    """image_id -> status; each id once."""
+    rows = [row for part in out.glob("images/*.parquet") for row in read_parquet(part.read_bytes()).to_pylist()]
+    statuses = {row["image_id"]: row["status"] for row in rows}
+    assert len(statuses) == len(rows)
+    return statuses

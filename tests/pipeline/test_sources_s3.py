@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import SourceError, StorageError
 from pipeline.records import Failure
-from pipeline.s3 import S3Storage
 from pipeline.sources import ImageFolder, ParquetImages, Source, WebDatasetTars, open_source
+from pipeline.storage.s3 import S3Storage
 from tests.pipeline.sources import contents, hugging_face, parquet_bytes, records, shards, tar_bytes
 from tests.s3.servers import HASTE, Fault, FaultProxy, MotoServer, random_faults
 

@@ -32,7 +32,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     """An empty store of every kind there is, the last behind a network that fails every fifth request."""
     if request.param == "disk":
         return new_local_storage(tmp_path)
-    from pipeline.s3 import S3Storage
+    from pipeline.storage.s3 import S3Storage
     from tests.s3.servers import HASTE, NOISY, random_faults
 
     bucket: str = request.getfixturevalue("bucket")
@@ -423,3 +423,21 @@ def test_file_name_that_is_not_utf8_has_a_key_that_reads_it(tmp_path: Path):
     storage = open_storage(str(tmp_path))
     assert keys(storage) == ["caf\\xe9.jpg"]
     assert storage.read("caf\\xe9.jpg") == b"x"
+
+
+def test_names_that_look_like_others_have_keys_of_their_own(tmp_path: Path):
+    names = [b"caf\xe9.jpg", b"caf\\xe9.jpg", b"caf\\x5cxe9.jpg", b"a\\b.jpg", b"\xff\\xff/a\\x5c.jpg"]
+    for name in names:
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as stream:
+            stream.write(name)
+    storage = LocalStorage(tmp_path)
+    assert {storage.read(key) for key in keys(storage)} == set(names)
+    assert len(set(keys(storage))) == len(names)
+
+
+def test_pipe_is_no_object_and_does_not_block(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ObjectError, match="not a file"):
+        LocalStorage(tmp_path).read("pipe.jpg")

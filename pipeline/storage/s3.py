@@ -20,9 +20,10 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from pipeline.errors import ObjectError, StorageError
-from pipeline.keys import is_key, one_line
-from pipeline.ranges import RangeStream
-from pipeline.s3_trouble import (
+from pipeline.storage.interface import LEFTOVER, LEFTOVER_AGE_S, PROBE_PREFIX, Storage, StoredObject, unsafe
+from pipeline.storage.keys import is_key, one_line
+from pipeline.storage.ranges import RangeStream
+from pipeline.storage.s3_trouble import (
     TROUBLE,
     Patience,
     UnsettledError,
@@ -32,7 +33,6 @@ from pipeline.s3_trouble import (
     persist,
     status_of,
 )
-from pipeline.storage import LEFTOVER, LEFTOVER_AGE_S, PROBE_PREFIX, Storage, StoredObject, unsafe
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -1,10 +1,9 @@
-"""Where objects are kept: the Storage interface, and the local disk behind it. S3 is in pipeline/s3.py."""
+"""The local disk behind the Storage interface."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import time
 import uuid
@@ -12,129 +11,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from pipeline.errors import ObjectError, StorageError
-from pipeline.keys import is_key, one_line, utf8_text
-
-PROBE_PREFIX = "_probe-"  # a process killed while proving its store may leave one of these behind
-LEFTOVER_AGE_S = 24 * 3600  # seconds after which what a writer began is taken to be abandoned
-LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp|" + PROBE_PREFIX + "[0-9a-f]{32}")
+from pipeline.storage.interface import LEFTOVER, LEFTOVER_AGE_S, Storage, StoredObject
+from pipeline.storage.keys import file_name, is_key, one_line, utf8_text
 
 # What the system says of one file in a folder that works. All else (no space, stale handle, timeout) is the store's.
 _ONE_FILE = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EIO),
 }
-
-
-@dataclass(frozen=True)
-class StoredObject:
-    """What a listing says of one object."""
-
-    key: str
-    size: int  # bytes
-
-
-class Storage(Protocol):
-    """Objects by key below one address. Implementations are picklable: they travel to the actors.
-
-    A key is a relative POSIX path in UTF-8, none of whose parts is empty or starts with a dot. Every method raises
-    StorageError where the store cannot be reached or refuses (after trying again for as long as that makes sense),
-    and where the key is no such path. `read` and `open` raise ObjectError, a StorageError, where it is this one
-    object that is missing or may not be read.
-    """
-
-    @property
-    def uri(self) -> str:
-        """The address of the store; an object's is `<uri>/<key>`."""
-        ...
-
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """The objects whose keys start with `prefix`, sorted by key, without those that are still being written."""
-        ...
-
-    def read(self, key: str) -> bytes:
-        """The object's bytes. ObjectError where there is none."""
-        ...
-
-    def open(self, key: str) -> BinaryIO:
-        """A seekable, buffered stream over the object, to be closed. ObjectError where there is none.
-
-        Its methods raise OSError for what a local disk cannot read, StorageError for trouble with any other store,
-        ObjectError where the object was replaced or deleted since: a stream is of one version of its object.
-        """
-        ...
-
-    def exists(self, key: str) -> bool:
-        """Whether the object is there."""
-        ...
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Creates the object in one step if it is not there: what a commit stands on.
-
-        False where it was there already; nothing is written then. Of several concurrent callers exactly one gets
-        True, readers see all of the object or none of it, and it survives a crash of the machine.
-        """
-        ...
-
-    def put(self, key: str, data: bytes) -> None:
-        """Creates or replaces the object in one step. Only for what can be derived again."""
-        ...
-
-    def delete(self, key: str) -> None:
-        """Deletes the object; no error where there is none."""
-        ...
-
-    def sweep(self) -> None:
-        """Removes, as far as the store lets it, what writers that died left behind more than a day ago: half-written
-        objects, which no listing shows, and those of `prove_create_if_absent`."""
-        ...
-
-    def ways(self) -> Sequence[Storage]:
-        """This store once for each way in which it creates an object (by size, say): what a proof has to cover."""
-        ...
-
-
-def open_storage(uri: str, make: bool = False) -> Storage:
-    """The store at `uri`: a path, or s3://bucket/prefix. `make` creates the folder where it does not exist, as a run
-    does for its output; a bucket must exist.
-
-    Raises StorageError where the folder cannot be made, and for an address of another kind.
-    """
-    if uri.startswith("s3:"):
-        try:
-            from pipeline.s3 import open_s3  # boto3 takes a while, and machines without it can use their disks
-        except ModuleNotFoundError as error:
-            raise StorageError(f"an s3:// address needs boto3 ({error}): pip install boto3") from error
-        return open_s3(uri)
-    if "://" in uri:
-        scheme = uri.partition("://")[0]
-        raise StorageError(f"{scheme}:// is no store that maskmill knows: give a path or s3://bucket/prefix")
-    storage = LocalStorage(Path(uri).absolute())
-    if make:
-        storage.make()
-    return storage
-
-
-def prove_create_if_absent(storage: Storage) -> None:
-    """Shows with throw-away objects that the store honours create-if-absent. StorageError where it does not."""
-    for way in storage.ways():
-        key = PROBE_PREFIX + uuid.uuid4().hex
-        created = way.create(key, b"first")
-        created_again = way.create(key, b"second")
-        kept = way.read(key)
-        way.delete(key)
-        if not created or created_again or kept != b"first":
-            raise StorageError(unsafe(storage.uri))
-
-
-def unsafe(uri: str) -> str:
-    """The message of a StorageError where the store at `uri` is no place for results."""
-    return (
-        f"{uri}: this store does not honour create-if-absent, so no result in it would be safe: "
-        "choose another place for the output"
-    )
 
 
 @dataclass(frozen=True)
@@ -178,7 +65,7 @@ class LocalStorage:
         # A folder sorts with its slash, so that keys come in order: `a.jpg` before `a/b.jpg` before `a0.jpg`.
         names.sort(key=utf8_text)
         for name in names:
-            key = utf8_text(f"{folder}/{name}" if folder else name)
+            key = f"{folder}/{utf8_text(name)}" if folder else utf8_text(name)
             if name.endswith("/"):
                 yield from self._walk(key[:-1])
                 continue
@@ -194,7 +81,11 @@ class LocalStorage:
     def open(self, key: str) -> BinaryIO:
         path = self._path(key)
         with self._explained(path, ObjectError):
-            return open(path, "rb")
+            stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                stream.close()
+                raise ObjectError(f"{one_line(utf8_text(str(path)))}: not a file")
+            return stream
 
     def exists(self, key: str) -> bool:
         path = self._path(key)
@@ -248,8 +139,7 @@ class LocalStorage:
     def _path(self, key: str) -> Path:
         if not is_key(key):
             raise StorageError(f"{self.uri}: not a key of an object: {key!r}")
-        name = re.sub(rb"\\x([89a-f][0-9a-f])", lambda byte: bytes.fromhex(byte[1].decode()), key.encode())
-        return self.root / os.fsdecode(name)
+        return self.root / file_name(key)
 
     @contextmanager
     def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
@@ -283,6 +173,10 @@ class LocalStorage:
         self._make_folders(folder.parent)
         folder.mkdir(exist_ok=True)
         _sync_folder(folder.parent)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # for a writer, where the path is a pipe
 
 
 def _size(path: str) -> int | None:

@@ -1,0 +1,43 @@
+"""From an address to a store, and the proof that it is fit for results."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from pipeline.errors import StorageError
+from pipeline.storage.interface import PROBE_PREFIX, Storage, unsafe
+from pipeline.storage.local import LocalStorage
+
+
+def open_storage(uri: str, make: bool = False) -> Storage:
+    """The store at `uri`: a path, or s3://bucket/prefix. `make` creates the folder where it does not exist, as a run
+    does for its output; a bucket must exist.
+
+    Raises StorageError where the folder cannot be made, and for an address of another kind.
+    """
+    if uri.startswith("s3:"):
+        try:
+            from pipeline.storage.s3 import open_s3  # boto3 takes a while, and machines without it can use their disks
+        except ModuleNotFoundError as error:
+            raise StorageError(f"an s3:// address needs boto3 ({error}): pip install boto3") from error
+        return open_s3(uri)
+    if "://" in uri:
+        scheme = uri.partition("://")[0]
+        raise StorageError(f"{scheme}:// is no store that maskmill knows: give a path or s3://bucket/prefix")
+    storage = LocalStorage(Path(uri).absolute())
+    if make:
+        storage.make()
+    return storage
+
+
+def prove_create_if_absent(storage: Storage) -> None:
+    """Shows with throw-away objects that the store honours create-if-absent. StorageError where it does not."""
+    for way in storage.ways():
+        key = PROBE_PREFIX + uuid.uuid4().hex
+        created = way.create(key, b"first")
+        created_again = way.create(key, b"second")
+        kept = way.read(key)
+        way.delete(key)
+        if not created or created_again or kept != b"first":
+            raise StorageError(unsafe(storage.uri))
