@@ -89,7 +89,7 @@ class S3Storage:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        previous = ""
+        previous, no_paths = "", 0
         for item in self._listed("list_objects_v2", "Contents", self._root + prefix):
             key = item["Key"].removeprefix(self._root)
             if key < previous:  # as directory buckets do
@@ -99,6 +99,10 @@ class S3Storage:
             previous = key
             if is_key(key):
                 yield StoredObject(key, item["Size"])
+            elif "//" in f"/{key}":
+                no_paths += 1
+        if no_paths:
+            logger.warning("%s: %d objects were left out whose keys have an empty part, as in a//b", self.uri, no_paths)
 
     def read(self, key: str) -> bytes:
         with self.open(key) as stream:

@@ -78,9 +78,12 @@ def test_list_returns_every_key_once_when_they_fill_pages(store: S3Storage, prox
     assert [item.key for item in store.list()] == expected
 
 
-def test_list_leaves_out_what_is_no_key(store: S3Storage):
+def test_list_leaves_out_what_is_no_key_and_says_so_where_nobody_hid_it(
+    store: S3Storage, caplog: pytest.LogCaptureFixture
+):
     seed(store.bucket, ["a/b/", "a/b/x/", "a/b/.hidden", "a/b/x//y", "a/b/x/../y", "a/b/./x", "a/b/ok", "a/bc", "a/b0"])
     assert [item.key for item in store.list()] == ["ok"]
+    assert caplog.messages == [f"{store.uri}: 1 objects were left out whose keys have an empty part, as in a//b"]
 
 
 def test_odd_keys_are_listed_in_order_and_read(store: S3Storage):
