@@ -180,7 +180,8 @@ class _Driver:
             self._use_new_machines()
             if signals.count:
                 self._drain(signals)
-                raise RunStoppedError(signals.last)
+                if self._schedule.unfinished:
+                    raise RunStoppedError(signals.last)
         if failed := self._schedule.failed:
             reasons = "; ".join(reason for _, reason in sorted(failed.items())[:3])
             raise RunFailedError(
