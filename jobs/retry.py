@@ -11,7 +11,9 @@ from jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, check_device,
 
 
 def retry(
-    out: Annotated[str, typer.Argument(help="The output of a run, finished or not.", show_default=False)],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="The output of a run, finished or not.", show_default=False)
+    ],
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="The weights that the run was made with. Not needed for mini.", show_default=False),
@@ -22,8 +24,9 @@ def retry(
 ) -> None:
     """Do the images of a run again that failed or were quarantined, and no others.
 
-    Their new rows take the place of the old ones in OUT/images; OUT/masks gets parts of its own for them. Everything
-    else about the run stays as it was made. What was never begun is the business of `maskmill generate`.
+    Their new rows take the place of the old ones in OUT/images. OUT/masks gets parts of its own for them.
+
+    Images that were never begun are left to `maskmill generate`.
 
     Examples:
 
