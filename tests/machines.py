@@ -52,6 +52,13 @@ class Machines:
         """As when the power fails: nobody is told, and the workers on it go, too."""
         self.cluster.remove_node(self.nodes.pop(number), allow_graceful=False)
 
+    def give_notice(self, number: int) -> None:
+        """Tells Ray, as a cloud does before it takes a machine away, that this one will be preempted in a second."""
+        command = [f"{Path(sys.executable).parent}/ray", "drain-node", "--address", self.address]
+        command += ["--node-id", self.nodes[number].node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        command += ["--reason-message", "test", "--deadline-remaining-seconds", "1"]
+        subprocess.run(command, check=True, capture_output=True)
+
     def workers(self) -> list[int]:
         """The process ids of the actors that have their engine or are about to."""
         raylets = {node.all_processes["raylet"][0].process.pid for node in self.nodes}

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,15 @@ def start_run(cluster: Machines, folder: Path, n_images: int, seconds: float):
     for number in range(n_images):
         (folder / "photographs" / f"{number:03d}.png").write_bytes(picture(number))
     driver = start_driver(cluster.address, folder / "photographs", str(folder / "out"), seconds, folder / "driver.log")
-    deadline = time.monotonic() + 120
-    while not (folder / "generated").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: (folder / "generated").exists())
     return driver
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
 
 
 def workers_that_worked(folder: Path) -> Counter[str]:
@@ -42,17 +48,18 @@ def image_rows(folder: Path) -> list[dict[str, Any]]:
     return [row for rows in tables for row in rows]
 
 
-def test_machines_that_come_are_used_and_machines_that_go_blame_nobody(tmp_path: Path):
+@pytest.mark.parametrize("notice", [False, True])
+def test_machines_that_come_are_used_and_machines_that_go_blame_nobody(tmp_path: Path, notice: bool):
     with machines(1) as cluster:
-        driver = start_run(cluster, tmp_path, n_images=400, seconds=0.05)
+        driver = start_run(cluster, tmp_path, n_images=800, seconds=0.05)
         cluster.add()
-        deadline = time.monotonic() + 120
-        while len(workers_that_worked(tmp_path)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: len(workers_that_worked(tmp_path)) == 2)
+        if notice:
+            cluster.give_notice(0)
         cluster.kill_machine(0)
         assert driver.wait(120) == 0, (tmp_path / "driver.log").read_text()
-    assert len(workers_that_worked(tmp_path)) == 2
-    assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 400}
+        assert "a machine is gone" in (tmp_path / "driver.log").read_text()
+    assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 800}
 
 
 def test_nothing_is_lost_or_doubled_when_workers_machines_and_drivers_die_at_random(tmp_path: Path):
