@@ -30,6 +30,7 @@ SEGFAULT: Colour = (255, 0, 60)  # these two for the poison_decoder: reads where
 HOG: Colour = (255, 0, 70)  # takes memory, up to HOG_BYTES, and keeps it
 HOG_BYTES = 6 * 2**30
 HANG_ONCE: Colour = (255, 0, 40)  # takes for ever, but only the first time
+WAIT: Colour = (255, 0, 45)  # takes until there is a file `released` in its folder
 LOSE_DEVICE: Colour = (255, 0, 50)  # raises what PyTorch raises when a GPU is lost, but only the first time
 LOSE_DEVICE_ALWAYS: Colour = (255, 0, 55)
 
@@ -93,6 +94,8 @@ class FakeEngine:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if command == HANG or (command == HANG_ONCE and self._first("hung")):
             time.sleep(10_000)
+        while command == WAIT and not (self.folder / "released").exists():
+            time.sleep(0.05)
         with timer.step("filter"):
             if command == FAIL:
                 raise ValueError("no masks\nfor tensor at 0x7f3a5c0011d0")

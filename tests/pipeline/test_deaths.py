@@ -13,22 +13,12 @@ import ray
 from pipeline import cluster
 from pipeline.storage import open_storage
 from pipeline.table import read_parquet
-from tests.fakes import HOG, HOG_BYTES, picture, poison_decoder
-from tests.machines import Machines, machines, start_driver
+from tests.fakes import HOG, HOG_BYTES, WAIT, picture, poison_decoder
+from tests.machines import machines, start_driver
 from tests.runs import begin
 from tests.soak import soak
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-def start_run(cluster: Machines, folder: Path, n_images: int, seconds: float):
-    """A driver on its way, once some images are done; and the process ids of the workers that did them."""
-    (folder / "photographs").mkdir()
-    for number in range(n_images):
-        (folder / "photographs" / f"{number:03d}.png").write_bytes(picture(number))
-    driver = start_driver(cluster.address, folder / "photographs", str(folder / "out"), seconds, folder / "driver.log")
-    wait_until(lambda: (folder / "generated").exists())
-    return driver
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -39,7 +29,8 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def workers_that_worked(folder: Path) -> Counter[str]:
-    return Counter((folder / "generated").read_text().split())
+    generated = folder / "generated"
+    return Counter(generated.read_text().split() if generated.exists() else ())
 
 
 def image_rows(folder: Path) -> list[dict[str, Any]]:
@@ -50,16 +41,23 @@ def image_rows(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("notice", [False, True])
 def test_machines_that_come_are_used_and_machines_that_go_blame_nobody(tmp_path: Path, notice: bool):
+    (tmp_path / "photographs").mkdir()
+    for number in range(80):
+        command = WAIT if number == 20 else (0, 0, 0)
+        (tmp_path / "photographs" / f"{number:03d}.png").write_bytes(picture(number, command))
+    log = tmp_path / "driver.log"
     with machines(1) as cluster:
-        driver = start_run(cluster, tmp_path, n_images=800, seconds=0.05)
+        driver = start_driver(cluster.address, tmp_path / "photographs", str(tmp_path / "out"), 0.01, log)
+        wait_until(lambda: len(workers_that_worked(tmp_path)) == 1)
         cluster.add()
         wait_until(lambda: len(workers_that_worked(tmp_path)) == 2)
         if notice:
             cluster.give_notice(0)
         cluster.kill_machine(0)
-        assert driver.wait(120) == 0, (tmp_path / "driver.log").read_text()
-        assert "a machine is gone" in (tmp_path / "driver.log").read_text()
-    assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 800}
+        wait_until(lambda: "a machine is gone" in log.read_text())
+        (tmp_path / "released").touch()
+        assert driver.wait(120) == 0, log.read_text()
+    assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 80}
 
 
 def test_nothing_is_lost_or_doubled_when_workers_machines_and_drivers_die_at_random(tmp_path: Path):
