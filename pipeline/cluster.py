@@ -15,7 +15,7 @@ import cv2
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
 
 from model.errors import CheckpointError, DeviceError
@@ -125,6 +125,10 @@ class _Worker:
         """Makes the engine, and tells which machine this is."""
         # Not in __init__: what that raises reaches the driver as text only.
         self._engine = self._job.make_engine()
+        return self.machine()
+
+    def machine(self) -> str:
+        """Which machine this is."""
         return ray.get_runtime_context().get_node_id()
 
     def process(self, shard: Shard, attempt: Attempt) -> Iterator[list[Progress]]:
@@ -149,9 +153,10 @@ class _WorkerHandle:
     """An actor and the shards it holds, in the order in which it does them."""
 
     actor: ActorHandle
-    starting: Reference  # None once it has its engine
+    starting: Reference  # its answer to the question where it is, with its engine; None once that is there
     machine: str = ""
     leases: dict[Reference, Lease] = field(default_factory=dict[Reference, Lease])
+    doubtful: list[Lease] = field(default_factory=list[Lease])  # what it held when Ray lost sight of it
     heard: float = field(default_factory=time.monotonic)  # when it told of anything, or got its first shard
     reported: float = field(default_factory=time.monotonic)  # when its silence began or was last told of
 
@@ -247,6 +252,9 @@ class _Driver:
         except RayError as error:
             if isinstance(error, RayTaskError) and isinstance(error.cause, (CheckpointError, DeviceError)):
                 raise error.cause from None
+            if worker.doubtful:
+                self._mind_death(worker, error)
+                return
             self._failed_starts += 1
             if self._failed_starts == HOPELESS_STARTS * len(self._workers):
                 raise RunFailedError(f"the workers cannot start: {_reason(error)}") from error
@@ -254,6 +262,7 @@ class _Driver:
         else:
             worker.starting = None
             self._failed_starts = 0
+            self._give_back(worker)  # it lives after all, but what it did is lost
 
     def _hear_of_shard(self, worker: _WorkerHandle, stream: Reference) -> None:
         lease = worker.leases[stream]
@@ -280,26 +289,39 @@ class _Driver:
                 raise error.cause from None
             self._schedule.lose(worker.leases.pop(stream), _reason(error))
         elif isinstance(error, RayTaskError):
-            self._replace(worker, stream, _reason(error))
+            self._replace(worker, worker.leases.pop(stream), _reason(error))
+        else:
+            # All the shards it held fail together; it was at the first one.
+            worker.doubtful = list(worker.leases.values())
+            worker.leases.clear()
+            self._mind_death(worker, error)
+
+    def _mind_death(self, worker: _WorkerHandle, error: RayError) -> None:
+        if isinstance(error, ActorUnavailableError):
+            # Ray does not know yet whether the worker is dead, or its machine: it will when it answers this.
+            worker.starting = worker.actor.machine.remote()
         elif (isinstance(error, RayActorError) and error.preempted) or not _is_alive(worker.machine):
             logger.warning("a machine is gone: what it was at is done again")
             self._replace(worker)
         else:
-            # All the shards it held fail together; it was at the first one.
-            self._replace(worker, next(iter(worker.leases)), _reason(error))
+            self._replace(worker, worker.doubtful.pop(0), _reason(error))
 
-    def _replace(self, worker: _WorkerHandle, culprit: Reference | None = None, reason: str = "") -> None:
-        """Gives up a worker, because of a shard that it held or through the fault of none."""
+    def _replace(self, worker: _WorkerHandle, culprit: Lease | None = None, reason: str = "") -> None:
+        """Gives up a worker, because of a shard that was taken from it or through the fault of none."""
         if culprit:
-            self._schedule.lose(worker.leases.pop(culprit), reason)
+            self._schedule.lose(culprit, reason)
             self._losses += 1
             if self._losses > HOPELESS_LOSSES * len(self._workers):
                 raise RunFailedError(f"the workers fail before they end an image: {reason}")
-        for lease in worker.leases.values():
-            self._schedule.give_back(lease)
-        worker.leases.clear()
+        self._give_back(worker)
         ray.kill(worker.actor)
         self._workers[self._workers.index(worker)] = self._new_worker()
+
+    def _give_back(self, worker: _WorkerHandle) -> None:
+        for lease in (*worker.doubtful, *worker.leases.values()):
+            self._schedule.give_back(lease)
+        worker.doubtful.clear()
+        worker.leases.clear()
 
     def _mind_silence(self) -> None:
         """Tells of workers that are silent, and gives up those that have been for too long."""
@@ -307,7 +329,7 @@ class _Driver:
         for worker in list(self._workers):
             culprit = next(iter(worker.leases), None)
             if culprit and now - worker.heard > self._image_timeout:
-                self._replace(worker, culprit, f"no progress for {self._image_timeout:.0f} s")
+                self._replace(worker, worker.leases.pop(culprit), f"no progress for {self._image_timeout:.0f} s")
             elif (culprit or worker.starting) and now - worker.reported > self._image_timeout / REPORTS_OF_SILENCE:
                 worker.reported = now
                 what = (
