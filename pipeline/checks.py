@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from filters import rle
+from pipeline.errors import one_line_cause
 from pipeline.ledger import RUN_KEY, images_key, masks_key
 from pipeline.records import STEPS, Shard
 from pipeline.table import (
@@ -111,7 +112,7 @@ def _read_part(chain: Chain, part: Shard) -> _Tables | str:
         images.validate(full=True)
         masks.validate(full=True)
     except _DAMAGE as error:
-        return f"damaged: {_one_line(error)}"
+        return f"damaged: {one_line_cause(error)}"
     for name, table, schema in (("images", images, IMAGES), ("masks", masks, MASKS)):
         if not table.schema.equals(schema):
             return f"the {name} table has other columns than maskmill writes"
@@ -154,11 +155,7 @@ def _derived_offences(chain: Chain, key: str, images: pa.Table) -> Iterator[str]
             if not read_parquet(data).equals(images):
                 yield f"{key}: differs from the footer of its masks part"
         except _DAMAGE as error:
-            yield f"{key}: damaged: {_one_line(error)}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+            yield f"{key}: damaged: {one_line_cause(error)}"
 
 
 def _row_offences(part_name: str, images: pa.Table, masks: pa.Table) -> Iterator[str]:

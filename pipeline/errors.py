@@ -48,3 +48,8 @@ class RunStoppedError(MaskmillError):
     def __init__(self, signal_number: int) -> None:
         super().__init__("stopped: what is done is kept: run the same command again to go on")
         self.signal_number = signal_number
+
+
+def one_line_cause(error: BaseException) -> str:
+    """What an exception says, in one short line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ObjectError, SourceError
+from pipeline.errors import ObjectError, SourceError, one_line_cause
 from pipeline.records import Failure, ImageRecord, Shard
 from pipeline.sources.names import (
     IMAGE_EXTENSIONS,
@@ -30,7 +30,6 @@ from pipeline.sources.parquet_file import (
     DAMAGE,
     columns_there,
     is_string,
-    one_line_cause,
     open_parquet,
     rows,
     sound,

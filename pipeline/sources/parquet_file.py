@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, one_line_cause
 from pipeline.storage import Storage, one_line
 
 # What pyarrow raises where a file is damaged, besides what the store raises. ArrowInvalid is a ValueError.
@@ -69,11 +69,6 @@ def sound(address: str) -> Generator[None]:
         yield
     except DAMAGE as error:
         raise SourceError(f"{address}: damaged, or no Parquet: {one_line_cause(error)}") from error
-
-
-def one_line_cause(error: BaseException) -> str:
-    """What an exception says, in one short line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def columns_there(schema: pa.Schema) -> str:
