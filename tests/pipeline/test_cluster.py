@@ -1,6 +1,5 @@
 """One behaviour suite over both ways to run shards, without Ray and on it, and what only Ray has: workers that die."""
 
-import logging
 import os
 import signal
 import threading
@@ -13,7 +12,6 @@ from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
-import ray
 
 from model.errors import CheckpointError
 from pipeline import cluster
@@ -40,6 +38,7 @@ from tests.fakes import (
     picture,
     poison_decoder,
 )
+from tests.machines import this_machine
 
 Run = Callable[[Job, Plan, Callable[[Progress], None]], None]
 
@@ -47,17 +46,8 @@ Run = Callable[[Job, Plan, Callable[[Progress], None]], None]
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     """One small cluster for all tests of this file: room for two workers."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        object_store_memory=cluster.OBJECT_STORE_BYTES,
-    )
-    yield
-    ray.shutdown()
+    with this_machine(num_cpus=4):
+        yield
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
@@ -318,14 +308,19 @@ def test_run_stops_at_once_when_a_second_signal_comes(photographs: Photographs):
     photographs.add(**{f"p{seed}": picture(seed, HANG) for seed in range(7)})
 
     def stop_twice() -> None:
+        while not (photographs.folder / "generated").exists():  # a shard is at work, and will not end
+            time.sleep(0.05)
         for _ in range(2):
-            time.sleep(2)
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2)
 
-    threading.Thread(target=stop_twice).start()
+    stopper = threading.Thread(target=stop_twice)
+    stopper.start()
     job, plan = photographs.open(images_per_shard=1)
+    job = replace(job, make_engine=FakeEngine(photographs.folder, seconds=0.01))
     with pytest.raises(RunStoppedError):
         cluster.run(job, plan, lambda _: None)
+    stopper.join()
     assert job.ledger.committed() == set()
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
 from pipeline import cluster
 from pipeline.storage import open_storage
 from pipeline.table import read_parquet
 from tests.fakes import HOG, HOG_BYTES, WAIT, picture, poison_decoder
-from tests.machines import machines, start_driver
+from tests.machines import machines, start_driver, this_machine
 from tests.runs import begin
 from tests.soak import soak
 
@@ -75,20 +74,8 @@ def test_image_that_takes_all_the_memory_is_quarantined(tmp_path: Path):
     total, used = memory()
     # Ray then ends the process that takes the most, as the kernel does somewhat later.
     threshold = (used + HOG_BYTES / 2) / total
-    settings = {"memory_usage_threshold": threshold, "memory_monitor_refresh_ms": 100}
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        object_store_memory=cluster.OBJECT_STORE_BYTES,
-        _system_config=settings,
-    )
-    try:
+    with this_machine(num_cpus=2, memory_usage_threshold=threshold, memory_monitor_refresh_ms=100):
         cluster.run(replace(job, decode=poison_decoder), plan, lambda _: None)
-    finally:
-        ray.shutdown()
     assert {row["image_id"]: row["error"] for row in image_rows(tmp_path)} == {
         **dict.fromkeys(["0.png", "1.png", "2.png", "4.png"]),
         "3.png": "took 2 workers with it: its machine ran out of memory",
