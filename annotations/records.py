@@ -1,0 +1,81 @@
+"""An image and its masks, whatever file they came from.
+
+Shapes: H W image size, K masks of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from filters import rle
+from model.errors import MaskmillError
+from pipeline.config import RunConfig
+from pipeline.errors import ImageError, StorageError
+from pipeline.images import decode_image
+
+
+class AnnotationError(MaskmillError):
+    """Annotations that cannot be read, or that do not fit their image."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnnotatedImage:
+    """An image and the K masks that people (or a model) drew on it. Masks are not empty; they may overlap."""
+
+    image_id: str  # unique among its images
+    uri: str  # where the image is: for messages
+    height: int
+    width: int
+    rles: tuple[bytes, ...]  # COCO's compressed counts, as filters.rle has them
+    annotator_K: NDArray[np.int64]  # who drew mask k; 0 for all where the format knows of one only
+    crowd_K: NDArray[np.bool_]  # COCO's iscrowd: regions of many objects, no answer to any prompt
+    fetch: Callable[[], bytes]  # the image file; picklable, such as `path.read_bytes`
+
+    def __post_init__(self) -> None:
+        assert self.annotator_K.shape == self.crowd_K.shape == (len(self.rles),)
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def read_pixels(self) -> NDArray[np.uint8]:
+        """The image, upright RGB (H, W, 3). AnnotationError where it is missing, damaged or of another size."""
+        try:
+            pixels_HW3 = decode_image(self.fetch(), RunConfig.max_image_pixels).pixels
+        except OSError as error:
+            raise AnnotationError(f"{self.uri}: {error.strerror or error}") from error
+        except (ImageError, StorageError) as error:
+            raise AnnotationError(f"{self.uri}: {error}") from error
+        height, width = pixels_HW3.shape[:2]
+        if (height, width) != (self.height, self.width):
+            raise AnnotationError(
+                f"{self.uri}: {width} x {height} pixels, and its annotations are for {self.width} x {self.height}"
+            )
+        return pixels_HW3
+
+    def decode(self, k: int) -> NDArray[np.bool_]:
+        """Mask k, (H, W)."""
+        return rle.decode(self.rles[k], self.height, self.width)
+
+    def decode_all(self) -> Iterator[NDArray[np.bool_]]:
+        """The masks in order, one at a time: all together may be large."""
+        return (self.decode(k) for k in range(len(self.rles)))
+
+
+class AnnotatedImages(Protocol):
+    """Annotated images by index, read when they are asked for. Implementations are picklable."""
+
+    @property
+    def name(self) -> str:
+        """What messages, tables and model cards call them: the name of their file or folder."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> AnnotatedImage:
+        """Raises AnnotationError where the annotations of this image are damaged; `read_pixels` reads the image."""
+        ...

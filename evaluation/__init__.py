@@ -1,0 +1,1 @@
+"""How good a model is: figures of masks against annotations. Every number that `maskmill evaluate` prints."""
