@@ -25,6 +25,8 @@ class SamConfig:
     # "patch": one strided convolution, as published. "conv": a pyramid of 3x3 convolutions, which
     # learns much faster from little data.
     stem: Literal["patch", "conv"] = "patch"
+    # Whether the mask upscaler also gets the stem's finer features, as in SAM 2. Needs the "conv" stem.
+    high_resolution_skips: bool = False
     # Input side in pixels, pixels per embedding cell, channels of the embedding.
     image_size: int = 1024
     patch_size: int = 16
@@ -69,6 +71,7 @@ VARIANTS: dict[str, SamConfig] = {
         encoder_mlp_ratio=4,
         relative_positions=False,
         stem="conv",
+        high_resolution_skips=True,
         image_size=512,
         embed_dim=128,
         decoder_heads=4,

@@ -1,12 +1,15 @@
-"""The image encoder: a ViTDet backbone and the neck that makes the image embedding.
+"""The image encoder: a ViTDet backbone, the neck that makes the image embedding, and finer features beside it.
 
 Shapes: B images (or windows), S input side in pixels, H W grid in cells, L = H*W, C width,
 N heads, D features per head, E embedding channels.
-Source: Li et al. 2022 (ViTDet); `modeling/image_encoder.py` of segment-anything.
+Source: Li et al. 2022 (ViTDet); `modeling/image_encoder.py` of segment-anything. The skips are those of SAM 2
+(Ravi et al. 2024).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -17,8 +20,30 @@ from model.config import SamConfig
 from model.layers import LayerNorm2d, MLPBlock
 
 
+@dataclass(frozen=True)
+class ImageEmbedding:
+    """What the encoder makes of B images.
+
+    `grid_BEHW` is the published embedding. `skips` are features of twice and of four times its resolution for the
+    mask upscaler, (B, E/4, 2H, 2W) and (B, E/8, 4H, 4W); none where the variant has no such skips.
+    """
+
+    grid_BEHW: Tensor
+    skips: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.grid_BEHW)
+
+    def __getitem__(self, images: slice | Tensor) -> ImageEmbedding:
+        return self.map(lambda x: x[images])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ImageEmbedding:
+        """The same with a function applied to each tensor."""
+        return ImageEmbedding(function(self.grid_BEHW), tuple(function(skip) for skip in self.skips))
+
+
 class ImageEncoder(nn.Module):
-    """Normalised, padded images (B, 3, S, S) to embeddings (B, E, S/patch, S/patch)."""
+    """Normalised, padded images (B, 3, S, S) to their embeddings, with H = W = S / patch."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -36,28 +61,37 @@ class ImageEncoder(nn.Module):
             nn.Conv2d(config.embed_dim, config.embed_dim, kernel_size=3, padding=1, bias=False),
             LayerNorm2d(config.embed_dim),
         )
+        self.skips = nn.ModuleList()
+        if config.high_resolution_skips:
+            for halving in (1, 2):
+                in_width, out_width = config.encoder_width >> halving, config.embed_dim >> (halving + 1)
+                self.skips.append(nn.Conv2d(in_width, out_width, kernel_size=3, padding=1))
 
-    def forward(self, images_B3SS: Tensor) -> Tensor:
-        x_BHWC = self.patch_embed(images_B3SS) + self.pos_embed
+    def forward(self, images_B3SS: Tensor) -> ImageEmbedding:
+        x_BHWC, finer = self.patch_embed(images_B3SS)
+        x_BHWC = x_BHWC + self.pos_embed
         for block in self.blocks:
             x_BHWC = block(x_BHWC)
-        return self.neck(x_BHWC.permute(0, 3, 1, 2))
+        # `finer` may go further than there are skips.
+        skips = tuple(skip(features) for skip, features in zip(self.skips, finer, strict=False))
+        return ImageEmbedding(self.neck(x_BHWC.permute(0, 3, 1, 2)), skips)
 
 
 class PatchEmbed(nn.Module):
-    """The published stem: one convolution as large as its stride."""
+    """The published stem: one convolution as large as its stride. There are no finer features."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, config.encoder_width, kernel_size=config.patch_size, stride=config.patch_size)
 
-    def forward(self, images_B3SS: Tensor) -> Tensor:
-        return self.proj(images_B3SS).permute(0, 2, 3, 1)
+    def forward(self, images_B3SS: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.proj(images_B3SS).permute(0, 2, 3, 1), []
 
 
 class ConvStem(nn.Module):
     """Strided 3x3 convolutions, each halving the side and doubling the channels, down to the patch size.
 
+    Also gives the features on the way, (B, C/2, 2H, 2W), (B, C/4, 4H, 4W) and so on.
     Source: Xiao et al. 2021, "Early convolutions help transformers see better".
     """
 
@@ -72,8 +106,13 @@ class ConvStem(nn.Module):
             self.layers.append(nn.GELU())
         self.proj = nn.Conv2d(config.encoder_width, config.encoder_width, kernel_size=1)
 
-    def forward(self, images_B3SS: Tensor) -> Tensor:
-        return self.proj(self.layers(images_B3SS)).permute(0, 2, 3, 1)
+    def forward(self, images_B3SS: Tensor) -> tuple[Tensor, list[Tensor]]:
+        halved, x_BCHW = [], images_B3SS
+        for layer in self.layers:
+            x_BCHW = layer(x_BCHW)
+            if isinstance(layer, nn.GELU):
+                halved.append(x_BCHW)
+        return self.proj(x_BCHW).permute(0, 2, 3, 1), halved[-2::-1]
 
 
 class Block(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import SamConfig
+from model.image_encoder import ImageEmbedding
 from model.layers import MLP, LayerNorm2d
 from model.transformer import TwoWayTransformer
 
@@ -24,6 +25,8 @@ class DecodedPrompts:
     predicted_iou_NM: Tensor
     mask_tokens_NMC: Tensor
     image_tokens_NCHW: Tensor
+    # See `ImageEmbedding`; with a leading 1 where all prompts share an image.
+    skips: tuple[Tensor, ...] = ()
 
 
 class MaskDecoder(nn.Module):
@@ -47,28 +50,37 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = MLP(dim, config.iou_head_width, self.num_masks, config.iou_head_depth)
 
     def decode_prompts(
-        self, embedding_NCHW: Tensor, positions_1CHW: Tensor, sparse_NTC: Tensor, dense_NCHW: Tensor
+        self, embedding: ImageEmbedding, positions_1CHW: Tensor, sparse_NTC: Tensor, dense_NCHW: Tensor
     ) -> DecodedPrompts:
-        """Runs the transformer. `embedding_NCHW` and `dense_NCHW` may have a leading 1: shared by all prompts."""
-        H, W = embedding_NCHW.shape[-2:]
+        """Runs the transformer. `embedding` and `dense_NCHW` may have a leading 1: shared by all prompts."""
+        H, W = embedding.grid_BEHW.shape[-2:]
         output_tokens_KC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         output_tokens_NKC = output_tokens_KC.expand(len(sparse_NTC), -1, -1)
         tokens_NTC = torch.cat([output_tokens_NKC, sparse_NTC], dim=1)
-        image_NLC = (embedding_NCHW + dense_NCHW).flatten(2).transpose(1, 2)
+        image_NLC = (embedding.grid_BEHW + dense_NCHW).flatten(2).transpose(1, 2)
         positions_1LC = positions_1CHW.flatten(2).transpose(1, 2)
         tokens_NTC, image_NLC = self.transformer(tokens_NTC, image_NLC, positions_1LC)
         return DecodedPrompts(
             predicted_iou_NM=self.iou_prediction_head(tokens_NTC[:, 0]),
             mask_tokens_NMC=tokens_NTC[:, 1 : 1 + self.num_masks],
             image_tokens_NCHW=image_NLC.transpose(1, 2).unflatten(2, (H, W)),
+            skips=embedding.skips,
         )
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
         """Mask logits (K, h, w) of the masks where the boolean `keep_NM` is true, in row-major order of (N, M)."""
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
-        upscaled_RChw = self.output_upscaling(decoded.image_tokens_NCHW[rows])
+        skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips]
+        upscaled_RChw = self._upscale(decoded.image_tokens_NCHW[rows], skips)
         weights_RMC = torch.stack(
             [mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )
         logits_RMhw = torch.einsum("rmc,rchw->rmhw", weights_RMC, upscaled_RChw)
         return logits_RMhw[keep_NM[rows]]
+
+    def _upscale(self, image_tokens_RCHW: Tensor, skips: list[Tensor]) -> Tensor:
+        if not skips:
+            return self.output_upscaling(image_tokens_RCHW)
+        double_1, norm, activation_1, double_2, activation_2 = self.output_upscaling
+        half = activation_1(norm(double_1(image_tokens_RCHW) + skips[0]))
+        return activation_2(double_2(half) + skips[1])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import DeviceError
+from model.image_encoder import ImageEmbedding
 from model.mask_decoder import DecodedPrompts
 from model.sam import Sam
 
@@ -73,20 +74,22 @@ class Bfloat16Sam(Sam):
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 module.to(torch.bfloat16)
 
-    def encode_images(self, images_B3SS: Tensor) -> Tensor:
+    def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
         with self._autocast():
-            return super().encode_images(images_B3SS).float()
+            embedding = super().encode_images(images_B3SS)
+        # The skips are added to products in bf16.
+        return replace(embedding, grid_BEHW=embedding.grid_BEHW.float())
 
     def decode_prompts(
         self,
-        embedding_NCHW: Tensor,
+        embedding: ImageEmbedding,
         points_NP2: Tensor | None = None,
         labels_NP: Tensor | None = None,
         boxes_N4: Tensor | None = None,
         masks_N1hw: Tensor | None = None,
     ) -> DecodedPrompts:
         with self._autocast():
-            decoded = super().decode_prompts(embedding_NCHW, points_NP2, labels_NP, boxes_N4, masks_N1hw)
+            decoded = super().decode_prompts(embedding, points_NP2, labels_NP, boxes_N4, masks_N1hw)
         return replace(decoded, predicted_iou_NM=decoded.predicted_iou_NM.float())
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:

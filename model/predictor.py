@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from model.errors import PromptError
+from model.image_encoder import ImageEmbedding
 from model.preprocess import preprocess, to_image_logits, to_input_frame
 from model.sam import Sam
 
@@ -35,7 +36,7 @@ class EncodedImage:
     """An image that has been through the image encoder. Made by `encode_image`."""
 
     sam: Sam
-    embedding_1CHW: Tensor
+    embedding: ImageEmbedding
     height: int
     width: int
 
@@ -61,7 +62,7 @@ class EncodedImage:
             PromptError: no prompt at all, or one of the wrong shape or with impossible values.
         """
         prompt = self._prompt_tensors(points, labels, box, mask_logits)
-        decoded = self.sam.decode_prompts(self.embedding_1CHW, **prompt)
+        decoded = self.sam.decode_prompts(self.embedding, **prompt)
         keep_1M = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
         keep_1M[:, 0], keep_1M[:, 1:] = not multimask, multimask
         logits_Mhw = self.sam.decode_masks(decoded, keep_1M)
@@ -116,8 +117,8 @@ def encode_image(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> EncodedImage:
         raise PromptError(
             f"the image is {pixels_HW3.dtype} {pixels_HW3.shape}; it must be uint8 (height, width, 3), red first"
         )
-    embedding_1CHW = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
-    return EncodedImage(sam, embedding_1CHW, height=pixels_HW3.shape[0], width=pixels_HW3.shape[1])
+    embedding = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
+    return EncodedImage(sam, embedding, height=pixels_HW3.shape[0], width=pixels_HW3.shape[1])
 
 
 def _array(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:

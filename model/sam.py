@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import SamConfig
-from model.image_encoder import ImageEncoder
+from model.image_encoder import ImageEmbedding, ImageEncoder
 from model.mask_decoder import DecodedPrompts, MaskDecoder
 from model.prompt_encoder import PromptEncoder
 
@@ -31,13 +31,13 @@ class Sam(nn.Module):
         """Where the weights are."""
         return self.image_encoder.pos_embed.device
 
-    def encode_images(self, images_B3SS: Tensor) -> Tensor:
-        """Embeddings (B, C, H, W) of normalised, padded images (see `preprocess.py`)."""
+    def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
+        """Embeddings of normalised, padded images (see `preprocess.py`)."""
         return self.image_encoder(images_B3SS)
 
     def decode_prompts(
         self,
-        embedding_NCHW: Tensor,
+        embedding: ImageEmbedding,
         points_NP2: Tensor | None = None,
         labels_NP: Tensor | None = None,
         boxes_N4: Tensor | None = None,
@@ -45,17 +45,17 @@ class Sam(nn.Module):
     ) -> DecodedPrompts:
         """Predicted IoUs, and what `decode_masks` needs, for any combination of prompts.
 
-        `embedding_NCHW` is one embedding per prompt, or a single one (1, C, H, W) that all prompts share.
+        `embedding` holds one embedding per prompt, or a single one that all prompts share.
         """
         sparse_NTC, dense_NCHW = self.prompt_encoder(points_NP2, labels_NP, boxes_N4, masks_N1hw)
         positions_1CHW = self.prompt_encoder.grid_positions()
-        return self.mask_decoder.decode_prompts(embedding_NCHW, positions_1CHW, sparse_NTC, dense_NCHW)
+        return self.mask_decoder.decode_prompts(embedding, positions_1CHW, sparse_NTC, dense_NCHW)
 
-    def decode_points(self, embedding_1CHW: Tensor, points_N2: Tensor) -> DecodedPrompts:
+    def decode_points(self, embedding: ImageEmbedding, points_N2: Tensor) -> DecodedPrompts:
         """`decode_prompts` for N prompts of one foreground click each, on one image."""
         points_N12 = points_N2[:, None]
         labels_N1 = torch.ones(points_N12.shape[:2], dtype=torch.int64, device=points_N2.device)
-        return self.decode_prompts(embedding_1CHW, points_N12, labels_N1)
+        return self.decode_prompts(embedding, points_N12, labels_N1)
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
         """Mask logits (K, h, w), four per embedding cell and axis, of the masks chosen by the boolean `keep_NM`."""

@@ -22,6 +22,7 @@ from filters.masks import MaskBatch
 from filters.nms import nms
 from filters.regions import remove_small_regions
 from filters.scores import MASK_THRESHOLD, count_pixels, stability_score
+from model.image_encoder import ImageEmbedding
 from model.preprocess import preprocess, to_image_logits, to_input_frame
 from model.sam import Sam
 from pipeline.config import GeneratorConfig
@@ -94,24 +95,24 @@ class MaskGenerator:
         x0, y0, x1, y1 = view.crop_box
         with timer.step("encode"):
             image_3SS = preprocess(pixels_HW3[y0:y1, x0:x1], self.sam.config)
-            embedding_1CHW = self.sam.encode_images(image_3SS[None].to(self.sam.device))
+            embedding = self.sam.encode_images(image_3SS[None].to(self.sam.device))
         filters = self._mask_filters(height, width)
         batches = [MaskBatch.empty(self.sam.config.mask_size, self.sam.device)]
         for points_N2 in torch.from_numpy(view.points_P2).to(self.sam.device).split(self.config.points_per_batch):
-            for candidates in self._point_masks(embedding_1CHW, points_N2, view, timer, dropped):
+            for candidates in self._point_masks(embedding, points_N2, view, timer, dropped):
                 with timer.step("filter"):
                     batches.append(chain.apply(candidates, filters, dropped))
         with timer.step("filter"):
             return chain.apply(MaskBatch.concat(batches), [chain.box_nms(self.config.box_nms_thresh)], dropped)
 
     def _point_masks(
-        self, embedding_1CHW: Tensor, points_N2: Tensor, view: View, timer: StepTimer, dropped: Counter[str]
+        self, embedding: ImageEmbedding, points_N2: Tensor, view: View, timer: StepTimer, dropped: Counter[str]
     ) -> Iterator[MaskBatch]:
         """The masks at some points of a view whose predicted IoU passes; the others are never computed."""
         config = self.sam.config
         with timer.step("prompt"):
             inputs_N2 = to_input_frame(points_N2, view.height, view.width, config.image_size)
-            decoded = self.sam.decode_points(embedding_1CHW, inputs_N2)
+            decoded = self.sam.decode_points(embedding, inputs_N2)
             iou_NM = decoded.predicted_iou_NM
             threshold = self.config.pred_iou_thresh
             keep_NM = iou_NM > threshold if threshold > 0 else torch.ones_like(iou_NM, dtype=torch.bool)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import SamConfig
+from model.image_encoder import ImageEmbedding
 from model.mask_decoder import DecodedPrompts
 from model.sam import Sam
 
@@ -53,11 +54,11 @@ class ColourSam(Sam):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def encode_images(self, images_B3SS: Tensor) -> Tensor:
-        return F.avg_pool2d(images_B3SS, CONFIG.image_size // CONFIG.mask_size)
+    def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
+        return ImageEmbedding(F.avg_pool2d(images_B3SS, CONFIG.image_size // CONFIG.mask_size))
 
-    def decode_points(self, embedding_1CHW: Tensor, points_N2: Tensor) -> DecodedPrompts:
-        logits_NMhw = similarity(embedding_1CHW, points_N2)
+    def decode_points(self, embedding: ImageEmbedding, points_N2: Tensor) -> DecodedPrompts:
+        logits_NMhw = similarity(embedding.grid_BEHW, points_N2)
         return DecodedPrompts(predicted_iou(logits_NMhw), torch.empty(0), logits_NMhw)
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def published_sam(sam: Sam) -> published.Sam:
     """segment_anything's own network with our weights; our encoder only where it knows no such stem."""
     config = sam.config
     if config.stem == "conv":
-        image_encoder = sam.image_encoder
+        image_encoder = _OurEncoder(sam)
     else:
         image_encoder = published.ImageEncoderViT(
             depth=config.encoder_depth,
@@ -74,8 +74,43 @@ def published_sam(sam: Sam) -> published.Sam:
         pixel_mean=list(config.pixel_mean),
         pixel_std=list(config.pixel_std),
     )
-    oracle.load_state_dict(sam.state_dict())
+    state = sam.state_dict()
+    if config.stem == "conv":
+        state = {key: value for key, value in state.items() if not key.startswith("image_encoder.")}
+        state |= {f"image_encoder.encoder.{key}": value for key, value in sam.image_encoder.state_dict().items()}
+    if config.high_resolution_skips:
+        oracle.mask_decoder.output_upscaling = _SkippingUpscaler(image_encoder, *oracle.mask_decoder.output_upscaling)
+    oracle.load_state_dict(state)
     return oracle.eval()
+
+
+class _OurEncoder(nn.Module):
+    """Our image encoder as segment_anything expects one: it gives the published embedding and keeps the skips."""
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        self.img_size = sam.config.image_size
+        self.encoder = sam.image_encoder
+        self.skips: tuple[Tensor, ...] = ()
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        embedding = self.encoder(images_B3SS)
+        self.skips = embedding.skips
+        return embedding.grid_BEHW
+
+
+class _SkippingUpscaler(nn.Sequential):
+    """The published upscaler, to which the skips of the image encoded last are added where SAM 2 adds them."""
+
+    def __init__(self, encoder: _OurEncoder, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self._encoder = (encoder,)  # not as a part of this module
+
+    def forward(self, input: Tensor) -> Tensor:
+        (encoder,) = self._encoder
+        x = self[0](input) + encoder.skips[0]
+        x = self[2](self[1](x))
+        return self[4](self[3](x) + encoder.skips[1])
 
 
 def published_generator(sam: published.Sam, config: GeneratorConfig) -> SamAutomaticMaskGenerator:
@@ -121,7 +156,7 @@ class _Encoder(nn.Module):
     img_size = CONFIG.image_size
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
-        return ColourSam().encode_images(images_B3SS)
+        return ColourSam().encode_images(images_B3SS).grid_BEHW
 
 
 class _PromptEncoder(nn.Module):

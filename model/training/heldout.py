@@ -64,15 +64,15 @@ def _measure_image(sam: Sam, image: LabelledImage, count: int, rng: Generator) -
     example = fit(image, sam.config.image_size)
     points_P2, boxes_P4, answers_PJhw, valid_PJ = _questions(example, count, rng)
     image_13SS = make_batch([example], 0, 0, sam.config, rng).images_B3SS
-    embedding_1CHW = sam.encode_images(image_13SS.to(sam.device))
-    decoded = sam.decode_points(embedding_1CHW, points_P2.to(sam.device))
+    embedding = sam.encode_images(image_13SS.to(sam.device))
+    decoded = sam.decode_points(embedding, points_P2.to(sam.device))
     everything_PM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
     logits_PMhw = sam.decode_masks(decoded, everything_PM).unflatten(0, everything_PM.shape).cpu()
     iou_PMJ = mask_costs(logits_PMhw, answers_PJhw).iou_NMJ
     predicted_P3, clicked_P3 = decoded.predicted_iou_NM[:, 1:].cpu().float(), iou_PMJ[:, 1:, 0]
     top_P1 = predicted_P3.argmax(dim=1, keepdim=True)
 
-    in_box = sam.decode_prompts(embedding_1CHW, boxes_N4=boxes_P4.to(sam.device))
+    in_box = sam.decode_prompts(embedding, boxes_N4=boxes_P4.to(sam.device))
     single_PM = torch.zeros_like(everything_PM)
     single_PM[:, 0] = True
     box_logits_P1hw = sam.decode_masks(in_box, single_PM)[:, None].cpu()

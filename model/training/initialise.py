@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,15 +33,18 @@ def initialise(sam: Sam) -> None:
     for weight in embeddings.parameters():
         nn.init.normal_(weight, std=0.3)
     nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
+    # Masks start from the embedding alone; fine detail comes when it helps.
+    for parameter in sam.image_encoder.skips.parameters():
+        nn.init.zeros_(parameter)
 
 
-def load_resized(config: SamConfig, state: dict[str, Tensor]) -> Sam:
+def load_resized(config: SamConfig, state: Mapping[str, Tensor]) -> Sam:
     """A Sam of `config` from the state dict of one that may have had another input side."""
     sam = Sam(config)
     pos_1HWC = state["image_encoder.pos_embed"]
     if pos_1HWC.shape[1] != config.grid_size:
         pos_1CHW = F.interpolate(pos_1HWC.permute(0, 3, 1, 2), (config.grid_size,) * 2, mode="bicubic", antialias=True)
-        state = state | {"image_encoder.pos_embed": pos_1CHW.permute(0, 2, 3, 1)}
+        state = {**state, "image_encoder.pos_embed": pos_1CHW.permute(0, 2, 3, 1)}
     with torch.no_grad():
         sam.load_state_dict(state)
     return sam

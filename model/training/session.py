@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import distributed, multiprocessing
 
-from model.checkpoint import save_checkpoint
+from model.checkpoint import build_sam, read_checkpoint, save_checkpoint
 from model.config import SamConfig
 from model.training.data import Dataset, LabelMapFolder
 from model.training.heldout import measure
@@ -43,6 +43,7 @@ class Session:
     recipe: TrainingConfig
     photographs: tuple[Path, ...] = ()
     validation: Path | None = None
+    checkpoint: Path | None = None  # whose weights the run starts from
     device: str = "cpu"
     processes: int = 1  # that share each step, one thread each
 
@@ -98,7 +99,10 @@ def _trainer(session: Session) -> Trainer:
     recipe = session.recipe
     scenes = Scenes(recipe.scene_count, recipe.seed, recipe.scene_side)
     photographs = [LabelMapFolder(folder) for folder in session.photographs]
-    trainer = Trainer(session.model, recipe, scenes, photographs, session.device)
+    start = None if session.checkpoint is None else build_sam(session.model, read_checkpoint(session.checkpoint))
+    trainer = Trainer(
+        session.model, recipe, scenes, photographs, session.device, start.state_dict() if start is not None else None
+    )
     if (session.out / "run.pt").exists():
         trainer.load(session.out / "run.pt")
     return trainer

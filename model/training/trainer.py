@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,11 +19,13 @@ from torch import Tensor, distributed, nn
 from torch.nn.utils import clip_grad_norm_
 
 from model.config import SamConfig
+from model.image_encoder import ImageEmbedding
 from model.sam import Sam
 from model.training.augment import augment
 from model.training.data import Dataset, TrainingDataError
 from model.training.initialise import initialise, load_resized
 from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss
+from model.training.optimizers import make_optimizers
 from model.training.prompts import Batch, error_clicks, make_batch
 from model.training.recipe import TrainingConfig
 
@@ -58,7 +60,9 @@ class Trainer:
         scenes: Dataset,
         photographs: Sequence[Dataset],
         device: str = "cpu",
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """A run at its first step: from `start`, the state dict of a `model` of any input side, or from nothing."""
         self.model, self.recipe, self.device = model, recipe, device
         self._scenes, self._photographs = scenes, photographs
         self.step = 0
@@ -66,11 +70,14 @@ class Trainer:
         if distributed.is_initialized():
             self._rank, self._processes = distributed.get_rank(), distributed.get_world_size()
         torch.manual_seed(recipe.seed)
-        sam = Sam(self._model_at(0))
-        initialise(sam)
+        if start is None:
+            sam = Sam(self._model_at(0))
+            initialise(sam)
+        else:
+            sam = load_resized(self._model_at(0), start)
         self._learner = Learner(sam, recipe.affinity_channels).to(device)
         self._average = {name: value.clone() for name, value in sam.state_dict().items()}
-        self._optimizer = self._make_optimizer()
+        self._optimizers = make_optimizers(self._learner, recipe.weight_decay)
 
     @property
     def image_size(self) -> int:
@@ -105,7 +112,7 @@ class Trainer:
             "recipe": dataclasses.asdict(self.recipe),
             "learner": self._learner.state_dict(),
             "average": self._average,
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
         temporary = path.with_suffix(".tmp")
         torch.save(state, temporary)
@@ -123,8 +130,9 @@ class Trainer:
         self._learner.sam = load_resized(dataclasses.replace(self.model, image_size=side), sam_state).to(self.device)
         self._learner.load_state_dict(learner)
         self._average = state["average"]
-        self._optimizer = self._make_optimizer()
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizers = make_optimizers(self._learner, self.recipe.weight_decay)
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
 
     def _model_at(self, step: int) -> SamConfig:
         return dataclasses.replace(self.model, image_size=self.recipe.stage_at(step)[1].image_size)
@@ -135,22 +143,18 @@ class Trainer:
         old = self._learner.sam
         if old.config.image_size == config.image_size:
             return
-        moments = [self._optimizer.state.get(p) for p in self._learner.parameters()]
+        parameters = list(self._learner.parameters())
+        moments = {id(p): state for optimizer in self._optimizers for p, state in optimizer.state.items()}
         self._learner.sam = load_resized(config, old.state_dict()).to(self.device)
         self._average = {k: v.clone() for k, v in load_resized(config, self._average).state_dict().items()}
-        self._optimizer = self._make_optimizer()
-        for parameter, state in zip(self._learner.parameters(), moments, strict=True):
-            # All but the resized position table keep their moments.
-            if state and state["exp_avg"].shape == parameter.shape:
-                self._optimizer.state[parameter] = state
-
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        parameters = list(self._learner.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.recipe.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        self._optimizers = make_optimizers(self._learner, self.recipe.weight_decay)
+        now = dict(zip(self._learner.parameters(), parameters, strict=True))
+        for optimizer in self._optimizers:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                before = now[parameter]
+                # All but the resized position table keep their moments.
+                if id(before) in moments and before.shape == parameter.shape:
+                    optimizer.state[parameter] = moments[id(before)]
 
     def _draw_batch(self, step: int) -> Batch:
         """This process's share of a step's images."""
@@ -165,17 +169,19 @@ class Trainer:
         return make_batch(examples, stage.clicks, stage.boxes, self.model, rng)
 
     def _train_step(self, batch: Batch) -> dict[str, float]:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate(self.step)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate(self.step)
         batch = Batch(*(getattr(batch, field.name).to(self.device) for field in dataclasses.fields(Batch)))
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             losses = self._losses(batch)
         loss = torch.stack(list(losses.values())).sum()
-        self._optimizer.zero_grad()
+        self._learner.zero_grad()
         loss.backward()
         self._average_gradients()
         clip_grad_norm_(self._learner.parameters(), self.recipe.clip_norm)
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, value in self._learner.sam.state_dict().items():
@@ -195,9 +201,9 @@ class Trainer:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         recipe, sam = self.recipe, self._learner.sam
         stage_index, stage = recipe.stage_at(self.step)
-        embedding_BCHW = sam.encode_images(batch.images_B3SS)
+        embedding = sam.encode_images(batch.images_B3SS)
         clicks, boxes = len(batch.clicks_N2), len(batch.boxes_N4)
-        logits_NMhw, predicted_NM = _decode(sam, embedding_BCHW, batch)
+        logits_NMhw, predicted_NM = _decode(sam, embedding, batch)
 
         # Clicks: the ambiguity masks share out the answers; the single mask has to give the first one.
         click_logits, box_logits_Nhw = logits_NMhw[:clicks], logits_NMhw[clicks:, 0]
@@ -218,15 +224,15 @@ class Trainer:
             ),
             "affinity": recipe.affinity_weight
             * affinity_loss(
-                self._learner.similarities(embedding_BCHW, batch.clicks_N2), batch.click_answers_NJhw[:, 0]
+                self._learner.similarities(embedding.grid_BEHW, batch.clicks_N2), batch.click_answers_NJhw[:, 0]
             ),
         }
         if stage_index > 0:
-            losses["second"] = self._second_round(batch, embedding_BCHW, click_logits, predicted_NM, costs.iou_NMJ)
+            losses["second"] = self._second_round(batch, embedding, click_logits, predicted_NM, costs.iou_NMJ)
         return losses
 
     def _second_round(
-        self, batch: Batch, embedding_BCHW: Tensor, logits_NMhw: Tensor, predicted_NM: Tensor, iou_NMJ: Tensor
+        self, batch: Batch, embedding: ImageEmbedding, logits_NMhw: Tensor, predicted_NM: Tensor, iou_NMJ: Tensor
     ) -> Tensor:
         """Some clicks go on: the mask that looked best comes back as a prompt, with a click where it is wrong."""
         generator = torch.Generator(self.device).manual_seed(
@@ -242,9 +248,9 @@ class Trainer:
         second_K2, labels_K = error_clicks(previous_Khw, answers_Khw, generator)
         points_KP2 = torch.stack([batch.clicks_N2[chosen_K], second_K2], dim=1)
         labels_KP = torch.stack([torch.ones_like(labels_K), labels_K], dim=1)
-        image_K = chosen_K // (count // len(embedding_BCHW))
+        image_K = chosen_K // (count // len(embedding))
         sam = self._learner.sam
-        decoded = sam.decode_prompts(embedding_BCHW[image_K], points_KP2, labels_KP, masks_N1hw=previous_Khw[:, None])
+        decoded = sam.decode_prompts(embedding[image_K], points_KP2, labels_KP, masks_N1hw=previous_Khw[:, None])
         keep_KM = torch.zeros_like(decoded.predicted_iou_NM, dtype=torch.bool)
         keep_KM[:, 0] = True
         costs = mask_costs(sam.decode_masks(decoded, keep_KM)[:, None], answers_Khw[:, None])
@@ -252,20 +258,20 @@ class Trainer:
         return len(chosen_K) / count * (costs.loss_NMJ.mean() + error_K.mean())
 
 
-def _decode(sam: Sam, embedding_BCHW: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def _decode(sam: Sam, embedding: ImageEmbedding, batch: Batch) -> tuple[Tensor, Tensor]:
     """Clicks, then boxes, in one pass (both are two tokens): logits (N, M, h, w), predicted IoUs (N, M)."""
-    images = len(embedding_BCHW)
-    labels_N1 = torch.ones((len(batch.clicks_N2), 1), dtype=torch.int64, device=embedding_BCHW.device)
+    images = len(embedding)
+    labels_N1 = torch.ones((len(batch.clicks_N2), 1), dtype=torch.int64, device=batch.clicks_N2.device)
     click_NTC, dense_1C11 = sam.prompt_encoder(batch.clicks_N2[:, None], labels_N1)
     box_NTC, _ = sam.prompt_encoder(boxes_N4=batch.boxes_N4)
     tokens_BPTC = torch.cat([click_NTC.unflatten(0, (images, -1)), box_NTC.unflatten(0, (images, -1))], dim=1)
     # In the embedding's dtype: one float32 summand would make every image token float32.
-    dtype = embedding_BCHW.dtype
+    dtype = embedding.grid_BEHW.dtype
     positions_1CHW, dense_1C11 = sam.prompt_encoder.grid_positions().to(dtype), dense_1C11.to(dtype)
     logits, predicted = [], []
     # Image by image: prompts that share an embedding share the work on it, and the tensors fit the cache.
-    for embedding_CHW, tokens_PTC in zip(embedding_BCHW, tokens_BPTC, strict=True):
-        decoded = sam.mask_decoder.decode_prompts(embedding_CHW[None], positions_1CHW, tokens_PTC, dense_1C11)
+    for i, tokens_PTC in enumerate(tokens_BPTC):
+        decoded = sam.mask_decoder.decode_prompts(embedding[i : i + 1], positions_1CHW, tokens_PTC, dense_1C11)
         everything_PM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
         logits.append(sam.decode_masks(decoded, everything_PM).unflatten(0, everything_PM.shape))
         predicted.append(decoded.predicted_iou_NM)

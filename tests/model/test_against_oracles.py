@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.checkpoint import build_sam, read_checkpoint
 from model.config import VARIANTS, SamConfig
+from model.image_encoder import ImageEmbedding
 from model.sam import Sam
 from tests.model.hugging_face import random_hugging_face
 from tests.model.networks import SMALL_CONFIGS
@@ -58,7 +59,7 @@ def prompts(config: SamConfig) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def decode_ours(sam: Sam, embedding: Tensor, prompt: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def decode_ours(sam: Sam, embedding: ImageEmbedding, prompt: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits (N, M, h, w) and predicted IoUs (N, M) of all masks."""
     decoded = sam.decode_prompts(embedding, **prompt)
     everything = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
@@ -94,11 +95,11 @@ def assert_equal_networks(config: SamConfig, kinds: list[str], directory: Path) 
     ours, theirs = both_networks(config, directory)
     image = torch.randn(1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(2))
     embedding = ours.encode_images(image)
-    assert relative_error(embedding, theirs.get_image_embeddings(image)) < TOLERANCE
+    assert relative_error(embedding.grid_BEHW, theirs.get_image_embeddings(image)) < TOLERANCE
     for kind in kinds:
         prompt = prompts(config)[kind]
         logits, ious = decode_ours(ours, embedding, prompt)
-        their_logits, their_ious = decode_theirs(theirs, embedding, prompt)
+        their_logits, their_ious = decode_theirs(theirs, embedding.grid_BEHW, prompt)
         assert relative_error(logits, their_logits) < TOLERANCE, kind
         assert relative_error(ious, their_ious) < TOLERANCE, kind
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from model.config import VARIANTS
+from model.image_encoder import ImageEmbedding
 from model.sam import Sam
 from tests.model.networks import SMALL_CONFIGS, random_sam
 from tests.oracles import sam_model_registry
 
 CONFIG = SMALL_CONFIGS["grid7"]
 SAM = random_sam(CONFIG)
-EMBEDDING = torch.randn(1, CONFIG.embed_dim, 7, 7, generator=torch.Generator().manual_seed(1))
+EMBEDDING = ImageEmbedding(torch.randn(1, CONFIG.embed_dim, 7, 7, generator=torch.Generator().manual_seed(1)))
 POINTS = torch.rand(5, 2, generator=torch.Generator().manual_seed(2)) * CONFIG.image_size
 
 
@@ -57,7 +58,7 @@ def test_shared_embedding_equals_one_per_prompt() -> None:
     everything = torch.ones(5, 4, dtype=torch.bool)
     labels = torch.ones(5, 1, dtype=torch.int64)
     shared = SAM.decode_prompts(EMBEDDING, POINTS[:, None], labels)
-    repeated = SAM.decode_prompts(EMBEDDING.expand(5, -1, -1, -1), POINTS[:, None], labels)
+    repeated = SAM.decode_prompts(EMBEDDING.map(lambda x: x.expand(5, -1, -1, -1)), POINTS[:, None], labels)
     torch.testing.assert_close(shared.predicted_iou_NM, repeated.predicted_iou_NM)
     torch.testing.assert_close(SAM.decode_masks(shared, everything), SAM.decode_masks(repeated, everything))
 
@@ -74,7 +75,7 @@ def test_masks_do_not_depend_on_the_other_prompts_of_the_batch() -> None:
 def test_embeddings_do_not_depend_on_the_other_images_of_the_batch() -> None:
     images = torch.randn(3, 3, CONFIG.image_size, CONFIG.image_size, generator=torch.Generator().manual_seed(3))
     together = SAM.encode_images(images)
-    torch.testing.assert_close(SAM.encode_images(images[1:2]), together[1:2])
+    torch.testing.assert_close(SAM.encode_images(images[1:2]).grid_BEHW, together[1:2].grid_BEHW)
 
 
 def test_every_weight_matters_so_that_comparisons_mean_something() -> None:

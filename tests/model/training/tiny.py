@@ -20,6 +20,7 @@ TINY = SamConfig(
     window_size=4,
     relative_positions=False,
     stem="conv",
+    high_resolution_skips=True,
     image_size=128,
     embed_dim=32,
     decoder_heads=2,
