@@ -1,0 +1,138 @@
+"""Clicks as the paper places them, and how good the masks are that they give.
+
+The first click is the point of the segment that is farthest from its border; the model answers with three masks.
+Each later one is the point farthest from the border in what is missing or too much; with the logits of the mask
+before, the model answers with one.
+
+Shapes: K segments, P clicks so far, H W pixels.
+Source: Kirillov et al. 2023, Appendix D.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from annotations import AnnotatedImage
+from evaluation import overlap
+from filters import rle
+from model.predictor import Prediction
+
+Mask = NDArray[np.bool_]
+
+CLICKS = (1, 2, 3, 5, 9)
+MASKS = 3
+
+
+class Predictor(Protocol):
+    """What is asked: model.predictor.EncodedImage, or a fake."""
+
+    def predict(
+        self,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        box: ArrayLike | None = None,
+        mask_logits: ArrayLike | None = None,
+        multimask: bool = True,
+    ) -> Prediction: ...
+
+
+class Click(NamedTuple):
+    """A pixel, and whether it is to be in the mask."""
+
+    x: int
+    y: int
+    inside: bool
+
+
+@dataclass(frozen=True, eq=False)
+class ClickScores:
+    """The IoUs of one image's segments with the masks that clicks on them gave."""
+
+    iou_KC: NDArray[
+        np.float64
+    ]  # after each of CLICKS; of the three after the first the one with the best predicted IoU
+    oracle_K: NDArray[np.float64]  # after the first click, the best of three
+    predicted_K3: NDArray[np.float64]  # the model's own estimates after the first click
+    clicked_K3: NDArray[np.float64]  # IoU with the segment that was clicked
+    any_K3: NDArray[np.float64]  # IoU with the likest of all annotated masks under the click: it could mean any of them
+
+
+def measure_clicks(
+    predictor: Predictor, image: AnnotatedImage, segments: Sequence[int], last: int = CLICKS[-1]
+) -> ClickScores:
+    """Clicks on each of the segments, `last` of them one after the other; the columns of later ones are NaN."""
+    iou_KC = np.full((len(segments), len(CLICKS)), np.nan)
+    oracle_K = np.zeros(len(segments))
+    predicted_K3, clicked_K3, any_K3 = (np.zeros((len(segments), MASKS)) for _ in range(3))
+    answers = [counts for counts, crowd in zip(image.rles, image.crowd_K, strict=True) if not crowd]
+    for row, k in enumerate(segments):
+        segment_HW = image.decode(k)
+        click = first_click(segment_HW)
+        first = predictor.predict([click[:2]], [1])
+        clicked_K3[row] = [iou(mask_HW, segment_HW) for mask_HW in first.masks_MHW]
+        any_K3[row] = _best_under(click, first.masks_MHW, answers)
+        predicted_K3[row] = first.predicted_iou_M
+        oracle_K[row] = clicked_K3[row].max()
+        iou_P = _refine(predictor, first, click, segment_HW, last)
+        counted = [count for count in CLICKS if count <= last]
+        iou_KC[row, : len(counted)] = [iou_P[count - 1] for count in counted]
+    return ClickScores(iou_KC, oracle_K, predicted_K3, clicked_K3, any_K3)
+
+
+def first_click(segment_HW: Mask) -> Click:
+    """The pixel of a segment, which has at least one, that is farthest from its border."""
+    (x, y), _ = _innermost(segment_HW)
+    return Click(x, y, inside=True)
+
+
+def next_click(mask_HW: Mask, segment_HW: Mask) -> Click | None:
+    """The pixel that is deepest inside what the mask misses or has too much of; None where nothing is wrong."""
+    missed, missed_depth = _innermost(segment_HW & ~mask_HW)
+    extra, extra_depth = _innermost(mask_HW & ~segment_HW)
+    if missed_depth == extra_depth == 0:
+        return None
+    return Click(*missed, inside=True) if missed_depth >= extra_depth else Click(*extra, inside=False)
+
+
+def iou(a_HW: Mask, b_HW: Mask) -> float:
+    """IoU of two masks, not both empty."""
+    intersection = np.count_nonzero(a_HW & b_HW)
+    return intersection / (np.count_nonzero(a_HW) + np.count_nonzero(b_HW) - intersection)
+
+
+def _refine(predictor: Predictor, first: Prediction, click: Click, segment_HW: Mask, last: int) -> list[float]:
+    """IoUs after 1, 2 ... `last` clicks."""
+    best = int(first.predicted_iou_M.argmax())
+    mask_HW, logits_hw = first.masks_MHW[best], first.logits_Mhw[best]
+    clicks, ious = [click], [iou(mask_HW, segment_HW)]
+    while len(ious) < last:
+        following = next_click(mask_HW, segment_HW)
+        if following is None:
+            return ious + [1.0] * (last - len(ious))
+        clicks.append(following)
+        points_P2, labels_P = [c[:2] for c in clicks], [int(c.inside) for c in clicks]
+        answer = predictor.predict(points_P2, labels_P, mask_logits=logits_hw, multimask=False)
+        mask_HW, logits_hw = answer.masks_MHW[0], answer.logits_Mhw[0]
+        ious.append(iou(mask_HW, segment_HW))
+    return ious
+
+
+def _innermost(region_HW: Mask) -> tuple[tuple[int, int], float]:
+    """x, y of the pixel farthest from the region's border, and how far it is; the image's edge is border too."""
+    padded = np.pad(region_HW, 1).astype(np.uint8)
+    depth_HW = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    y, x = divmod(int(depth_HW.argmax()), region_HW.shape[1])
+    return (x, y), float(depth_HW[y, x])
+
+
+def _best_under(click: Click, masks_MHW: NDArray[np.bool_], answers: Sequence[bytes]) -> NDArray[np.float64]:
+    height, width = masks_MHW.shape[1:]
+    under = overlap.contain(click.x, click.y, answers, height, width)
+    likely = [counts for counts, is_under in zip(answers, under, strict=True) if is_under]
+    return overlap.iou([rle.encode(mask_HW) for mask_HW in masks_MHW], likely, height, width).max(axis=1)

@@ -1,0 +1,13 @@
+"""Which annotated masks count."""
+
+from __future__ import annotations
+
+from evaluation.segments import select_segments
+from tests.evaluation.drawings import annotated, rectangle
+
+
+def test_segments_are_the_masks_over_the_share_that_are_no_crowd() -> None:
+    masks = [rectangle(20, 20, slice(0, 1), slice(0, pixels)) for pixels in (1, 2, 3, 20)]
+    image = annotated(masks, annotators=[0, 1, 2, 0], crowds=[False, False, False, True])
+    assert select_segments(image, 0.005) == [2]  # 0.005 of 400 pixels are 2: a segment must have more
+    assert select_segments(image, 0) == [0, 1, 2]
