@@ -4,17 +4,64 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from annotations.coco import coco_of, is_coco
+from annotations.json_files import read_json
+from annotations.label_maps import open_label_maps
 from annotations.records import AnnotatedImages, AnnotationError
+from annotations.runs import open_run_images
+from annotations.sa1b import Sa1bFolder, is_sa1b
+from pipeline.ledger import RUN_KEY
+
+KINDS = (
+    "photographs ID.jpg with label maps ID.seg0.png, COCO instances (a .json file), SA-1B (sa_1.jpg with sa_1.json) "
+    "or the output of a maskmill run"
+)
 
 
-def open_annotations(path: Path, images: Path | None = None) -> AnnotatedImages:
-    """Annotations in any format that maskmill reads, which it tells by looking.
+def open_annotations(path: Path | str, images: Path | None = None) -> AnnotatedImages:
+    """Annotations in any format that maskmill reads; which, it finds by looking.
 
     - a folder of photographs `ID.jpg` with one label map `ID.segK.png` per annotator (BSDS)
-    - a file of COCO instances; its photographs are in `images`, or found beside it
-    - a folder of `sa_1.jpg` with `sa_1.json`, as SA-1B has them
-    - the output of a maskmill run
+    - a file of COCO instances, or a folder with one
+    - a folder of `sa_1.jpg` with `sa_1.json`, as SA-1B has them, or one of these JSON files
+    - the output of a maskmill run, on disk or s3://; it knows its images
 
-    Raises AnnotationError where there is none of these, or nothing in it.
+    `images` is the folder of the photographs, where they are not beside or near the annotations.
+
+    Raises AnnotationError where there is none of these, or nothing in it; for a run, what `open_run_images` does.
     """
-    raise AnnotationError(f"{path}: no annotations")
+    if "://" in str(path) or (Path(path) / RUN_KEY).is_file():
+        if images is not None:
+            raise AnnotationError(f"{path}: a run knows where its images are: no folder of images goes with it")
+        return open_run_images(str(path))
+    path = Path(path)
+    if images is not None and not images.is_dir():
+        raise AnnotationError(f"{images}: no such folder")
+    if path.is_file():
+        return _open_json(path, images)
+    if not path.is_dir():
+        raise AnnotationError(f"{path}: no such file or folder; expected {KINDS}")
+    if any(path.glob("*.seg*.png")):
+        return open_label_maps(path, images)
+    names = sorted(str(found.relative_to(path)) for found in path.rglob("*.json"))
+    if not names:
+        raise AnnotationError(f"{path}: no annotations in this folder; expected {KINDS}")
+    if is_sa1b(read_json(path / names[0])):
+        return Sa1bFolder(path, images, tuple(names))
+    if len(names) > 1:
+        raise AnnotationError(f"{path}: holds several JSON files, none of SA-1B: name one, such as {path / names[0]}")
+    return _open_json(path / names[0], images)
+
+
+def _open_json(path: Path, images: Path | None) -> AnnotatedImages:
+    if path.suffix.lower() != ".json":
+        raise AnnotationError(f"{path}: not a .json file; expected {KINDS}")
+    content = read_json(path)
+    if is_coco(content):
+        return coco_of(content, path, images)
+    if is_sa1b(content):
+        return Sa1bFolder(path.parent, images, (path.name,))
+    found = f"its keys are {', '.join(content)[:100]}" if isinstance(content, dict) else "it holds no object"
+    raise AnnotationError(
+        f"{path}: neither COCO instances (images, annotations) nor SA-1B (image, annotations): {found}"
+    )

@@ -5,7 +5,7 @@ Shapes: H W image size, K masks of one image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,6 +64,37 @@ class AnnotatedImage:
     def decode_all(self) -> Iterator[NDArray[np.bool_]]:
         """The masks in order, one at a time: all together may be large."""
         return (self.decode(k) for k in range(len(self.rles)))
+
+
+def annotated_image(
+    image_id: str,
+    uri: str,
+    size: tuple[int, int],
+    rles: Sequence[bytes],
+    fetch: Callable[[], bytes],
+    annotators: Sequence[int] | None = None,
+    crowds: Sequence[bool] | None = None,
+) -> AnnotatedImage:
+    """An image of `size` (H, W) with those of its masks that are not empty.
+
+    AnnotationError where one of the rles is no mask of this size.
+    """
+    height, width = size
+    count = len(rles)
+    area_K, _, faults = rle.measure(rles, np.full(count, height), np.full(count, width))
+    for k, fault in faults.items():
+        raise AnnotationError(f"{uri}: mask {k + 1} of {count}: the RLE {fault}")
+    kept_K = np.flatnonzero(area_K).tolist()
+    return AnnotatedImage(
+        image_id,
+        uri,
+        height,
+        width,
+        tuple(rles[k] for k in kept_K),
+        np.array(annotators or [0] * count, np.int64)[kept_K],
+        np.array(crowds or [False] * count, np.bool_)[kept_K],
+        fetch,
+    )
 
 
 class AnnotatedImages(Protocol):

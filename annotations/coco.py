@@ -1,0 +1,131 @@
+"""COCO instances: one JSON file with the images and their annotations. LVIS's files are such files too.
+
+Source: https://cocodataset.org/#format-data
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from annotations.json_files import Fields, image_of_entries, image_size, read_first, read_json
+from annotations.records import AnnotatedImage, AnnotationError
+
+# How many images are looked for before a folder is taken for another's.
+_LOOKED_FOR = 20
+_KEPT = ("id", "segmentation", "iscrowd")
+
+
+@dataclass(frozen=True, eq=False)
+class CocoInstances:
+    """The images of a COCO file, in its order. The masks of one are decoded when it is asked for."""
+
+    path: Path
+    images_option: Path | None
+    root: Path  # of the file names
+    images: tuple[Fields, ...]
+    annotations: dict[Any, list[Fields]]  # image id -> its annotations
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> AnnotatedImage:
+        image = self.images[index]
+        file_name = _file_name(image)
+        where = f"{self.path}: image {file_name}"
+        paths = _places(self.root, file_name)
+        return image_of_entries(
+            file_name,
+            str(paths[0]),
+            image_size(image, where),
+            self.annotations.get(image["id"], []),
+            partial(read_first, paths),
+            where,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process reads the file again, which is quicker than unpickling what was in it.
+        return open_coco, (self.path, self.images_option)
+
+
+def is_coco(content: Any) -> bool:
+    """Whether a JSON file holds images and annotations as COCO has them."""
+    return isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" in content
+
+
+def open_coco(path: Path, images: Path | None = None) -> CocoInstances:
+    """The COCO file at `path`. Raises as `coco_of` does."""
+    return coco_of(read_json(path), path, images)
+
+
+def coco_of(content: Fields, path: Path, images: Path | None = None) -> CocoInstances:
+    """The COCO file at `path` with this content; its photographs are in `images`, or found near it.
+
+    AnnotationError where entries are missing or repeated, where the annotations are no masks, and where the
+    photographs are not found.
+    """
+    entries = _entries(content, "images", path)
+    if not entries:
+        raise AnnotationError(f"{path}: no images in it")
+    for entry in entries:
+        if not isinstance(entry.get("id"), int | str) or not _file_name(entry):
+            raise AnnotationError(f"{path}: an image without id, or without file_name: {str(entry)[:100]}")
+    by_image: dict[Any, list[Fields]] = {entry["id"]: [] for entry in entries}
+    if len(by_image) < len(entries) or len(set(map(_file_name, entries))) < len(entries):
+        raise AnnotationError(f"{path}: two images have the same id or the same file_name")
+    annotations = _entries(content, "annotations", path)
+    if annotations and not any("segmentation" in annotation for annotation in annotations):
+        raise AnnotationError(
+            f"{path}: COCO without masks: no annotation has a segmentation, they have {', '.join(annotations[0])}"
+        )
+    for annotation in annotations:
+        # Of images that were left out of a file, annotations may be left in.
+        image_id = annotation.get("image_id")
+        if isinstance(image_id, int | str) and image_id in by_image:
+            by_image[image_id].append({key: annotation[key] for key in _KEPT if key in annotation})
+    return CocoInstances(path, images, _find_root(path, entries, images), tuple(entries), by_image)
+
+
+def _entries(content: Fields, key: str, path: Path) -> list[Fields]:
+    entries = content.get(key)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise AnnotationError(f"{path}: {key!r} is not a list of entries")
+    return entries
+
+
+def _file_name(image: Fields) -> str:
+    """The file's path below the folder of photographs; "" where the entry has none. LVIS has addresses only."""
+    if name := image.get("file_name"):
+        return str(name)
+    return "/".join(PurePosixPath(urlsplit(str(image.get("coco_url", ""))).path).parts[-2:])
+
+
+def _places(root: Path, file_name: str) -> list[Path]:
+    """Where a photograph may be: collections differ in whether names have the folder of the split."""
+    direct, below = root / file_name, root / PurePosixPath(file_name).name
+    return [direct, below] if below != direct else [direct]
+
+
+def _find_root(path: Path, entries: Sequence[Fields], images: Path | None) -> Path:
+    if images is not None:
+        roots = [images]
+    else:
+        split = path.stem.rpartition("_")[2]  # instances_val2017.json
+        bases = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
+        roots = [folder for base in bases for folder in (base, base / split, base / path.stem)]
+    for root in roots:
+        if any(place.is_file() for entry in islice(entries, _LOOKED_FOR) for place in _places(root, _file_name(entry))):
+            return root
+    first = _file_name(entries[0])
+    if images is not None:
+        raise AnnotationError(f"{path}: its photographs, such as {first}, are not in {images}")
+    raise AnnotationError(f"{path}: its photographs, such as {first}, are not found near it: say where they are")

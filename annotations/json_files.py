@@ -1,0 +1,68 @@
+"""What the JSON formats have in common: reading the file, and the entry of one image with its masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from annotations.records import AnnotatedImage, AnnotationError, annotated_image
+from annotations.segmentations import SegmentationError, to_counts
+from pipeline.config import RunConfig
+from pipeline.errors import one_line_cause
+
+Fields = dict[str, Any]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. AnnotationError where it cannot be read, or is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise AnnotationError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{path}: not JSON: {one_line_cause(error)}") from error
+
+
+def image_size(image: Fields, where: str) -> tuple[int, int]:
+    """Height and width that an image's entry states. AnnotationError where it states none that an image can have."""
+    height, width = image.get("height"), image.get("width")
+    if type(height) is not int or type(width) is not int or height < 1 or width < 1:
+        raise AnnotationError(f"{where}: no height and width in pixels")
+    if height * width > RunConfig.max_image_pixels:
+        raise AnnotationError(f"{where}: {width} x {height} pixels: the limit is {RunConfig.max_image_pixels} in all")
+    return height, width
+
+
+def image_of_entries(
+    image_id: str,
+    uri: str,
+    size: tuple[int, int],
+    masks: Sequence[Fields],
+    fetch: Callable[[], bytes],
+    where: str,
+) -> AnnotatedImage:
+    """An image with the masks of its annotations; those without an area are left out.
+
+    AnnotationError, beginning with `where`, at the first annotation that is damaged.
+    """
+    rles: list[bytes] = []
+    crowds: list[bool] = []
+    for mask in masks:
+        try:
+            counts = to_counts(mask.get("segmentation"), *size)
+        except SegmentationError as error:
+            raise AnnotationError(f"{where}: annotation {mask.get('id', len(rles))}: {error}") from error
+        if counts is not None:
+            rles.append(counts)
+            crowds.append(bool(mask.get("iscrowd")))
+    return annotated_image(image_id, uri, size, rles, fetch, crowds=crowds)
+
+
+def read_first(paths: Sequence[Path]) -> bytes:
+    """The first of these files that exists. OSError of the last one where none does."""
+    for path in paths[:-1]:
+        if path.is_file():
+            return path.read_bytes()
+    return paths[-1].read_bytes()

@@ -1,0 +1,55 @@
+"""SA-1B: photographs `sa_1.jpg`, each with its masks in `sa_1.json`, in a folder or in folders below it.
+
+Source: https://ai.meta.com/datasets/segment-anything-downloads, "Dataset format"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from annotations.json_files import image_of_entries, image_size, read_json
+from annotations.records import AnnotatedImage, AnnotationError
+
+
+@dataclass(frozen=True)
+class Sa1bFolder:
+    """SA-1B's files, in the order of their paths. Each is read when its image is asked for."""
+
+    folder: Path
+    images: Path | None
+    paths: tuple[str, ...]  # of the JSON files, relative to the folder
+
+    @property
+    def name(self) -> str:
+        return self.folder.absolute().name
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int, /) -> AnnotatedImage:
+        path = self.folder / self.paths[index]
+        content = read_json(path)
+        if not is_sa1b(content):
+            raise AnnotationError(f"{path}: not of SA-1B: no image with annotations")
+        image, masks = content["image"], content["annotations"]
+        photograph = (self.images or path.parent) / str(image.get("file_name", f"{path.stem}.jpg"))
+        return image_of_entries(
+            self.paths[index].removesuffix(".json"),
+            str(photograph),
+            image_size(image, str(path)),
+            masks,
+            photograph.read_bytes,
+            str(path),
+        )
+
+
+def is_sa1b(content: Any) -> bool:
+    """Whether a JSON file holds the masks of one image as SA-1B has them."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("image"), dict)
+        and isinstance(content.get("annotations"), list)
+        and all(isinstance(mask, dict) for mask in content["annotations"])
+    )
