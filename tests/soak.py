@@ -140,8 +140,9 @@ class DisturbedRun:
             time.sleep(0.05)
 
     def _lives(self, driver: subprocess.Popen[bytes]) -> bool:
-        # SIGTERM, too, may come before the driver listens to it.
-        if driver.poll() not in (None, 0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM):
+        # SIGTERM may come before the driver listens to it: then nobody does, or Ray, which exits with the bare number.
+        by_sigterm = (-signal.SIGTERM, signal.SIGTERM, 128 + signal.SIGTERM)
+        if driver.poll() not in (None, 0, -signal.SIGKILL, *by_sigterm):
             raise RuntimeError(f"a driver failed by itself: {self.log.read_text()[-2000:]}")
         return driver.poll() is None
 
