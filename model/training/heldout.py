@@ -23,7 +23,7 @@ from model.training.prompts import (
     MAX_ALTERNATIVES,
     alternatives_at,
     list_segments,
-    make_batch,
+    normalise,
     pool_masks,
 )
 
@@ -63,8 +63,7 @@ def measure(sam: Sam, images: Iterable[LabelledImage], prompts_per_image: int = 
 def _measure_image(sam: Sam, image: LabelledImage, count: int, rng: Generator) -> tuple[Tensor, ...]:
     example = fit(image, sam.config.image_size)
     points_P2, boxes_P4, answers_PJhw, valid_PJ = _questions(example, count, rng)
-    image_13SS = make_batch([example], 0, 0, sam.config, rng).images_B3SS
-    embedding = sam.encode_images(image_13SS.to(sam.device))
+    embedding = sam.encode_images(normalise([example], sam.config).to(sam.device))
     decoded = sam.decode_points(embedding, points_P2.to(sam.device))
     everything_PM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
     logits_PMhw = sam.decode_masks(decoded, everything_PM).unflatten(0, everything_PM.shape).cpu()

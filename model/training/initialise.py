@@ -39,12 +39,17 @@ def initialise(sam: Sam) -> None:
 
 
 def load_resized(config: SamConfig, state: Mapping[str, Tensor]) -> Sam:
-    """A Sam of `config` from the state dict of one that may have had another input side."""
+    """A Sam of `config` from the state dict of one of another input side, say: position tables are resampled."""
     sam = Sam(config)
-    pos_1HWC = state["image_encoder.pos_embed"]
-    if pos_1HWC.shape[1] != config.grid_size:
-        pos_1CHW = F.interpolate(pos_1HWC.permute(0, 3, 1, 2), (config.grid_size,) * 2, mode="bicubic", antialias=True)
-        state = {**state, "image_encoder.pos_embed": pos_1CHW.permute(0, 2, 3, 1)}
+    resampled = {}
+    for name, own in sam.state_dict().items():
+        table = state[name]
+        if name == "image_encoder.pos_embed" and table.shape != own.shape:
+            table_1CHW = F.interpolate(table.permute(0, 3, 1, 2), own.shape[1:3], mode="bicubic", antialias=True)
+            resampled[name] = table_1CHW.permute(0, 2, 3, 1)
+        elif "rel_pos" in name and table.shape != own.shape:
+            # (distances, D), those of the blocks that attend globally.
+            resampled[name] = F.interpolate(table.T[None], len(own), mode="linear")[0].T
     with torch.no_grad():
-        sam.load_state_dict(state)
+        sam.load_state_dict({**state, **resampled})
     return sam

@@ -42,20 +42,25 @@ class Batch:
 def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConfig, rng: Generator) -> Batch:
     """Draws `clicks` clicks and `boxes` boxes on each example."""
     drawn = [_draw_prompts(example.maps_Ass, clicks, boxes, rng) for example in examples]
-    pixels_BSS3 = np.stack([example.pixels_SS3 for example in examples])
-    images_BSS3 = (torch.from_numpy(pixels_BSS3) - torch.tensor(config.pixel_mean)) / torch.tensor(config.pixel_std)
-    for image_SS3, example in zip(images_BSS3, examples, strict=True):
-        image_SS3[example.height :] = 0
-        image_SS3[:, example.width :] = 0
     clicks_N2, answers, valid, boxes_N4, box_answers = (np.concatenate(column) for column in zip(*drawn, strict=True))
     return Batch(
-        images_BSS3.permute(0, 3, 1, 2).contiguous(),
+        normalise(examples, config),
         torch.from_numpy(clicks_N2),
         pool_masks(answers),
         torch.from_numpy(valid),
         torch.from_numpy(boxes_N4),
         pool_masks(box_answers),
     )
+
+
+def normalise(examples: list[Example], config: SamConfig) -> Tensor:
+    """(B, 3, S, S): what the encoder takes; the padding is zero, as in the pipeline."""
+    pixels_BSS3 = np.stack([example.pixels_SS3 for example in examples])
+    images_BSS3 = (torch.from_numpy(pixels_BSS3) - torch.tensor(config.pixel_mean)) / torch.tensor(config.pixel_std)
+    for image_SS3, example in zip(images_BSS3, examples, strict=True):
+        image_SS3[example.height :] = 0
+        image_SS3[:, example.width :] = 0
+    return images_BSS3.permute(0, 3, 1, 2).contiguous()
 
 
 def pool_masks(masks: NDArray[np.bool_]) -> Tensor:

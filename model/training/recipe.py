@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
+
+from model.config import SamConfig
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,26 @@ class TrainingConfig:
         return list(accumulate(stage.steps for stage in self.stages))
 
 
-RECIPES: dict[str, TrainingConfig] = {
-    # The embedded checkpoint: about an hour in two processes on two cores with AVX512-BF16.
-    "mini": TrainingConfig(
-        stages=(
-            Stage(128, 900, images=16, clicks=16, boxes=4, learning_rates=(1e-3, 9e-4)),
-            Stage(256, 1800, images=8, clicks=16, boxes=4, learning_rates=(9e-4, 2.2e-4)),
-            # A new resolution needs larger steps than the stage before ended with.
-            Stage(512, 500, images=4, clicks=12, boxes=4, learning_rates=(3e-4, 1e-5), iou_weight=4.0),
-        )
-    ),
-    # From weights that already answer clicks: 105 minutes on the same machine.
-    "fine-tuning": TrainingConfig(
-        stages=(
-            Stage(256, 2700, images=8, clicks=16, boxes=4, learning_rates=(7e-4, 2.5e-4)),
-            Stage(512, 1200, images=4, clicks=12, boxes=4, learning_rates=(3e-4, 1e-5), iou_weight=4.0),
-        )
-    ),
-}
+# Both for inputs of 512 pixels, on two processes of two cores with AVX512-BF16: an hour, and then two.
+FROM_NOTHING = TrainingConfig(
+    stages=(
+        Stage(128, 900, images=16, clicks=16, boxes=4, learning_rates=(1e-3, 9e-4)),
+        Stage(256, 1800, images=8, clicks=16, boxes=4, learning_rates=(9e-4, 2.2e-4)),
+        # A new resolution needs larger steps than the stage before ended with.
+        Stage(512, 500, images=4, clicks=12, boxes=4, learning_rates=(3e-4, 1e-5), iou_weight=4.0),
+    )
+)
+FROM_CHECKPOINT = TrainingConfig(
+    stages=(
+        Stage(256, 2700, images=8, clicks=16, boxes=4, learning_rates=(7e-4, 2.5e-4)),
+        Stage(512, 1200, images=4, clicks=12, boxes=4, learning_rates=(3e-4, 1e-5), iou_weight=4.0),
+    )
+)
+
+
+def choose_recipe(model: SamConfig, from_checkpoint: bool) -> TrainingConfig:
+    """The recipe for a model that starts from nothing or from a checkpoint, with stages up to its input side."""
+    recipe = FROM_CHECKPOINT if from_checkpoint else FROM_NOTHING
+    largest = recipe.stages[-1].image_size
+    stages = tuple(replace(stage, image_size=stage.image_size * model.image_size // largest) for stage in recipe.stages)
+    return replace(recipe, stages=stages)

@@ -178,7 +178,7 @@ def _draw_text(canvas: _Canvas, rng: Generator) -> None:
     scale, thickness = rng.uniform(0.5, 2.5), int(rng.integers(1, 6))
     font = int(rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_DUPLEX]))
     (text_width, text_height), _ = cv2.getTextSize(letters, font, scale, thickness)
-    x, y = (int(v) for v in rng.uniform([0, text_height], [max(1, width - text_width), height]))
+    x, y = (int(v) for v in rng.uniform([0, text_height], [max(1, width - text_width), max(height, text_height)]))
     plate, sign = np.zeros((height, width), np.uint8), canvas.new_label()
     margin = int(rng.integers(4, 14))
     cv2.rectangle(plate, (x - margin, y - text_height - margin), (x + text_width + margin, y + margin), 255, -1)

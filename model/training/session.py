@@ -2,6 +2,7 @@
 
 OUT/run.pt              everything needed to go on
 OUT/log.jsonl           losses, and held-out figures now and then
+OUT/step-00500-*.png    held-out images with what the model made of a click on each of their largest segments
 OUT/model.safetensors   the averaged weights, float16: what `maskmill generate --checkpoint` takes
 """
 
@@ -12,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,15 +22,17 @@ from torch import distributed, multiprocessing
 
 from model.checkpoint import build_sam, read_checkpoint, save_checkpoint
 from model.config import SamConfig
-from model.training.data import Dataset, LabelMapFolder
+from model.training.data import Dataset
 from model.training.heldout import measure
 from model.training.recipe import TrainingConfig
+from model.training.samples import write_sheet
 from model.training.scenes import Scenes
 from model.training.trainer import Trainer
 
 SAVE_EVERY = 100
 MEASURE_EVERY = 500
 HELD_OUT_IMAGES = 20
+SHEET_IMAGES = 8
 # Far from the seeds that are trained on.
 _HELD_OUT_SEED = 1_000_000
 
@@ -41,8 +44,8 @@ class Session:
     out: Path
     model: SamConfig
     recipe: TrainingConfig
-    photographs: tuple[Path, ...] = ()
-    validation: Path | None = None
+    data: Mapping[str, Dataset] = field(default_factory=dict[str, Dataset])  # by name; processes get copies
+    validation: Dataset | None = None
     checkpoint: Path | None = None  # whose weights the run starts from
     device: str = "cpu"
     processes: int = 1  # that share each step, one thread each
@@ -78,7 +81,7 @@ def _lead(session: Session, until: int | None) -> Iterator[Progress]:
         if trainer.step % SAVE_EVERY == 0:
             row = {name: round(total / (trainer.step - first), 4) for name, total in sums.items()}
             if trainer.step % MEASURE_EVERY == 0:
-                row |= _measure(trainer, held_out)
+                row |= measure_and_draw(trainer, held_out, session.out)
             _log(session, {"step": trainer.step} | row)
             trainer.save(session.out / "run.pt")
             sums.clear()
@@ -89,7 +92,7 @@ def _lead(session: Session, until: int | None) -> Iterator[Progress]:
     facts = {
         "step": str(trainer.step),
         "recipe": json.dumps(dataclasses.asdict(session.recipe)),
-        "data": ", ".join(["procedural scenes", *(folder.name for folder in session.photographs)]),
+        "data": ", ".join(["procedural scenes", *session.data]),
     }
     save_checkpoint(trainer.averaged_sam(), session.out / "model.safetensors", facts, torch.float16)
 
@@ -98,11 +101,10 @@ def _trainer(session: Session) -> Trainer:
     torch.set_num_threads(1 if session.processes > 1 else torch.get_num_threads())
     recipe = session.recipe
     scenes = Scenes(recipe.scene_count, recipe.seed, recipe.scene_side)
-    photographs = [LabelMapFolder(folder) for folder in session.photographs]
-    start = None if session.checkpoint is None else build_sam(session.model, read_checkpoint(session.checkpoint))
-    trainer = Trainer(
-        session.model, recipe, scenes, photographs, session.device, start.state_dict() if start is not None else None
-    )
+    start = None
+    if session.checkpoint is not None:
+        start = build_sam(session.model, read_checkpoint(session.checkpoint)).state_dict()
+    trainer = Trainer(session.model, recipe, scenes, list(session.data.values()), session.device, start)
     if (session.out / "run.pt").exists():
         trainer.load(session.out / "run.pt")
     return trainer
@@ -111,17 +113,20 @@ def _trainer(session: Session) -> Trainer:
 def _held_out(session: Session) -> dict[str, Dataset]:
     held_out: dict[str, Dataset] = {"scenes": Scenes(HELD_OUT_IMAGES, _HELD_OUT_SEED, session.recipe.scene_side)}
     if session.validation is not None:
-        held_out["photographs"] = LabelMapFolder(session.validation, limit=HELD_OUT_IMAGES)
+        held_out["validation"] = session.validation
     return held_out
 
 
-def _measure(trainer: Trainer, held_out: dict[str, Dataset]) -> dict[str, dict[str, float]]:
+def measure_and_draw(trainer: Trainer, held_out: Mapping[str, Dataset], out: Path) -> dict[str, dict[str, float]]:
+    """Figures of each held-out set, whose first images are also drawn into the run's folder."""
     sam = trainer.averaged_sam(trainer.image_size)
+    figures = {}
     with torch.autocast(torch.device(trainer.device).type, torch.bfloat16):
-        return {
-            name: dataclasses.asdict(measure(sam, (data[i] for i in range(len(data)))))
-            for name, data in held_out.items()
-        }
+        for name, data in held_out.items():
+            images = [data[i] for i in range(min(len(data), HELD_OUT_IMAGES))]
+            figures[name] = dataclasses.asdict(measure(sam, images))
+            write_sheet(sam, images[:SHEET_IMAGES], out / f"step-{trainer.step:05}-{name}.png")
+    return figures
 
 
 def _log(session: Session, row: Mapping[str, object]) -> None:

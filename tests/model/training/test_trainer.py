@@ -6,16 +6,21 @@ import dataclasses
 import json
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 
-from model.checkpoint import read_checkpoint
-from model.training.data import TrainingDataError
+from model.checkpoint import read_checkpoint, save_checkpoint
+from model.config import VARIANTS
+from model.training.augment import fit
+from model.training.data import LabelMapFolder, TrainingDataError
 from model.training.initialise import load_resized
-from model.training.recipe import RECIPES, Stage, TrainingConfig
+from model.training.recipe import Stage, TrainingConfig, choose_recipe
+from model.training.samples import COLOURS, draw_answers
 from model.training.scenes import Scenes
-from model.training.session import Session, run
+from model.training.session import Session, measure_and_draw, run
 from model.training.trainer import Trainer
+from tests.model.networks import random_sam
 from tests.model.training.tiny import TINY, TWO_STAGES, OneImage, squares, write_label_folder
 
 
@@ -73,7 +78,7 @@ def test_resized_weights_differ_only_in_the_position_table():
 def test_session_goes_on_where_it_stopped_and_leaves_a_checkpoint(tmp_path: Path):
     (tmp_path / "photographs").mkdir()
     write_label_folder(tmp_path / "photographs")
-    session = Session(tmp_path / "run", TINY, TWO_STAGES, (tmp_path / "photographs",))
+    session = Session(tmp_path / "run", TINY, TWO_STAGES, {"photographs": LabelMapFolder(tmp_path / "photographs")})
     assert [state.step for state in run(session, until=2)] == [1, 2]
     assert [state.step for state in run(session)] == [3, 4, 5, 6]
     checkpoint = read_checkpoint(tmp_path / "run" / "model.safetensors")
@@ -83,11 +88,54 @@ def test_session_goes_on_where_it_stopped_and_leaves_a_checkpoint(tmp_path: Path
     assert checkpoint.stored_dtype == torch.float16
 
 
-def test_recipe_of_the_embedded_model_ends_at_its_input_size():
-    recipe = RECIPES["mini"]
-    assert recipe.stages[-1].image_size == 512
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_recipe_ends_at_the_input_size_of_its_model(variant: str, from_checkpoint: bool):
+    recipe = choose_recipe(VARIANTS[variant], from_checkpoint)
+    assert recipe.stages[-1].image_size == VARIANTS[variant].image_size
     assert recipe.total_steps == sum(stage.steps for stage in recipe.stages)
     assert recipe.stage_at(recipe.stages[0].steps)[0] == 1
+
+
+def test_published_architecture_trains_through_all_stages_and_keeps_its_position_tables():
+    published = dataclasses.replace(TINY, stem="patch", high_resolution_skips=False, relative_positions=True)
+    trainer = Trainer(published, TWO_STAGES, OneImage(squares()), [])
+    assert len(list(trainer.run())) == 6
+    assert trainer.averaged_sam().state_dict()["image_encoder.blocks.0.attn.rel_pos_h"].shape == (15, 32)
+
+
+def test_run_from_a_checkpoint_starts_with_its_weights(tmp_path: Path):
+    sam = random_sam(TINY)
+    save_checkpoint(sam, tmp_path / "start.safetensors")
+    session = Session(tmp_path / "run", TINY, TWO_STAGES, checkpoint=tmp_path / "start.safetensors")
+    first = Trainer(TINY, TWO_STAGES, OneImage(squares()), [], start=sam.state_dict())
+    assert torch.equal(first.averaged_sam().mask_decoder.iou_token.weight, sam.mask_decoder.iou_token.weight)
+    assert [state.step for state in run(session, until=1)] == [1]
+    after = read_checkpoint(tmp_path / "run" / "model.safetensors").state["mask_decoder.iou_token.weight"]
+    # A step of the warm-up moves a weight by less than this; another start would be far away.
+    assert (after - sam.mask_decoder.iou_token.weight).abs().max() < 2e-3
+
+
+def test_held_out_images_are_measured_and_drawn(tmp_path: Path):
+    figures = measure_and_draw(_trainer(), {"squares": OneImage(squares()), "scenes": Scenes(5, 7, 64)}, tmp_path)
+    assert figures["squares"]["prompts"] == 3
+    assert all(0 < value < 1 for name, value in figures["scenes"].items() if name.startswith("one_click"))
+    sides = {}
+    for name in figures:
+        sheet = cv2.imread(str(tmp_path / f"step-00000-{name}.png"))
+        assert sheet is not None
+        sides[name] = sheet.shape[:2]
+    assert sides == {"squares": (64, 64), "scenes": (128, 256)}
+
+
+def test_sheet_outlines_the_mask_of_each_click():
+    sam = random_sam(TINY)
+    picture = draw_answers(sam, squares())
+    plain = fit(squares(), TINY.image_size).pixels_SS3
+    assert (picture != plain).any()
+    # Three segments, three colours of clicks and outlines.
+    drawn = {tuple(colour) for colour in picture[(picture != plain).any(axis=2)].tolist()}
+    assert drawn == set(COLOURS[:3])
 
 
 def test_processes_share_the_images_of_a_step(tmp_path: Path):

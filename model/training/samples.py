@@ -1,0 +1,74 @@
+"""Pictures of what a model in training makes of clicks: figures alone can hide wrong masks.
+
+Shapes: P clicks on one image, M masks per click, S input side, h w mask side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from model.sam import Sam
+from model.training.augment import LABEL_STRIDE, Example, fit
+from model.training.data import LabelledImage
+from model.training.heldout import centre
+from model.training.prompts import list_segments, normalise
+
+COLUMNS = 4
+# RGB, told apart on most pictures.
+COLOURS = (
+    (230, 25, 75),
+    (60, 220, 75),
+    (255, 225, 25),
+    (0, 130, 250),
+    (245, 130, 48),
+    (240, 50, 230),
+    (70, 240, 240),
+    (255, 255, 255),
+)
+
+
+def write_sheet(sam: Sam, images: Sequence[LabelledImage], path: Path) -> None:
+    """Images side by side, each with a click in its largest segments and the outline of the mask ranked first."""
+    pictures = [draw_answers(sam, image) for image in images]
+    columns = min(COLUMNS, len(pictures))
+    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % columns)
+    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
+    # Not cv2.imwrite: it does not say why it failed.
+    path.write_bytes(cv2.imencode(".png", np.concatenate(rows)[..., ::-1])[1].tobytes())
+
+
+@torch.inference_mode()
+def draw_answers(sam: Sam, image: LabelledImage) -> NDArray[np.uint8]:
+    """An image as the model takes it, (S, S, 3) RGB, with clicks and the outlines of their masks."""
+    side = sam.config.image_size
+    example = fit(image, side)
+    points_P2 = torch.tensor(_clicks(example), dtype=torch.float32, device=sam.device)
+    embedding = sam.encode_images(normalise([example], sam.config).to(sam.device))
+    decoded = sam.decode_points(embedding, points_P2)
+    first_PM = F.one_hot(1 + decoded.predicted_iou_NM[:, 1:].argmax(dim=1), decoded.predicted_iou_NM.shape[1]).bool()
+    logits_Phw = sam.decode_masks(decoded, first_PM)
+    masks_PSS = F.interpolate(logits_Phw[:, None].float(), (side, side), mode="bilinear")[:, 0] > 0
+    picture = example.pixels_SS3.copy()
+    thickness = math.ceil(side / 256)
+    for mask_SS, point_2, colour in zip(masks_PSS.cpu().numpy(), points_P2.tolist(), COLOURS, strict=False):
+        outlines, _ = cv2.findContours(mask_SS.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, outlines, -1, colour, thickness)
+        cv2.circle(picture, (round(point_2[0]), round(point_2[1])), 2 * thickness, colour, -1)
+    return picture
+
+
+def _clicks(example: Example) -> list[tuple[float, float]]:
+    """x, y in input pixels in the middle of the first map's largest segments, at most as many as there are colours."""
+    map_ss = example.maps_Ass[0]
+    labels = [label for _, label in list_segments(map_ss[None])]
+    labels.sort(key=lambda label: -np.count_nonzero(map_ss == label))
+    middles = [centre(map_ss == label) for label in labels[: len(COLOURS)]]
+    return [(LABEL_STRIDE * x + 0.5, LABEL_STRIDE * y + 0.5) for x, y in middles]
