@@ -27,7 +27,7 @@ class LabelMapFolder:
 
     @property
     def name(self) -> str:
-        return self.folder.absolute().name
+        return self.folder.name
 
     def __len__(self) -> int:
         return len(self.photographs)

@@ -34,7 +34,8 @@ def open_annotations(path: Path | str, images: Path | None = None) -> AnnotatedI
         if images is not None:
             raise AnnotationError(f"{path}: a run knows where its images are: no folder of images goes with it")
         return open_run_images(str(path))
-    path = Path(path)
+    path = Path(path).absolute()
+    images = images and images.absolute()
     if images is not None and not images.is_dir():
         raise AnnotationError(f"{images}: no such folder")
     if path.is_file():

@@ -23,7 +23,7 @@ class Sa1bFolder:
 
     @property
     def name(self) -> str:
-        return self.folder.absolute().name
+        return self.folder.name
 
     def __len__(self) -> int:
         return len(self.paths)
