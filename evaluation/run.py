@@ -62,7 +62,7 @@ def measure_images(
         work = _Work(make_evaluator(), images)
         yield from map(work.measure, range(count))
         return
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    threads = max(1, (os.cpu_count() or 1) // processes)
     # Not forked: torch's threads would not survive it.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, _start, (make_evaluator, images, threads))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -92,6 +93,7 @@ def evaluate(
     from evaluation.report import tables, write_report
     from evaluation.run import EvaluationError, EvaluatorFactory
     from model.checkpoint import load_model
+    from model.optimize import resolve_device
     from pipeline.errors import ConfigError, StorageError
 
     config = run_config(model, preset, {}, precision)
@@ -101,8 +103,10 @@ def evaluate(
     settings = Settings(tuple(name for name in MEASURES if not only or name in only), min_share, proposal_points)
     annotated = open_annotations(data, images)
     count = len(annotated) if limit is None else min(limit, len(annotated))
+    # Also looked at here, so that a wrong device or checkpoint is found before any process starts.
+    on_gpu = resolve_device(device).type == "cuda"
     weights_sha256 = load_model(model, checkpoint).sha256
-    processes = processes or _default_processes(device)
+    processes = processes or (1 if on_gpu else min(os.cpu_count() or 1, MAX_DEFAULT_PROCESSES))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -182,11 +186,3 @@ def _check_extra() -> None:
     missing = [name for name in ("matplotlib", "skimage") if find_spec(name) is None]
     if missing:
         raise MaskmillError(f"{' and '.join(missing)} are not installed: pip install 'maskmill[evaluate]'")
-
-
-def _default_processes(device: str) -> int:
-    import os
-
-    from model.optimize import resolve_device
-
-    return 1 if resolve_device(device).type == "cuda" else min(len(os.sched_getaffinity(0)), MAX_DEFAULT_PROCESSES)
