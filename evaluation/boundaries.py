@@ -24,7 +24,7 @@ from skimage.morphology import thin
 from annotations import AnnotatedImage
 
 TOLERANCE = 0.0075  # of the image's diagonal
-# The benchmark has 99. A third of them take a third of the time and give the same figures to the third digit or so.
+# The benchmark has 99: a third of them take a third of the time, and rates between two are interpolated.
 THRESHOLDS = 33
 _STEPS = 101  # of the interpolation between thresholds, and of the recalls that are averaged over
 
