@@ -3,10 +3,14 @@
 A scene is painted back to front. Each thing has up to three levels that are all right answers: its
 parts, the object, and the group of like objects it belongs to. Everything follows from the seed.
 
-Shapes: H W scene size, h w size of a thing's bounding box.
+Only a thing's own window is drawn, never the whole scene for it: most things are tiny.
+
+Shapes: H W scene size, h w size of a thing's window.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,7 +18,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from model.training.data import LabelledImage
-from model.training.textures import smooth_noise, texture
+from model.training.textures import Paint, Window, smooth_noise, texture
 
 PARTS, OBJECTS, GROUPS = range(3)
 
@@ -47,12 +51,20 @@ def draw_scene(seed: int, longest_side: int) -> LabelledImage:
     return LabelledImage(_photograph(canvas.pixels, rng), canvas.maps)
 
 
+class _Stencil(NamedTuple):
+    """A soft mask (h, w), 0..255, and where it lies. Nothing outside its window is covered."""
+
+    window: Window
+    cover_hw: NDArray[np.uint8]
+
+
 class _Canvas:
     """The picture so far, and the labels of its pixels."""
 
     def __init__(self, height: int, width: int, rng: Generator) -> None:
         self.pixels: NDArray = np.zeros((height, width, 3), np.float32)
         self.maps: NDArray[np.int32] = np.zeros((3, height, width), np.int32)
+        self.window = Window(0, 0, width, height)
         self._rng = rng
         self._last_label = 0
 
@@ -60,31 +72,34 @@ class _Canvas:
         self._last_label += 1
         return self._last_label
 
-    def paint(self, mask_HW: NDArray, texture_HW3: NDArray, labels: tuple[int, ...]) -> None:
-        """Lays a texture over a soft mask (0..255); labels those pixels that it mostly covers."""
-        x, y, w, h = cv2.boundingRect(mask_HW)
-        window = slice(y, y + h), slice(x, x + w)
-        alpha = mask_HW[window][..., None].astype(np.float32) / 255
-        self.pixels[window] += alpha * (texture_HW3[window] - self.pixels[window])
-        covered = mask_HW[window] > 127
+    def paint(self, stencil: _Stencil, paint: Paint, labels: tuple[int, ...]) -> None:
+        """Lays paint over a stencil; labels those pixels that it mostly covers."""
+        pixels = self.pixels[stencil.window.pixels]
+        pixels += _by_channel(stencil.cover_hw * np.float32(1 / 255)) * (paint(stencil.window) - pixels)
+        covered = stencil.cover_hw > 127
         for level, label in enumerate(labels):
-            self.maps[level][window][covered] = label
+            self.maps[level][stencil.window.pixels][covered] = label
 
-    def shade(self, mask_HW: NDArray) -> None:
+    def shade(self, stencil: _Stencil) -> None:
         """A soft shadow beside a thing about to be painted. It is nobody's segment."""
-        height, width = mask_HW.shape
-        dx, dy = self._rng.uniform(-0.04, 0.04, 2) * width
-        move = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
-        shadow = cv2.warpAffine(mask_HW, move, (width, height)).astype(np.float32) / 255
-        shadow = cv2.GaussianBlur(shadow, (0, 0), self._rng.uniform(1, 6))
-        self.pixels *= 1 - self._rng.uniform(0.2, 0.6) * shadow[..., None]
+        dx, dy = self._rng.uniform(-0.04, 0.04, 2) * self.window.width
+        blur, darkness = self._rng.uniform(1, 6), self._rng.uniform(0.2, 0.6)
+        reach = int(3 * blur) + 2
+        x, y, width, height = stencil.window
+        window = _clip(x + dx - reach, y + dy - reach, x + dx + width + reach, y + dy + height + reach, self.window)
+        if window is None:
+            return
+        move = np.array([[1, 0, x + dx - window.x], [0, 1, y + dy - window.y]], np.float64)
+        shadow_hw = cv2.warpAffine(stencil.cover_hw, move, (window.width, window.height))
+        shadow_hw = cv2.GaussianBlur(shadow_hw, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
+        self.pixels[window.pixels] *= _by_channel(1 - shadow_hw * np.float32(darkness / 255))
 
 
 def _paint_background(canvas: _Canvas, rng: Generator) -> None:
     """One to four regions: walls, floors, skies, hills."""
     height, width = canvas.maps.shape[1:]
     whole = np.full((height, width), 255, np.uint8)
-    canvas.paint(whole, texture(height, width, rng), (canvas.new_label(),) * 3)
+    canvas.paint(_Stencil(canvas.window, whole), texture(height, width, rng), (canvas.new_label(),) * 3)
     for _ in range(rng.integers(0, 4)):
         # A wavy edge across the picture; everything beyond it is the new region.
         along = np.linspace(0, 1, 24)
@@ -100,8 +115,9 @@ def _paint_background(canvas: _Canvas, rng: Generator) -> None:
         else:
             points = np.stack([edge * width, along * height], axis=1)
             corners = [[width, height], [width, 0]]
-        mask = _fill(np.concatenate([points, corners]), height, width)
-        canvas.paint(mask, texture(height, width, rng), (canvas.new_label(),) * 3)
+        stencil = _fill(np.concatenate([points, corners]), canvas.window)
+        if stencil is not None:
+            canvas.paint(stencil, texture(height, width, rng), (canvas.new_label(),) * 3)
 
 
 def _draw_object(canvas: _Canvas, rng: Generator) -> None:
@@ -126,23 +142,23 @@ def _draw_repeated(canvas: _Canvas, rng: Generator) -> None:
     for row in range(rows):
         for column in range(columns):
             centre = start + step * (np.array([column, row]) + rng.uniform(-jitter, jitter, 2))
-            own = paint + rng.normal(0, 8, 3).astype(np.float32)
+            own = _tinted(paint, rng.normal(0, 8, 3).astype(np.float32))
             outline = shape * size * rng.uniform(0.85, 1.15) + centre
             _paint_thing(canvas, outline, rng, canvas.new_label(), group, own, same_parts)
 
 
 def _paint_thing(
-    canvas: _Canvas, outline: NDArray, rng: Generator, label: int, group: int, paint: NDArray, parts_seed: int
+    canvas: _Canvas, outline: NDArray, rng: Generator, label: int, group: int, paint: Paint, parts_seed: int
 ) -> None:
     height, width = canvas.maps.shape[1:]
-    mask = _fill(outline, height, width)
-    if not mask.any():
+    stencil = _fill(outline, canvas.window)
+    if stencil is None:
         return
     if rng.random() < 0.3:
-        canvas.shade(mask)
+        canvas.shade(stencil)
     if rng.random() < 0.4:
         paint = _shaded(paint, outline)
-    canvas.paint(mask, paint, (label, label, group))
+    canvas.paint(stencil, paint, (label, label, group))
     # The seed makes all things of a group have the same parts.
     parts_rng = np.random.default_rng(parts_seed)
     if parts_rng.random() < 0.5:
@@ -151,9 +167,13 @@ def _paint_thing(
     for _ in range(parts_rng.integers(1, 4)):
         size = (high - low).max() * parts_rng.uniform(0.1, 0.35)
         part = random_outline(parts_rng) * size + low + parts_rng.uniform(0.15, 0.85, 2) * (high - low)
-        part_mask = cv2.bitwise_and(_fill(part, height, width), mask)
-        if part_mask.any():
-            canvas.paint(part_mask, texture(height, width, parts_rng), (canvas.new_label(), label, group))
+        part_paint = texture(height, width, parts_rng)
+        part_stencil = _fill(part, stencil.window)
+        if part_stencil is None:
+            continue
+        inside_hw = np.minimum(part_stencil.cover_hw, _cover(stencil, part_stencil.window))
+        if inside_hw.any():
+            canvas.paint(_Stencil(part_stencil.window, inside_hw), part_paint, (canvas.new_label(), label, group))
 
 
 def _draw_strokes(canvas: _Canvas, rng: Generator) -> None:
@@ -163,12 +183,17 @@ def _draw_strokes(canvas: _Canvas, rng: Generator) -> None:
     for _ in range(rng.integers(1, 5)):
         steps = rng.normal(0, width * rng.uniform(0.02, 0.12), (rng.integers(2, 8), 2)) + rng.normal(0, width * 0.06, 2)
         points = rng.uniform([0, 0], [width, height]) + np.cumsum(steps, axis=0)
-        mask = np.zeros((height, width), np.uint8)
         thickness = int(rng.integers(2, max(3, width // 40)))
-        cv2.polylines(mask, [np.round(points).astype(np.int32)], False, 255, thickness, cv2.LINE_AA)
-        if mask.any():
+        (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+        window = _clip(x0 - thickness, y0 - thickness, x1 + thickness, y1 + thickness, canvas.window)
+        if window is None:
+            continue
+        cover_hw = np.zeros((window.height, window.width), np.uint8)
+        line = np.round(points).astype(np.int32) - window[:2]
+        cv2.polylines(cover_hw, [line], False, 255, thickness, cv2.LINE_AA)
+        if cover_hw.any():
             label = canvas.new_label()
-            canvas.paint(mask, paint, (label, label, group))
+            canvas.paint(_Stencil(window, cover_hw), paint, (label, label, group))
 
 
 def _draw_text(canvas: _Canvas, rng: Generator) -> None:
@@ -179,24 +204,29 @@ def _draw_text(canvas: _Canvas, rng: Generator) -> None:
     font = int(rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_DUPLEX]))
     (text_width, text_height), _ = cv2.getTextSize(letters, font, scale, thickness)
     x, y = (int(v) for v in rng.uniform([0, text_height], [max(1, width - text_width), max(height, text_height)]))
-    plate, sign = np.zeros((height, width), np.uint8), canvas.new_label()
-    margin = int(rng.integers(4, 14))
-    cv2.rectangle(plate, (x - margin, y - text_height - margin), (x + text_width + margin, y + margin), 255, -1)
+    sign, margin = canvas.new_label(), int(rng.integers(4, 14))
+    window = _clip(x - margin, y - text_height - margin, x + text_width + margin, y + margin, canvas.window)
+    if window is None:
+        return
     if rng.random() < 0.7:
+        plate = _Stencil(window, np.full((window.height, window.width), 255, np.uint8))
         canvas.paint(plate, texture(height, width, rng), (canvas.new_label(), sign, sign))
-    mask = np.zeros((height, width), np.uint8)
-    cv2.putText(mask, letters, (x, y), font, scale, 255, thickness, cv2.LINE_AA)
-    if mask.any():
-        canvas.paint(mask, texture(height, width, rng), (canvas.new_label(), sign, sign))
+    cover_hw = np.zeros((window.height, window.width), np.uint8)
+    cv2.putText(cover_hw, letters, (x - window.x, y - window.y), font, scale, 255, thickness, cv2.LINE_AA)
+    if cover_hw.any():
+        canvas.paint(_Stencil(window, cover_hw), texture(height, width, rng), (canvas.new_label(), sign, sign))
 
 
 # Single objects three times as often as each of the others.
 _THINGS = (_draw_object, _draw_object, _draw_object, _draw_repeated, _draw_strokes, _draw_text)
 
 
+_OUTLINES = ("blob", "blob", "ellipse", "polygon", "box", "crescent")
+
+
 def random_outline(rng: Generator) -> NDArray:
     """A closed outline (P, 2) around the origin, about one unit in radius: blob, ellipse, polygon, box or crescent."""
-    kind = rng.choice(["blob", "blob", "ellipse", "polygon", "box", "crescent"])
+    kind = _OUTLINES[rng.integers(len(_OUTLINES))]
     if kind == "polygon":
         angle = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
         radius = rng.uniform(0.5, 1.0, angle.size)
@@ -216,26 +246,58 @@ def random_outline(rng: Generator) -> NDArray:
         points[:, 1] = np.where(points[:, 1] < 0, points[:, 1] * rng.uniform(-0.6, 0.3), points[:, 1])
     if kind != "box":
         points[:, 1] *= rng.uniform(0.35, 1.0)
-    turn = rng.choice([0.0, rng.uniform(0, 2 * np.pi)])
+    turn = rng.uniform(0, 2 * np.pi) * rng.integers(2)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     return (points @ rotation.T).astype(np.float32)
 
 
-def _fill(outline: NDArray, height: int, width: int) -> NDArray:
-    mask = np.zeros((height, width), np.uint8)
-    # Four fractional bits place outlines between pixels.
-    cv2.fillPoly(mask, [np.round(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-    return mask
+def _clip(x0: float, y0: float, x1: float, y1: float, limit: Window) -> Window | None:
+    """The pixels that a box touches within a window. None where there are none."""
+    left, top = max(int(np.floor(x0)), limit.x), max(int(np.floor(y0)), limit.y)
+    right = min(int(np.ceil(x1)) + 1, limit.x + limit.width)
+    bottom = min(int(np.ceil(y1)) + 1, limit.y + limit.height)
+    return Window(left, top, right - left, bottom - top) if left < right and top < bottom else None
 
 
-def _shaded(paint: NDArray, outline: NDArray) -> NDArray:
-    """Light from one side: brighter to darker along the thing's diagonal, so that flat paint looks round."""
-    height, width = paint.shape[:2]
+def _fill(outline: NDArray, limit: Window) -> _Stencil | None:
+    """What an outline encloses within a window. None where that is nothing."""
     (x0, y0), (x1, y1) = outline.min(axis=0), outline.max(axis=0)
-    across = (np.arange(width, dtype=np.float32) - x0) / (x1 - x0 + 1)
-    down = (np.arange(height, dtype=np.float32) - y0) / (y1 - y0 + 1)
-    light = 1.25 - 0.5 * np.clip((across[None, :] + down[:, None]) / 2, 0, 1)
-    return paint * light[..., None]
+    # One pixel more: outlines have soft borders.
+    window = _clip(x0 - 1, y0 - 1, x1 + 1, y1 + 1, limit)
+    if window is None:
+        return None
+    cover_hw = np.zeros((window.height, window.width), np.uint8)
+    # Four fractional bits place outlines between pixels.
+    corners = np.round((outline - window[:2]) * 16).astype(np.int32)
+    cv2.fillPoly(cover_hw, [corners], 255, cv2.LINE_AA, shift=4)
+    return _Stencil(window, cover_hw) if cover_hw.any() else None
+
+
+def _cover(stencil: _Stencil, window: Window) -> NDArray[np.uint8]:
+    """What a stencil covers of a window inside its own."""
+    return stencil.cover_hw[Window(window.x - stencil.window.x, window.y - stencil.window.y, *window[2:]).pixels]
+
+
+def _by_channel(values_hw: NDArray) -> NDArray:
+    """The same for red, green and blue, (h, w, 3): broadcasting over three channels takes several times as long."""
+    return cv2.merge([values_hw] * 3)
+
+
+def _tinted(paint: Paint, tint_3: NDArray) -> Paint:
+    return lambda window: paint(window) + tint_3
+
+
+def _shaded(paint: Paint, outline: NDArray) -> Paint:
+    """Light from one side: brighter to darker along the thing's diagonal, so that flat paint looks round."""
+    (x0, y0), (x1, y1) = outline.min(axis=0), outline.max(axis=0)
+
+    def shaded(window: Window) -> NDArray:
+        across_w = (np.arange(window.x, window.x + window.width, dtype=np.float32) - x0) / (x1 - x0 + 1)
+        down_h = (np.arange(window.y, window.y + window.height, dtype=np.float32) - y0) / (y1 - y0 + 1)
+        light_hw = 1.25 - 0.5 * np.clip((across_w[None, :] + down_h[:, None]) / 2, 0, 1)
+        return paint(window) * _by_channel(light_hw)
+
+    return shaded
 
 
 def _photograph(pixels_HW3: NDArray, rng: Generator) -> NDArray[np.uint8]:
@@ -243,12 +305,12 @@ def _photograph(pixels_HW3: NDArray, rng: Generator) -> NDArray[np.uint8]:
     height, width = pixels_HW3.shape[:2]
     if rng.random() < 0.5:
         light = 1 + rng.uniform(0.05, 0.25) * smooth_noise(height, width, 3, rng)
-        pixels_HW3 = pixels_HW3 * np.clip(light, 0.4, 1.6)[..., None]
+        pixels_HW3 = pixels_HW3 * _by_channel(np.clip(light, 0.4, 1.6))
     if rng.random() < 0.5:
         pixels_HW3 = cv2.GaussianBlur(pixels_HW3, (0, 0), rng.uniform(0.4, 1.5))
     if rng.random() < 0.5:
-        grain = rng.normal(0, rng.uniform(1, 10), (height, width, 3))
-        pixels_HW3 = pixels_HW3 + grain.astype(np.float32)
+        grain = rng.standard_normal((height, width, 3), np.float32)
+        pixels_HW3 = pixels_HW3 + grain * np.float32(rng.uniform(1, 10))
     pixels = np.clip(pixels_HW3, 0, 255).astype(np.uint8)
     if rng.random() < 0.4:
         _, coded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 95))])

@@ -1,11 +1,15 @@
 """Paint for the scenes: flat, gradients, noise, stripes, checks, and surfaces cut from photographs.
 
-Shapes: H W canvas size.
+A paint knows the colour of every pixel of its canvas, and computes those of a window when asked: most things are tiny.
+
+Shapes: H W canvas size, h w window size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,50 +18,111 @@ from numpy.typing import NDArray
 from skimage import data as photographs
 
 _SOURCES = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")
+_KINDS = ("flat", "gradient", "noise", "stripes", "checks", "photo", "photo")
+_FINEST = 32  # cells of the finest noise along each side of the canvas
 
 
-def texture(height: int, width: int, rng: Generator) -> NDArray:
-    """Paint for a whole canvas (H, W, 3), 0..255: flat, gradient, noise, stripes, checks or a photograph's surface."""
+class Window(NamedTuple):
+    """A part of the canvas, in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """Where it is in an array whose first axes are the canvas's."""
+        return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
+
+
+# The colours (h, w, 3) of a window, float32, 0..255.
+Paint = Callable[[Window], NDArray]
+
+
+def texture(height: int, width: int, rng: Generator) -> Paint:
+    """Paint for a canvas: flat, gradient, noise, stripes, checks or a photograph's surface."""
     colour = rng.uniform(0, 255, 3).astype(np.float32)
     other = np.clip(colour + rng.normal(0, 40, 3), 0, 255).astype(np.float32)
-    kind = rng.choice(["flat", "gradient", "noise", "stripes", "checks", "photo", "photo"])
+    kind = _KINDS[rng.integers(len(_KINDS))]
     if kind == "flat":
-        return np.broadcast_to(colour, (height, width, 3)).copy()
+        return lambda window: np.broadcast_to(colour, (window.height, window.width, 3))
     if kind == "photo":
         return _photo_surface(height, width, colour, rng)
     if kind == "noise":
-        blend = sum(smooth_noise(height, width, 2**octave, rng) / 2 ** (0.5 * octave) for octave in range(1, 6)) / 2
+        blend = _noise(height, width, rng)
+    elif kind == "gradient":
+        blend = _gradient(height, width, rng)
     else:
-        turn = rng.uniform(0, np.pi)
-        y, x = np.mgrid[:height, :width].astype(np.float32)
-        along = (x * np.cos(turn) + y * np.sin(turn)).astype(np.float32)
-        across = (y * np.cos(turn) - x * np.sin(turn)).astype(np.float32)
-        if kind == "gradient":
-            blend = (along - along.min()) / np.ptp(along)
-        else:
-            period = rng.uniform(4, 30)
-            blend = np.sin(along * (6.28 / period))
-            if kind == "checks":
-                blend = blend * np.sin(across * (6.28 / period))
-            blend = (np.clip(3 * blend, -1, 1) + 1) / 2
-    blend = np.asarray(blend, np.float32)[..., None]
-    return colour + blend * (other - colour)
+        blend = _waves(rng, crossed=kind == "checks")
+    from_blend_32 = np.stack([other - colour, colour], axis=1)
+    return lambda window: cv2.transform(blend(window), from_blend_32)
 
 
 def smooth_noise(height: int, width: int, cells: int, rng: Generator) -> NDArray:
+    """Normal values (H, W) at the points of a grid, and between them what lies between them."""
     coarse = rng.normal(0, 1, (cells, cells)).astype(np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def _photo_surface(height: int, width: int, colour: NDArray, rng: Generator) -> NDArray:
+def _along(window: Window, angle: float) -> NDArray:
+    """How far each pixel (h, w) of a window lies in a direction."""
+    x_w = np.arange(window.x, window.x + window.width, dtype=np.float32) * np.float32(np.cos(angle))
+    y_h = np.arange(window.y, window.y + window.height, dtype=np.float32) * np.float32(np.sin(angle))
+    return x_w[None, :] + y_h[:, None]
+
+
+def _gradient(height: int, width: int, rng: Generator) -> Paint:
+    angle = rng.uniform(0, np.pi)
+    ends = (0.0, width * np.cos(angle), height * np.sin(angle), width * np.cos(angle) + height * np.sin(angle))
+    low, high = np.float32(min(ends)), np.float32(max(ends))
+    return lambda window: (_along(window, angle) - low) / (high - low)
+
+
+def _waves(rng: Generator, crossed: bool) -> Paint:
+    """Stripes, or checks where they are crossed."""
+    angle, period = rng.uniform(0, np.pi), np.float32(2 * np.pi / rng.uniform(4, 30))
+
+    def blend(window: Window) -> NDArray:
+        wave = np.sin(_along(window, angle) * period)
+        if crossed:
+            wave *= np.sin(_along(window, angle + np.pi / 2) * period)
+        return np.clip(1.5 * wave + 0.5, 0, 1)
+
+    return blend
+
+
+def _noise(height: int, width: int, rng: Generator) -> Paint:
+    octaves = (smooth_noise(_FINEST, _FINEST, 2**k, rng) * np.float32(0.5 * 2 ** (-0.5 * k)) for k in range(1, 6))
+    return _enlarged(np.sum(list(octaves), axis=0), height, width)
+
+
+def _photo_surface(height: int, width: int, colour: NDArray, rng: Generator) -> Paint:
     """A small cut of a photograph, enlarged and tinted: real grain and real edges that bound nothing."""
     source = _load_sources()[rng.integers(len(_SOURCES))]
     side = int(rng.integers(40, min(source.shape[:2]) // 2))
     y, x = rng.integers(0, source.shape[0] - side), rng.integers(0, source.shape[1] - side)
-    cut = cv2.resize(source[y : y + side, x : x + side], (width, height)).astype(np.float32)
+    cut = source[y : y + side, x : x + side]
     if rng.random() < 0.5:
         contrast = rng.uniform(0.2, 1.0)
-        return np.clip(colour + contrast * (cut - cut.mean(axis=(0, 1))), 0, 255)
+        contrasted = colour + np.float32(contrast) * (cut - np.float32(cut.mean(axis=(0, 1))))
+        cut = np.clip(contrasted, 0, 255).astype(np.uint8)
+    paint = _enlarged(cut, height, width)
+    return lambda window: paint(window).astype(np.float32)
+
+
+def _enlarged(small: NDArray, height: int, width: int) -> Paint:
+    """A picture stretched to the canvas."""
+    step_x, step_y = small.shape[1] / width, small.shape[0] / height
+
+    def cut(window: Window) -> NDArray:
+        # From the centres of a window's pixels to those of the picture's.
+        there = np.array(
+            [[step_x, 0, (window.x + 0.5) * step_x - 0.5], [0, step_y, (window.y + 0.5) * step_y - 0.5]], np.float64
+        )
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(small, there, (window.width, window.height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
     return cut
 
 
