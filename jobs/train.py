@@ -1,57 +1,218 @@
-"""`maskmill train`: makes the embedded model, or another like it."""
+"""`maskmill train`: makes the embedded model, or trains another from nothing or from a checkpoint."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from annotations.training import TrainingImages
+    from model.training.recipe import TrainingConfig
+    from model.training.session import Session
+
+# The losses are averaged over about as many steps before they are shown.
+SMOOTHING = 20
 
 
 def train(
     out: Annotated[Path, typer.Argument(help="Folder of the run; a run that is in it goes on.", show_default=False)],
     data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Photographs ID.jpg with ID.segK.png per annotator (BSDS layout). Repeatable."),
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Photographs with masks, told apart by what is there: COCO instances (a .json file; FILE.json:FOLDER "
+            "where its photographs are not near it), a folder as SA-1B has it (sa_1.jpg, sa_1.json), a folder as BSDS "
+            "has it (ID.jpg, ID.seg0.png), or the output of `maskmill generate`. Repeatable: all are drawn from alike.",
+            show_default=False,
+        ),
+    ] = None,
+    data_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="How much of each batch is photographs; the rest is scenes. Default: what the recipe says.",
+            show_default=False,
+        ),
     ] = None,
     validation: Annotated[
-        Path | None, typer.Option(help="Photographs in the same layout, only for the figures in the log.")
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="As --data, but never trained on: figures in the log, and sample pictures.",
+            show_default=False,
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Stop after this step; later runs go on from there.")] = None,
+    model: Annotated[str, typer.Option(help="mini, vit_b, vit_l or vit_h.")] = "mini",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights to start from, as published by Segment Anything, Hugging Face or maskmill; `embedded` for "
+            "those that mini comes with. Default: from nothing.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this step; later runs go on from there.", show_default=False)
+    ] = None,
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that share each step; one per core is fastest on a CPU.")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
 ) -> None:
-    """Train the model "mini" from procedural scenes and labelled photographs.
+    """Train a model on procedural scenes, and on photographs with masks.
 
-    Without --data it learns from scenes alone, which need no download and carry no terms. Run the same command again
-    to go on after an interruption. The result is OUT/model.safetensors, for `maskmill generate --checkpoint`.
+    Without --data it learns from scenes alone, which need no download and carry no terms.
+
+    OUT/model.safetensors is the result, for `maskmill generate --checkpoint`; OUT/log.jsonl has losses and held-out
+    figures, OUT/step-*.png what the model makes of held-out images.
+
+    Ctrl-C stops after the step at work. Run the same command again to go on.
 
     Examples:
 
       maskmill train runs/scenes --processes 2
 
       maskmill train runs/mini --data bsds500-train --validation bsds500-val --processes 2
+
+      maskmill train runs/tuned --checkpoint embedded --data instances.json:photos/ --data-share 0.9
+
+      maskmill train runs/vit_b --model vit_b --checkpoint sam_vit_b_01ec64.pth --data sa1b/ --device cuda
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
+    from model.checkpoint import build_sam, embedded_checkpoint, read_checkpoint
+    from model.config import VARIANTS
+    from model.optimize import resolve_device
+    from model.training.recipe import choose_recipe
+    from model.training.session import Session
+    from pipeline.errors import ConfigError
+
+    if model not in VARIANTS:
+        raise ConfigError(f"there is no model {model!r}; choose one of {', '.join(VARIANTS)}")
+    recipe = choose_recipe(VARIANTS[model], from_checkpoint=checkpoint is not None)
+    if data_share is not None:
+        if not data:
+            raise ConfigError("--data-share is the share of what --data names: give that too")
+        recipe = replace(recipe, photograph_share=data_share)
+    if steps is not None and steps > recipe.total_steps:
+        raise ConfigError(f"--steps {steps}: the training of {model} ends at step {recipe.total_steps}")
+    if any(stage.images % processes for stage in recipe.stages):
+        fewest = min(stage.images for stage in recipe.stages)
+        raise ConfigError(f"--processes {processes}: they have to share steps of {fewest} images evenly")
+    resolved = str(resolve_device(device))
+    weights = None
+    if checkpoint is not None:
+        weights = embedded_checkpoint(model) if checkpoint == "embedded" else Path(checkpoint)
+        # Before any process starts, so that a wrong one is an error of one line.
+        build_sam(VARIANTS[model], read_checkpoint(weights))
+    session = Session(
+        out,
+        VARIANTS[model],
+        recipe,
+        _open_all(data or ()),
+        None if validation is None else _open(validation),
+        weights,
+        resolved,
+        processes,
+    )
+    _run_with_progress_bar(session, recipe, steps or recipe.total_steps)
+
+
+def _open_all(paths: Sequence[str]) -> dict[str, TrainingImages]:
+    """By the names that the log and the checkpoint have."""
+    opened: dict[str, TrainingImages] = {}
+    for path in paths:
+        images = _open(path)
+        opened[path if images.name in opened else images.name] = images
+    return opened
+
+
+def _open(path: str) -> TrainingImages:
+    from annotations import open_annotations
+    from annotations.training import TrainingImages
+
+    file, colon, folder = path.rpartition(":")
+    apart = bool(colon) and file.lower().endswith(".json")
+    images = TrainingImages(open_annotations(file, Path(folder)) if apart else open_annotations(path))
+    images[0]  # a set of which nothing can be used is an error now, not after the first steps
+    return images
+
+
+def _run_with_progress_bar(session: Session, recipe: TrainingConfig, last: int) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from model.config import VARIANTS
-    from model.optimize import resolve_device
-    from model.training.recipe import RECIPES
-    from model.training.session import Session, run
+    from model.training.session import SAVE_EVERY, run
+    from pipeline.signals import StopSignals
 
-    recipe = RECIPES["mini"]
-    session = Session(
-        out, VARIANTS["mini"], recipe, tuple(data or ()), validation, str(resolve_device(device)), processes
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[parts]}"),
     )
-    last = min(steps or recipe.total_steps, recipe.total_steps)
-    console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("starting", total=last)
-        for state in run(session, last):
-            bar.update(task, completed=state.step, description=f"loss {sum(state.losses.values()):.2f}")
-    console.print(f"step {last} of {recipe.total_steps}: {out / 'model.safetensors'}", soft_wrap=True)
+    log = session.out / "log.jsonl"
+    mean: dict[str, float] = {}
+    reached = None
+    with (
+        StopSignals() as signals,
+        Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar,
+    ):
+        task = bar.add_task("starting", total=last, figures=_last_figures(log), parts="")
+        states = run(session, last)
+        for state in states:
+            if reached is None:  # where it goes on is not how fast it is
+                bar.reset(task, completed=state.step - 1)
+            reached = state.step
+            for name, loss in state.losses.items():
+                mean[name] = mean.get(name, loss) + (loss - mean.get(name, loss)) / SMOOTHING
+            parts = " ".join(f"{name} {loss:.2f}" for name, loss in mean.items())
+            bar.update(task, completed=state.step, description=f"loss {sum(mean.values()):.2f}", parts=parts)
+            if state.step % SAVE_EVERY == 0:
+                bar.update(task, figures=_last_figures(log))
+            if signals.count:
+                states.close()  # saves
+                break
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    if signals.count:
+        # stdout is for results.
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(
+            f"maskmill: stopped after step {reached}: what is done is kept: run the same command again to go on"
+        )
+        raise typer.Exit(128 + signals.last)
+    console.print(
+        f"step      {reached} of {recipe.total_steps}"
+        if reached
+        else f"step      {last} of {recipe.total_steps} was reached before: nothing to do"
+    )
+    console.print(f"figures   {_last_figures(log) or 'none yet'}")
+    console.print(f"log       {log}")
+    console.print(f"model     {session.out / 'model.safetensors'}")
+
+
+def _last_figures(log: Path) -> str:
+    """Of the held-out images, when they were last measured: one click (best of three), box, and how well it judges."""
+    rows: list[dict[str, Any]] = []
+    if log.exists():
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for row in reversed(rows):
+        sets: dict[str, dict[str, float]] = {name: value for name, value in row.items() if isinstance(value, dict)}
+        if sets:
+            return f"held out at {row['step']}: " + ", ".join(f"{name} {_figures(sets[name])}" for name in sets)
+    return ""
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    return (
+        f"click {figures['one_click_best']:.2f} box {figures['box']:.2f} "
+        f"IoU correlation {figures['iou_correlation']:.2f}"
+    )

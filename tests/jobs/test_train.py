@@ -1,22 +1,86 @@
-"""`maskmill train`: what it refuses. Training itself is tested in tests/model/training."""
+"""`maskmill train`: what it trains on, how it stops and goes on, what it refuses. The loop is tested in tests/model."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from jobs.cli import main
+from model.checkpoint import read_checkpoint
+from tests.annotations.writing import write_coco, write_label_maps, write_run
 
 
-def test_train_is_refused_when_a_data_folder_holds_no_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.slow
+def test_train_learns_from_every_format_and_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    coco, run, maps = write_coco(tmp_path / "coco"), write_run(tmp_path / "run"), write_label_maps(tmp_path / "maps")
+    command = ["train", str(out), "--data", str(coco), "--data", str(run), "--data-share", "1"]
+    command += ["--validation", str(maps), "--device", "cpu"]
+    assert main([*command, "--steps", "1"]) == 0
+    assert "step      1 of " in capsys.readouterr().out
+    assert read_checkpoint(out / "model.safetensors").metadata["data"] == "procedural scenes, instances.json, out"
+    assert main([*command, "--steps", "1"]) == 0
+    assert "was reached before" in capsys.readouterr().out
+    assert main([*command, "--steps", "2"]) == 0
+    assert "step      2 of " in capsys.readouterr().out
+    assert main([*command[:-6], "--steps", "2", "--device", "cpu"]) == 1
+    assert "another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_train_saves_the_step_at_work_when_it_is_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    command = ["train", str(out), "--data", str(write_coco(tmp_path)), "--data-share", "1", "--device", "cpu"]
+
+    def interrupt() -> None:
+        while not out.exists():  # training has begun
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert main([*command, "--steps", "50"]) == 130
+    thread.join()
+    printed = capsys.readouterr()
+    assert "stopped after step 1: what is done is kept: run the same command again to go on" in printed.err
+    assert not printed.out
+    assert main([*command, "--steps", "1"]) == 0
+    assert "was reached before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "reason"),
+    [
+        (["--data", "{empty}"], 1, "no annotations in this folder; expected photographs ID.jpg"),
+        (["--data", "{coco}:{empty}"], 1, "its photographs, such as ü 1.jpg, are not in"),
+        (["--validation", "{empty}/nowhere"], 1, "no such file or folder"),
+        (["--device", "abacus"], 1, "abacus"),
+        (["--model", "vit_x"], 1, "there is no model 'vit_x'; choose one of"),
+        (["--model", "vit_b", "--checkpoint", "embedded"], 1, "vit_b needs a checkpoint file"),
+        (["--checkpoint", "{empty}/nowhere.pth"], 1, "nowhere.pth"),
+        (["--data-share", "0.5"], 1, "--data-share is the share of what --data names"),
+        (["--data", "{coco}", "--data-share", "1.5"], 2, "--data-share"),
+        (["--steps", "1000000"], 1, "--steps 1000000: the training of mini ends at step"),
+        (["--processes", "3"], 1, "--processes 3: they have to share steps of 4 images evenly"),
+    ],
+)
+def test_train_is_refused_in_one_line_when_a_flag_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, reason: str
+):
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert main(["train", str(tmp_path / "out"), "--data", str(empty)]) == 1
-    assert "no .jpg files" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "model.safetensors").exists()
-
-
-def test_train_is_refused_when_the_device_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["train", str(tmp_path / "out"), "--device", "abacus"]) == 1
-    assert "abacus" in capsys.readouterr().err
+    coco = write_coco(tmp_path)
+    given = [flag.format(empty=empty, coco=coco) for flag in flags]
+    assert main(["train", str(tmp_path / "out"), *given]) == code
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.startswith("maskmill: error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
