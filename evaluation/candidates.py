@@ -36,19 +36,23 @@ class Candidates:
     score_K: NDArray[np.float64]  # the mean of predicted IoU and stability
 
 
-def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], limit: int) -> Candidates:
+@torch.inference_mode()
+def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: int, limit: int) -> Candidates:
     """The `limit` masks with the highest scores, best first, of those that NMS by predicted IoU leaves.
 
-    Masks without a pixel are none.
+    Masks without a pixel are none. The paper's grid has POINTS_PER_SIDE.
     """
     height, width = pixels_HW3.shape[:2]
     counts: list[bytes] = []
     rows: list[tuple[float, float]] = []
-    for logits_1HW, predicted_iou in _grid_masks(sam, pixels_HW3):
-        mask_HW = (logits_1HW[0] > MASK_THRESHOLD).cpu().numpy()
-        if mask_HW.any():
-            counts.append(rle.encode(mask_HW))
-            rows.append((predicted_iou, float(stability_score(logits_1HW, STABILITY_OFFSET))))
+    for logits_Khw, iou_K in grid_logits(sam, pixels_HW3, points_per_side):
+        for logits_1HW, predicted_iou in zip(
+            _image_logits(sam, logits_Khw, height, width), iou_K.tolist(), strict=True
+        ):
+            mask_HW = (logits_1HW[0] > MASK_THRESHOLD).cpu().numpy()
+            if mask_HW.any():
+                counts.append(rle.encode(mask_HW))
+                rows.append((predicted_iou, float(stability_score(logits_1HW, STABILITY_OFFSET))))
     scores_K2 = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
     boxes_K4 = torch.tensor([rle.bbox(c, height, width) for c in counts], dtype=torch.int64).reshape(-1, 4)
     boxes_K4[:, 2:] += boxes_K4[:, :2]
@@ -59,18 +63,22 @@ def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], limit: int) -> Cand
 
 
 @torch.inference_mode()
-def _grid_masks(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> Iterator[tuple[Tensor, float]]:
-    """Logits (1, H, W) and predicted IoU of the three masks of every point; never many of them in memory."""
+def grid_logits(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (K, h, w) and predicted IoU (K,) of the three masks of every point of a grid, some points at a time."""
     height, width = pixels_HW3.shape[:2]
     size = sam.config.image_size
     embedding = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
-    points_P2 = torch.from_numpy(square_grid(POINTS_PER_SIDE) * (width, height)).to(sam.device)
-    block = max(1, BLOCK_BYTES // (4 * (size**2 + height * width)))
-    for points_N2 in points_P2.split(POINTS_PER_BATCH):
-        decoded = sam.decode_points(embedding, to_input_frame(points_N2, height, width, size))
+    points_P2 = torch.from_numpy(square_grid(points_per_side) * (width, height)).to(sam.device)
+    for points_N2 in to_input_frame(points_P2, height, width, size).split(POINTS_PER_BATCH):
+        decoded = sam.decode_points(embedding, points_N2)
         keep_NM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
         keep_NM[:, 0] = False
-        ious = iter(decoded.predicted_iou_NM[keep_NM].tolist())
-        for logits_nhw in sam.decode_masks(decoded, keep_NM).split(block):
-            for logits_1HW in to_image_logits(logits_nhw, height, width, size).split(1):
-                yield logits_1HW, next(ious)
+        yield sam.decode_masks(decoded, keep_NM), decoded.predicted_iou_NM[keep_NM]
+
+
+def _image_logits(sam: Sam, logits_Khw: Tensor, height: int, width: int) -> Iterator[Tensor]:
+    """Logits (1, H, W) of one mask after the other; never many of them in memory."""
+    size = sam.config.image_size
+    block = max(1, BLOCK_BYTES // (4 * (size**2 + height * width)))
+    for logits_khw in logits_Khw.split(block):
+        yield from to_image_logits(logits_khw, height, width, size).split(1)

@@ -124,11 +124,19 @@ def _refine(predictor: Predictor, first: Prediction, click: Click, segment_HW: M
 
 
 def _innermost(region_HW: Mask) -> tuple[tuple[int, int], float]:
-    """x, y of the pixel farthest from the region's border, and how far it is; the image's edge is border too."""
-    padded = np.pad(region_HW, 1).astype(np.uint8)
-    depth_HW = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    y, x = divmod(int(depth_HW.argmax()), region_HW.shape[1])
-    return (x, y), float(depth_HW[y, x])
+    """x, y of the pixel farthest from the region's border, and how far it is; the image's edge is border too.
+
+    0, 0 and no distance where the region is empty.
+    """
+    rows, columns = np.flatnonzero(region_HW.any(axis=1)), np.flatnonzero(region_HW.any(axis=0))
+    if not len(rows):
+        return (0, 0), 0.0
+    # Distances are measured where the region is: most are small.
+    region_hw = region_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    padded = np.pad(region_hw, 1).astype(np.uint8)
+    depth_hw = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    y, x = divmod(int(depth_hw.argmax()), region_hw.shape[1])
+    return (int(columns[0]) + x, int(rows[0]) + y), float(depth_hw[y, x])
 
 
 def _best_under(click: Click, masks_MHW: NDArray[np.bool_], answers: Sequence[bytes]) -> NDArray[np.float64]:

@@ -1,6 +1,8 @@
-"""Which of an image's annotated masks prompts and recall are measured on."""
+"""Which of an image's annotated masks prompts and recall are measured on, and whether they tell its boundaries."""
 
 from __future__ import annotations
+
+import numpy as np
 
 from annotations import AnnotatedImage
 from filters import rle
@@ -17,3 +19,13 @@ def select_segments(image: AnnotatedImage, min_share: float = MIN_SHARE) -> list
         for k, counts in enumerate(image.rles)
         if not image.crowd_K[k] and rle.area(counts, image.height, image.width) > smallest
     ]
+
+
+def covers_image(image: AnnotatedImage) -> bool:
+    """Whether each annotator's masks are all of the image: only then does an edge that no mask has not exist for them.
+
+    Goes by the sum of their areas; an image without masks is not covered.
+    """
+    areas_K = np.array([rle.area(counts, image.height, image.width) for counts in image.rles], np.int64)
+    totals_A = np.array([areas_K[image.annotator_K == annotator].sum() for annotator in np.unique(image.annotator_K)])
+    return len(totals_A) > 0 and bool((totals_A == image.height * image.width).all()) and not image.crowd_K.any()

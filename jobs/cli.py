@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.demo import demo
+from jobs.evaluate import evaluate
 from jobs.generate import generate
 from jobs.info import info
 from jobs.preview import preview
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, retry, demo, preview, verify, info, train):
+for command in (generate, retry, demo, preview, verify, info, train, evaluate):
     app.command()(command)
 
 

@@ -36,7 +36,7 @@ class MaskDecoder(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.num_masks = config.multimask_outputs + 1
-        self.transformer = TwoWayTransformer(config)
+        self.transformer: nn.Module = TwoWayTransformer(config)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(self.num_masks, dim)
         self.output_upscaling = nn.Sequential(
@@ -75,7 +75,7 @@ class MaskDecoder(nn.Module):
         weights_RMC = torch.stack(
             [mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )
-        logits_RMhw = torch.einsum("rmc,rchw->rmhw", weights_RMC, upscaled_RChw)
+        logits_RMhw = torch.einsum("rmc,rchw->rmhw", weights_RMC.to(upscaled_RChw.dtype), upscaled_RChw)
         return logits_RMhw[keep_NM[rows]]
 
     def _upscale(self, image_tokens_RCHW: Tensor, skips: list[Tensor]) -> Tensor:

@@ -6,7 +6,6 @@ channels, H W embedding grid, S input side, h w mask side.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +15,8 @@ from model.errors import DeviceError
 from model.image_encoder import ImageEmbedding
 from model.mask_decoder import DecodedPrompts
 from model.sam import Sam
+from model.token_side import TokenSideTransformer
+from model.transformer import TwoWayTransformer
 
 
 def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
@@ -29,12 +30,10 @@ def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
     device = resolve_device(str(device))
     if precision not in ("exact", "fast"):
         raise DeviceError(f"there is no precision {precision!r}; choose exact or fast")
-    sam = sam.to(device)
-    if precision == "fast" and multiplies_bfloat16(device):
-        return Bfloat16Sam(sam)
+    dtype = torch.bfloat16 if precision == "fast" and multiplies_bfloat16(device) else torch.float32
     # Otherwise cuDNN rounds what convolutions multiply to ten bits (TF32). Has no effect on other devices.
     torch.backends.cudnn.allow_tf32 = False
-    return sam
+    return OptimizedSam(sam.to(device), dtype)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -61,40 +60,31 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
 
 
-class Bfloat16Sam(Sam):
-    """A `Sam` whose matrix products and convolutions run in bf16; residual sums, norms and positions stay float32."""
+class OptimizedSam(Sam):
+    """A `Sam` for inference whose large products and convolutions run in a dtype of choice, fewer of them.
 
-    def __init__(self, sam: Sam) -> None:
+    In bf16, too, the encoder's residual sums, norms, prompt tokens and predicted IoUs are float32.
+    """
+
+    def __init__(self, sam: Sam, dtype: torch.dtype) -> None:
         with torch.device("meta"):
             super().__init__(sam.config)
         self.load_state_dict(sam.state_dict(), assign=True)
         self.eval()
+        self._dtype = dtype
         # Autocast would convert these weights again in every call.
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                module.to(torch.bfloat16)
+        for module in self.image_encoder.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(dtype)
+        self.mask_decoder.output_upscaling.to(dtype)
+        transformer = self.mask_decoder.transformer
+        assert isinstance(transformer, TwoWayTransformer)
+        self.mask_decoder.transformer = TokenSideTransformer(transformer, dtype)
 
     def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
-        with self._autocast():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
             embedding = super().encode_images(images_B3SS)
-        # The skips are added to products in bf16.
-        return replace(embedding, grid_BEHW=embedding.grid_BEHW.float())
-
-    def decode_prompts(
-        self,
-        embedding: ImageEmbedding,
-        points_NP2: Tensor | None = None,
-        labels_NP: Tensor | None = None,
-        boxes_N4: Tensor | None = None,
-        masks_N1hw: Tensor | None = None,
-    ) -> DecodedPrompts:
-        with self._autocast():
-            decoded = super().decode_prompts(embedding, points_NP2, labels_NP, boxes_N4, masks_N1hw)
-        return replace(decoded, predicted_iou_NM=decoded.predicted_iou_NM.float())
+        return ImageEmbedding(embedding.grid_BEHW.float(), tuple(skip.to(self._dtype) for skip in embedding.skips))
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
-        with self._autocast():
-            return super().decode_masks(decoded, keep_NM).float()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return super().decode_masks(decoded, keep_NM).float()

@@ -51,17 +51,19 @@ class TwoWayBlock(nn.Module):
     def forward(
         self, x_NTC: Tensor, image_NLC: Tensor, prompts_NTC: Tensor, positions_1LC: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if self.add_positions_first:
-            query_NTC = x_NTC + prompts_NTC
-            x_NTC = self.norm1(x_NTC + self.self_attn(query_NTC, query_NTC, x_NTC))
-        else:
-            # The first block's tokens are the prompts themselves: nothing to add them to.
-            x_NTC = self.norm1(self.self_attn(x_NTC, x_NTC, x_NTC))
+        x_NTC = self.attend_to_tokens(x_NTC, prompts_NTC)
         attended_NTC = self.cross_attn_token_to_image(x_NTC + prompts_NTC, image_NLC + positions_1LC, image_NLC)
         x_NTC = self.norm2(x_NTC + attended_NTC)
         x_NTC = self.norm3(x_NTC + self.mlp(x_NTC))
         attended_NLC = self.cross_attn_image_to_token(image_NLC + positions_1LC, x_NTC + prompts_NTC, x_NTC)
         return x_NTC, self.norm4(image_NLC + attended_NLC)
+
+    def attend_to_tokens(self, x_NTC: Tensor, prompts_NTC: Tensor) -> Tensor:
+        if self.add_positions_first:
+            query_NTC = x_NTC + prompts_NTC
+            return self.norm1(x_NTC + self.self_attn(query_NTC, query_NTC, x_NTC))
+        # The first block's tokens are the prompts themselves: nothing to add them to.
+        return self.norm1(self.self_attn(x_NTC, x_NTC, x_NTC))
 
 
 class CrossAttention(nn.Module):

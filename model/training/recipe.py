@@ -75,7 +75,7 @@ FROM_NOTHING = TrainingConfig(
 FROM_CHECKPOINT = TrainingConfig(
     stages=(
         Stage(256, 2700, images=8, clicks=16, boxes=4, learning_rates=(7e-4, 2.5e-4)),
-        Stage(512, 1200, images=4, clicks=12, boxes=4, learning_rates=(3e-4, 1e-5), iou_weight=4.0),
+        Stage(512, 1800, images=4, clicks=12, boxes=4, learning_rates=(4e-4, 1e-5), iou_weight=4.0),
     )
 )
 

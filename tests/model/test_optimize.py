@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.config import SamConfig
 from model.errors import DeviceError
-from model.optimize import Bfloat16Sam, multiplies_bfloat16, optimize, resolve_device
+from model.optimize import OptimizedSam, multiplies_bfloat16, optimize, resolve_device
 from model.sam import Sam
 from tests.model.networks import SMALL_CONFIGS, random_sam
 
@@ -19,10 +20,10 @@ CPU = torch.device("cpu")
 def results(sam: Sam) -> dict[str, Tensor]:
     """Everything that comes out of a network, for points and for boxes with masks."""
     generator = torch.Generator().manual_seed(1)
-    image = torch.randn(1, 3, CONFIG.image_size, CONFIG.image_size, generator=generator).to(sam.device)
-    points = torch.rand(4, 1, 2, generator=generator).to(sam.device) * CONFIG.image_size
+    image = torch.randn(1, 3, sam.config.image_size, sam.config.image_size, generator=generator).to(sam.device)
+    points = torch.rand(4, 1, 2, generator=generator).to(sam.device) * sam.config.image_size
     boxes = torch.cat([points[:, 0] / 2, points[:, 0]], dim=1)
-    masks = torch.randn(4, 1, CONFIG.mask_size, CONFIG.mask_size, generator=generator).to(sam.device)
+    masks = torch.randn(4, 1, sam.config.mask_size, sam.config.mask_size, generator=generator).to(sam.device)
     labels = torch.ones(4, 1, dtype=torch.int64, device=sam.device)
     embedding = sam.encode_images(image)
     found = {"embedding": embedding.grid_BEHW}
@@ -34,20 +35,26 @@ def results(sam: Sam) -> dict[str, Tensor]:
     return found
 
 
-def test_exact_changes_nothing() -> None:
-    sam = random_sam(CONFIG)
-    assert optimize(sam, "exact", "cpu") is sam
-    assert {parameter.dtype for parameter in sam.parameters()} == {torch.float32}
+@pytest.mark.parametrize("config", SMALL_CONFIGS.values(), ids=list(SMALL_CONFIGS))
+def test_exact_is_float32_and_equals_the_plain_network(config: SamConfig) -> None:
+    sam = random_sam(config)
+    exact = optimize(sam, "exact", "cpu")
+    assert {tensor.dtype for tensor in exact.state_dict().values()} == {torch.float32}
+    found = results(exact)
+    for name, tensor in results(sam).items():
+        assert (found[name] - tensor).abs().max() / tensor.abs().max() < 2e-6, name
 
 
 def test_fast_is_bfloat16_only_where_the_cpu_multiplies_it() -> None:
-    assert isinstance(optimize(random_sam(CONFIG), "fast", "cpu"), Bfloat16Sam) == multiplies_bfloat16(CPU)
+    fast = optimize(random_sam(CONFIG), "fast", "cpu")
+    dtypes = {tensor.dtype for tensor in fast.state_dict().values()}
+    assert (torch.bfloat16 in dtypes) == multiplies_bfloat16(CPU)
 
 
 def test_bfloat16_is_close_to_float32_and_comes_out_as_float32() -> None:
     sam = random_sam(CONFIG)
     exact = results(sam)
-    fast = results(Bfloat16Sam(sam))
+    fast = results(OptimizedSam(sam, torch.bfloat16))
     for name, tensor in exact.items():
         assert fast[name].dtype == torch.float32
         error = (fast[name] - tensor).abs().max() / tensor.abs().max()
@@ -57,7 +64,7 @@ def test_bfloat16_is_close_to_float32_and_comes_out_as_float32() -> None:
 
 def test_bfloat16_leaves_the_original_and_the_delicate_weights_in_float32() -> None:
     sam = random_sam(CONFIG)
-    fast = Bfloat16Sam(sam)
+    fast = OptimizedSam(sam, torch.bfloat16)
     assert {parameter.dtype for parameter in sam.parameters()} == {torch.float32}
     dtypes = {key: tensor.dtype for key, tensor in fast.state_dict().items()}
     assert dtypes["image_encoder.blocks.0.mlp.lin1.weight"] == torch.bfloat16

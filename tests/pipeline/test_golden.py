@@ -15,6 +15,7 @@ from PIL import Image
 from filters import rle
 from model.checkpoint import load_model
 from model.config import SamConfig
+from model.optimize import optimize
 from model.sam import Sam
 from pipeline.config import GeneratorConfig
 from pipeline.generator import MaskGenerator
@@ -77,7 +78,7 @@ def test_masks_of_the_embedded_model_are_the_published_ones(embedded_sam, photog
     if photograph == "large":
         config = replace(config, points_per_side=3)
     pixels = PHOTOGRAPHS[photograph]()
-    masks = MaskGenerator(embedded_sam, config).generate(pixels, StepTimer())
+    masks = MaskGenerator(optimize(embedded_sam, "exact", "cpu"), config).generate(pixels, StepTimer())
     published = oracles.published_generator(oracles.published_sam(embedded_sam), config).generate(pixels)
     assert len(masks) > 0
     assert_same(masks, published)
@@ -92,7 +93,7 @@ def test_masks_of_the_published_architecture_are_the_published_ones():
     # Every mask: random ones lie all over the image, so that NMS would leave one.
     config = replace(OFFICIAL, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
     pixels = PHOTOGRAPHS["portrait"]()
-    masks = MaskGenerator(sam, config).generate(pixels, StepTimer())
+    masks = MaskGenerator(optimize(sam, "exact", "cpu"), config).generate(pixels, StepTimer())
     assert len(masks) == 3 * 64
     assert_same(masks, oracles.published_generator(oracles.published_sam(sam), config).generate(pixels))
 

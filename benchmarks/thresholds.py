@@ -1,0 +1,95 @@
+"""Segment recall and number of masks over a grid of thresholds: what a preset's thresholds are chosen from.
+
+    python -m benchmarks.thresholds --data bsds500-val [--images 30] [--checkpoint model.safetensors]
+
+Every image is generated once without thresholds and NMS; both are then applied to its masks in all combinations.
+Prints, for each number of masks per image, the combinations with the highest recall.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from annotations import open_annotations
+from evaluation import overlap
+from evaluation.segments import select_segments
+from filters.nms import nms
+from model.checkpoint import load_model
+from model.optimize import optimize
+from pipeline.config import PRESETS
+from pipeline.generator import MaskGenerator
+from pipeline.records import ImageMasks, StepTimer
+
+PREDICTED_IOU = np.arange(0.2, 0.81, 0.05)
+STABILITY = np.arange(0.3, 0.96, 0.05)
+NMS = (0.6, 0.7, 0.8, 0.9)
+MASKS_PER_IMAGE = (30, 60, 100)
+SHOWN = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """All masks of an image, and how well they fit its segments."""
+
+    masks: ImageMasks
+    iou_NK: NDArray[np.float64]
+
+    def best(self, predicted_iou: float, stability: float, nms_threshold: float) -> tuple[NDArray[np.float64], int]:
+        """For each segment the best IoU among the masks that are left, and how many these are."""
+        masks = self.masks
+        passing = np.flatnonzero((masks.predicted_iou > predicted_iou) & (masks.stability_score >= stability))
+        boxes_N4 = masks.boxes[passing].copy()
+        boxes_N4[:, 2:] += boxes_N4[:, :2]
+        kept = nms(torch.from_numpy(boxes_N4), torch.from_numpy(masks.predicted_iou[passing]), nms_threshold)
+        rows = passing[kept.numpy()]
+        return self.iou_NK[rows].max(axis=0, initial=0.0), len(rows)
+
+
+def main() -> None:
+    """Generates, combines, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="annotated images, as for `maskmill evaluate`")
+    parser.add_argument("--images", type=int, default=30, help="the first so many")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--checkpoint", type=Path)
+    arguments = parser.parse_args()
+
+    sam = optimize(load_model(arguments.model, arguments.checkpoint).sam, "fast", "cpu")
+    config = replace(
+        PRESETS[sam.config.default_preset], pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0
+    )
+    generator = MaskGenerator(sam, config)
+    annotated = open_annotations(arguments.data)
+    images = []
+    for index in range(min(arguments.images, len(annotated))):
+        image = annotated[index]
+        masks = generator.generate(image.read_pixels(), StepTimer())
+        segments = [image.rles[k] for k in select_segments(image)]
+        images.append(Candidates(masks, overlap.iou(masks.rle_counts, segments, image.height, image.width)))
+        print(f"{index + 1}: {len(masks.area)} masks, {len(segments)} segments", flush=True)
+
+    everything = np.concatenate([image.iou_NK.max(axis=0) for image in images]).mean()
+    print(f"all masks together: recall {everything:.3f}")
+    rows = []
+    for thresholds in product(PREDICTED_IOU, STABILITY, NMS):
+        best, counts = zip(*(image.best(*thresholds) for image in images), strict=True)
+        rows.append((float(np.concatenate(best).mean()), float(np.mean(counts)), max(counts), thresholds))
+    for limit in MASKS_PER_IMAGE:
+        print(f"at most {limit} masks per image on average:")
+        for recall, mean, most, thresholds in sorted((row for row in rows if row[1] <= limit), reverse=True)[:SHOWN]:
+            predicted_iou, stability, nms_threshold = thresholds
+            print(
+                f"  recall {recall:.3f}, {mean:.0f} masks ({most} at most): "
+                f"predicted IoU {predicted_iou:.2f}, stability {stability:.2f}, NMS {nms_threshold:.1f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""From the scores of images to the figures of a model: means over all segments, masks or images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation import boundaries
+from evaluation.baselines import BASELINES
+from evaluation.calibration import Bin, correlation, reliability
+from evaluation.clicks import CLICKS, ClickScores
+from evaluation.image import MODEL, ImageScores
+from evaluation.proposals import average_recall
+from evaluation.recall import recall_at
+
+# How many masks per image the model may have in the second row of the recalls.
+MASK_LIMIT = 100
+
+
+@dataclass(frozen=True)
+class ClickFigures:
+    """Mean IoUs over segments. None where there are none."""
+
+    segments: int
+    oracle: float | None  # one click, best of three masks
+    iou: dict[str, float | None]  # by number of clicks; "1": the mask with the best predicted IoU
+
+
+@dataclass(frozen=True)
+class BoxFigures:
+    """Mean IoU over segments, one box each."""
+
+    segments: int
+    iou: float | None
+
+
+@dataclass(frozen=True)
+class RecallFigures:
+    """Segment recall of somebody's masks, at most `limit` per image (None: all of them)."""
+
+    masks_of: str
+    limit: int | None
+    masks_per_image: float
+    recall: float | None
+
+
+@dataclass(frozen=True)
+class CalibrationFigures:
+    """Predicted against true IoU of the three masks of every first click.
+
+    A click can mean more than what it was placed for, so true is the IoU with the likest of the annotated masks under
+    it; `correlation_clicked` is with the segment it was placed for.
+    """
+
+    masks: int
+    correlation: float | None
+    correlation_clicked: float | None
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class EdgeFigures:
+    """Edges in the images whose annotations cover them. None where there are no such images."""
+
+    images: int
+    bsds: boundaries.BoundaryFigures | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured; None where it was not."""
+
+    proposals: dict[str, dict[str, float | None]] | None
+    clicks: ClickFigures | None
+    boxes: BoxFigures | None
+    recall: tuple[RecallFigures, ...] | None
+    calibration: CalibrationFigures | None
+    edges: EdgeFigures | None
+
+
+def summarise(scores: Sequence[ImageScores], measures: Sequence[str]) -> Figures:
+    """The figures of at least one image."""
+    proposals = [score.proposals for score in scores if score.proposals is not None]
+    clicks = [score.clicks for score in scores if score.clicks is not None]
+    boxes = [score.boxes_K for score in scores if score.boxes_K is not None]
+    return Figures(
+        average_recall(proposals) if proposals else None,
+        _clicks(clicks) if "clicks" in measures else None,
+        _boxes(np.concatenate(boxes)) if boxes else None,
+        _recall(scores) if scores[0].recall else None,
+        _calibration(clicks) if "calibration" in measures else None,
+        _edges(scores) if "edges" in measures else None,
+    )
+
+
+def _clicks(scores: Sequence[ClickScores]) -> ClickFigures:
+    iou_KC = np.concatenate([score.iou_KC for score in scores])
+    oracle_K = np.concatenate([score.oracle_K for score in scores])
+    return ClickFigures(
+        len(oracle_K), _mean(oracle_K), {str(count): _mean(iou_KC[:, c]) for c, count in enumerate(CLICKS)}
+    )
+
+
+def _boxes(iou_K: NDArray[np.float64]) -> BoxFigures:
+    return BoxFigures(len(iou_K), _mean(iou_K))
+
+
+def _recall(scores: Sequence[ImageScores]) -> tuple[RecallFigures, ...]:
+    """The model's own masks and its best MASK_LIMIT; the baselines' own masks, and as many as the model has."""
+    rows: list[tuple[str, int | None]] = []
+    curves = {name: [score.recall[name] for score in scores] for name in scores[0].recall}
+    if MODEL in curves:
+        rows += [(MODEL, None), (MODEL, MASK_LIMIT)]
+    for name in [name for name in BASELINES if name in curves]:
+        rows.append((name, None))
+        if MODEL in curves:
+            rows.append((name, round(recall_at(curves[MODEL]).masks_per_image)))
+    figures = []
+    for name, limit in rows:
+        at_limit = recall_at(curves[name], limit)
+        figures.append(RecallFigures(name, limit, at_limit.masks_per_image, at_limit.recall))
+    return tuple(figures)
+
+
+def _calibration(scores: Sequence[ClickScores]) -> CalibrationFigures:
+    predicted_N, clicked_N, any_N = (
+        np.concatenate([getattr(score, name).ravel() for score in scores])
+        for name in ("predicted_K3", "clicked_K3", "any_K3")
+    )
+    return CalibrationFigures(
+        len(predicted_N),
+        correlation(predicted_N, any_N),
+        correlation(predicted_N, clicked_N),
+        reliability(predicted_N, any_N),
+    )
+
+
+def _edges(scores: Sequence[ImageScores]) -> EdgeFigures:
+    counts = [score.edges for score in scores if score.edges is not None]
+    return EdgeFigures(len(counts), boundaries.summarise(counts))
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return float(values.mean()) if values.size else None

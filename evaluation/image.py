@@ -1,0 +1,94 @@
+"""All that is measured on one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotations import AnnotatedImage
+from evaluation.baselines import BASELINES
+from evaluation.boundaries import BoundaryCounts, count_matches, human_boundaries
+from evaluation.boxes import measure_boxes
+from evaluation.candidates import POINTS_PER_SIDE, find_candidates
+from evaluation.clicks import CLICKS, ClickScores, measure_clicks
+from evaluation.edges import edge_map
+from evaluation.proposals import LIMITS, Matches, match_proposals
+from evaluation.recall import RecallCurve, recall_curve
+from evaluation.segments import MIN_SHARE, covers_image, select_segments
+from model.predictor import encode_image
+from model.sam import Sam
+from pipeline.config import GeneratorConfig
+from pipeline.generator import MaskGenerator
+from pipeline.records import StepTimer
+
+MEASURES = ("proposals", "clicks", "boxes", "recall", "baselines", "calibration", "edges")
+MODEL = "model"  # its name among those whose masks have a recall
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScores:
+    """The scores of one image, small whatever its size. None, or no entry, for what was not measured."""
+
+    image_id: str
+    proposals: Matches | None
+    clicks: ClickScores | None
+    boxes_K: NDArray[np.float64] | None
+    recall: Mapping[str, RecallCurve]  # by whose masks: MODEL and the names of BASELINES
+    edges: BoundaryCounts | None  # also none where the annotations do not cover the image
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how."""
+
+    measures: tuple[str, ...] = MEASURES
+    min_share: float = MIN_SHARE  # of the image's pixels: smaller segments get no prompts and no recall
+    proposal_points: int = POINTS_PER_SIDE  # per side of the grid of clicks that object proposals come from
+
+
+class ImageEvaluator:
+    """A model and what is to be measured of it. Keeps nothing between images."""
+
+    def __init__(self, sam: Sam, config: GeneratorConfig, settings: Settings) -> None:
+        """`config` is of the automatic masks whose recall is measured."""
+        self.sam = sam
+        self.config = config
+        self.settings = settings
+        self.measures = frozenset(settings.measures)
+
+    def measure(self, image: AnnotatedImage) -> ImageScores:
+        """Raises AnnotationError where the image cannot be read."""
+        pixels_HW3 = image.read_pixels()
+        segments = select_segments(image, self.settings.min_share)
+        proposals = clicks = boxes_K = None
+        if "proposals" in self.measures:
+            candidates = find_candidates(self.sam, pixels_HW3, self.settings.proposal_points, LIMITS[-1])
+            proposals = match_proposals(candidates.rles, image)
+        if self.measures & {"clicks", "calibration", "boxes"}:
+            encoded = encode_image(self.sam, pixels_HW3)
+            if self.measures & {"clicks", "calibration"}:
+                last = CLICKS[-1] if "clicks" in self.measures else 1
+                clicks = measure_clicks(encoded, image, segments, last)
+            if "boxes" in self.measures:
+                boxes_K = measure_boxes(encoded, image, segments)
+        edges = None
+        if "edges" in self.measures and covers_image(image):
+            edges = count_matches(edge_map(self.sam, pixels_HW3), human_boundaries(image))
+        recall = self._recall(image, pixels_HW3, segments)
+        return ImageScores(image.image_id, proposals, clicks, boxes_K, recall, edges)
+
+    def _recall(
+        self, image: AnnotatedImage, pixels_HW3: NDArray[np.uint8], segments: list[int]
+    ) -> dict[str, RecallCurve]:
+        masks: dict[str, list[bytes]] = {}
+        if "recall" in self.measures:
+            generated = MaskGenerator(self.sam, self.config).generate(pixels_HW3, StepTimer())
+            best_first = np.argsort(-generated.predicted_iou, kind="stable")
+            masks[MODEL] = [generated.rle_counts[i] for i in best_first]
+        if "baselines" in self.measures:
+            masks |= {name: baseline(pixels_HW3) for name, baseline in BASELINES.items()}
+        wanted = [image.rles[k] for k in segments]
+        return {name: recall_curve(counts, wanted, image.height, image.width) for name, counts in masks.items()}

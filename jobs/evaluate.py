@@ -1,0 +1,188 @@
+"""`maskmill evaluate`: how good a model is on annotated images."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.generate import run_config
+from jobs.run import Device
+
+if TYPE_CHECKING:
+    from annotations import AnnotatedImages
+    from evaluation.image import ImageScores
+    from evaluation.run import EvaluatorFactory
+
+# More processes than this want more memory than a laptop has.
+MAX_DEFAULT_PROCESSES = 4
+
+
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Annotated images: COCO instances (.json), a folder as SA-1B or BSDS500 has them, or a maskmill run.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for evaluation.json and calibration.png.", show_default=False)],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Where the photographs are, if not beside their annotations.", show_default=False),
+    ] = None,
+    model: Annotated[str, typer.Option(help="mini (embedded), vit_b, vit_l or vit_h.")] = "mini",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights, as for `maskmill generate`.", show_default=False)
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Whose masks have their recall measured. Default: what suits the model.", show_default=False),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="proposals, clicks, boxes, recall, baselines, calibration or edges. Repeatable. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.", show_default=False)] = None,
+    min_share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Smaller segments, as a share of the image, get no prompts and no recall."),
+    ] = 0.005,
+    proposal_points: Annotated[
+        int, typer.Option(min=1, help="Object proposals: clicks per side of the grid; 64 as published.")
+    ] = 64,
+    precision: Annotated[
+        str, typer.Option(help="exact: float32, as published. fast: bf16 where the device multiplies it.")
+    ] = "fast",
+    device: Device = "auto",
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes. Default: one per core up to four, one on a GPU.", show_default=False),
+    ] = None,
+) -> None:
+    """Measure how good a model is on annotated images; print tables, write JSON and a plot.
+
+    Object proposals (AR), clicks, boxes, recall of the automatic masks beside that of methods that know no objects,
+    predicted against true IoU, and edges where the annotations cover whole images.
+
+    An image that cannot be read is told of and left out.
+
+    Examples:
+
+      maskmill evaluate --data bsds500-val --out report/
+
+      maskmill evaluate --data instances_val2017.json --images val2017 --out report/ --limit 100
+
+      maskmill evaluate --data bsds500-val --out report/ --model vit_b --checkpoint sam_vit_b_01ec64.pth --only clicks
+    """
+    # The libraries behind it take a while to load: `--help` must not wait for them.
+    _check_extra()
+    from rich.console import Console
+
+    from annotations import open_annotations
+    from evaluation.figures import summarise
+    from evaluation.image import MEASURES, Settings
+    from evaluation.report import tables, write_report
+    from evaluation.run import EvaluationError, EvaluatorFactory
+    from model.checkpoint import load_model
+    from model.optimize import resolve_device
+    from pipeline.errors import ConfigError, StorageError
+
+    config = run_config(model, preset, {}, precision)
+    for name in only or ():
+        if name not in MEASURES:
+            raise ConfigError(f"there is no measure {name!r}; choose of {', '.join(MEASURES)}")
+    settings = Settings(tuple(name for name in MEASURES if not only or name in only), min_share, proposal_points)
+    annotated = open_annotations(data, images)
+    count = len(annotated) if limit is None else min(limit, len(annotated))
+    # Also looked at here, so that a wrong device or checkpoint is found before any process starts.
+    on_gpu = resolve_device(device).type == "cuda"
+    weights_sha256 = load_model(model, checkpoint).sha256
+    processes = processes or (1 if on_gpu else min(os.cpu_count() or 1, MAX_DEFAULT_PROCESSES))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be made: {error.strerror or error}") from error
+    make_evaluator = EvaluatorFactory(config, checkpoint, device, settings)
+    started = time.monotonic()
+    scores, skipped = _measure(make_evaluator, annotated, count, processes)
+    if not scores:
+        raise EvaluationError(f"{data}: none of {count} images could be read")
+    figures = summarise(scores, settings.measures)
+    facts: dict[str, Any] = {
+        "model": {"name": model, "checkpoint": str(checkpoint or "embedded"), "sha256": weights_sha256},
+        "data": {"name": annotated.name, "images": len(scores), "skipped": skipped},
+        "settings": {
+            **asdict(settings),
+            "precision": precision,
+            "preset": config.preset,
+            "generator": asdict(config.generator),
+        },
+    }
+    paths = write_report(out, facts, figures, f"{model} on {annotated.name}")
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    for table in tables(figures):
+        console.print(table)
+    seconds = time.monotonic() - started
+    console.print(f"model     {model}, sha256 {weights_sha256[:12]}")
+    console.print(f"images    {len(scores)} of {annotated.name} ({len(skipped)} skipped), {seconds:.0f} s")
+    console.print(f"report    {', '.join(map(str, paths))}")
+
+
+def _measure(
+    make_evaluator: EvaluatorFactory, annotated: AnnotatedImages, count: int, processes: int
+) -> tuple[Sequence[ImageScores], Sequence[str]]:
+    """The scores, and why other images have none, which is also told on stderr; with a progress bar."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from evaluation.run import Skipped, measure_images
+
+    scores: list[ImageScores] = []
+    skipped: list[str] = []
+    columns = (
+        TextColumn("evaluating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    person = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    # Estimates look back ten minutes: on a CPU an image takes a while.
+    with Progress(*columns, console=person, speed_estimate_period=600) as bar:
+        task = bar.add_task("", total=count)
+        for result in measure_images(make_evaluator, annotated, count, processes):
+            if isinstance(result, Skipped):
+                skipped.append(result.reason)
+                person.print(f"maskmill: skipped: {result.reason}")
+            else:
+                scores.append(result)
+            bar.advance(task)
+    return scores, skipped
+
+
+def _check_extra() -> None:
+    from importlib.util import find_spec
+
+    from model.errors import MaskmillError
+
+    missing = [name for name in ("matplotlib", "skimage") if find_spec(name) is None]
+    if missing:
+        raise MaskmillError(f"{' and '.join(missing)} are not installed: pip install 'maskmill[evaluate]'")

@@ -1,0 +1,62 @@
+"""The token-side form of the two-way transformer is the same function as the published one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.config import VARIANTS, SamConfig
+from model.token_side import TokenSideTransformer
+from model.transformer import TwoWayTransformer
+from tests.model.networks import SMALL_CONFIGS, randomise
+
+
+def both(config: SamConfig, dtype: torch.dtype) -> tuple[TwoWayTransformer, TokenSideTransformer]:
+    transformer = TwoWayTransformer(config).eval()
+    randomise(transformer)
+    return transformer, TokenSideTransformer(transformer, dtype)
+
+
+@torch.no_grad()
+def errors(config: SamConfig, dtype: torch.dtype, prompts: int, tokens: int, cells: int, shared: bool) -> list[float]:
+    """Of tokens and image tokens, relative to the largest value."""
+    published, ours = both(config, dtype)
+    generator = torch.Generator().manual_seed(prompts * 1000 + tokens * 100 + cells)
+    tokens_NTC = torch.randn(prompts, tokens, config.embed_dim, generator=generator)
+    image_NLC = torch.randn(1 if shared else prompts, cells, config.embed_dim, generator=generator)
+    positions_1LC = torch.randn(1, cells, config.embed_dim, generator=generator)
+    expected = published(tokens_NTC, image_NLC, positions_1LC)
+    found = ours(tokens_NTC, image_NLC, positions_1LC)
+    assert [x.shape for x in found] == [x.shape for x in expected]
+    return [((a.float() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(list(SMALL_CONFIGS)),
+    prompts=st.integers(1, 5),
+    tokens=st.integers(1, 9),
+    cells=st.integers(1, 50),
+    shared=st.booleans(),
+)
+def test_equals_the_published_formula_for_any_shape(
+    name: str, prompts: int, tokens: int, cells: int, shared: bool
+) -> None:
+    assert max(errors(SMALL_CONFIGS[name], torch.float32, prompts, tokens, cells, shared)) < 5e-6
+
+
+@pytest.mark.parametrize("variant", ["vit_b", "mini"])
+def test_equals_the_published_formula_at_full_size(variant: str) -> None:
+    config = VARIANTS[variant]
+    assert max(errors(config, torch.float32, 2, 7, config.grid_size**2, shared=True)) < 5e-6
+
+
+def test_is_close_in_bfloat16_and_keeps_tokens_in_float32() -> None:
+    config = VARIANTS["mini"]
+    assert 1e-5 < max(errors(config, torch.bfloat16, 3, 7, 100, shared=True)) < 0.05
+    _, ours = both(config, torch.bfloat16)
+    with torch.no_grad():
+        tokens, image = ours(torch.randn(2, 7, 128), torch.randn(1, 9, 128), torch.randn(1, 9, 128))
+    assert (tokens.dtype, image.dtype) == (torch.float32, torch.bfloat16)
