@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from annotations.training import TrainingImages
     from model.training.recipe import TrainingConfig
-    from model.training.session import Progress as State
     from model.training.session import Session
 
 # The losses are averaged over about as many steps before they are shown.
@@ -169,7 +168,7 @@ def _run_with_progress_bar(session: Session, recipe: TrainingConfig, last: int) 
         Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar,
     ):
         task = bar.add_task("starting", total=last, figures=_last_figures(log), parts="")
-        states = cast("Generator[State]", run(session, last))
+        states = run(session, last)
         for state in states:
             if reached is None:  # where it goes on is not how fast it is
                 bar.reset(task, completed=state.step - 1)

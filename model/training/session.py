@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import distributed, multiprocessing
 
 from model.checkpoint import build_sam, read_checkpoint, save_checkpoint
 from model.config import SamConfig
+from model.training.augment import fit
 from model.training.data import Dataset
 from model.training.heldout import measure
 from model.training.recipe import TrainingConfig
@@ -59,8 +61,10 @@ class Progress:
     losses: dict[str, float]
 
 
-def run(session: Session, until: int | None = None) -> Iterator[Progress]:
+def run(session: Session, until: int | None = None) -> Generator[Progress]:
     """Trains up to step `until` (default: the end of the recipe), from wherever OUT/run.pt stands.
+
+    Closing it between two steps saves what is done.
 
     Raises:
         TrainingDataError: the data cannot be read, or the folder holds a run of another recipe.
@@ -70,7 +74,7 @@ def run(session: Session, until: int | None = None) -> Iterator[Progress]:
         yield from _lead(session, until)
 
 
-def _lead(session: Session, until: int | None) -> Iterator[Progress]:
+def _lead(session: Session, until: int | None) -> Generator[Progress]:
     """The process that also writes."""
     trainer = _trainer(session)
     held_out = _held_out(session)
@@ -86,7 +90,11 @@ def _lead(session: Session, until: int | None) -> Iterator[Progress]:
             trainer.save(session.out / "run.pt")
             sums.clear()
             first = trainer.step
-        yield Progress(trainer.step, losses)
+        try:
+            yield Progress(trainer.step, losses)
+        except GeneratorExit:
+            trainer.save(session.out / "run.pt")
+            raise
     if trainer.step % SAVE_EVERY:
         trainer.save(session.out / "run.pt")
     facts = {
@@ -124,6 +132,10 @@ def measure_and_draw(trainer: Trainer, held_out: Mapping[str, Dataset], out: Pat
     with torch.autocast(torch.device(trainer.device).type, torch.bfloat16):
         for name, data in held_out.items():
             images = [data[i] for i in range(min(len(data), HELD_OUT_IMAGES))]
+            # Reduced to the input, all masks of an image may vanish.
+            images = [image for image in images if fit(image, trainer.image_size).maps_Ass[0].any()]
+            if not images:
+                continue
             figures[name] = dataclasses.asdict(measure(sam, images))
             write_sheet(sam, images[:SHEET_IMAGES], out / f"step-{trainer.step:05}-{name}.png")
     return figures
@@ -146,11 +158,18 @@ def _processes(session: Session, until: int | None) -> Iterator[None]:
             spawn.Process(target=_help, args=(session, until, f"{meeting}/group", rank), daemon=True)
             for rank in range(1, session.processes)
         ]
+        # A terminal sends Ctrl-C to all of them: they inherit that they ignore it, and the leading process ends them.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for helper in helpers:
             helper.start()
+        signal.signal(signal.SIGINT, before)
         _join(session, f"{meeting}/group", rank=0)
         try:
             yield
+        except BaseException:
+            for helper in helpers:  # which wait for a step that does not come
+                helper.terminate()
+            raise
         finally:
             distributed.destroy_process_group()
             for helper in helpers:

@@ -21,13 +21,16 @@ from torch.nn.utils import clip_grad_norm_
 from model.config import SamConfig
 from model.image_encoder import ImageEmbedding
 from model.sam import Sam
-from model.training.augment import augment
+from model.training.augment import Example, augment
 from model.training.data import Dataset, TrainingDataError
 from model.training.initialise import initialise, load_resized
 from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss
 from model.training.optimizers import make_optimizers
 from model.training.prompts import Batch, error_clicks, make_batch
 from model.training.recipe import TrainingConfig
+
+# Of photographs, before a scene takes their place.
+MAX_CROPS = 20
 
 
 class Learner(nn.Module):
@@ -162,11 +165,18 @@ class Trainer:
         rng = np.random.default_rng((self.recipe.seed, step, self._rank))
         examples = []
         for _ in range(stage.images // self._processes):
-            source = self._scenes
-            if self._photographs and rng.random() < self.recipe.photograph_share:
-                source = self._photographs[int(rng.integers(len(self._photographs)))]
-            examples.append(augment(source[int(rng.integers(len(source)))], stage.image_size, rng))
+            examples.append(self._draw_example(stage.image_size, rng))
         return make_batch(examples, stage.clicks, stage.boxes, self.model, rng)
+
+    def _draw_example(self, side: int, rng: np.random.Generator) -> Example:
+        """One with something to click on: of a photograph with few masks, a crop may have none."""
+        if self._photographs and rng.random() < self.recipe.photograph_share:
+            source = self._photographs[int(rng.integers(len(self._photographs)))]
+            for _ in range(MAX_CROPS):
+                example = augment(source[int(rng.integers(len(source)))], side, rng)
+                if example.maps_Ass.any():
+                    return example
+        return augment(self._scenes[int(rng.integers(len(self._scenes)))], side, rng)
 
     def _train_step(self, batch: Batch) -> dict[str, float]:
         for optimizer in self._optimizers:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,27 @@ def test_train_learns_from_every_format_and_goes_on_where_it_stopped(
     assert "step      2 of " in capsys.readouterr().out
     assert main([*command[:-6], "--steps", "2", "--device", "cpu"]) == 1
     assert "another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_train_saves_the_step_at_work_when_it_is_interrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    command = ["train", str(out), "--data", str(write_coco(tmp_path)), "--data-share", "1", "--device", "cpu"]
+
+    def interrupt() -> None:
+        while not out.exists():  # training has begun
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert main([*command, "--steps", "50"]) == 130
+    thread.join()
+    printed = capsys.readouterr()
+    assert "stopped after step 1: what is done is kept: run the same command again to go on" in printed.err
+    assert not printed.out
+    assert main([*command, "--steps", "1"]) == 0
+    assert "was reached before" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

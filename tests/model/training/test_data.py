@@ -1,17 +1,14 @@
-"""Scenes, label-map folders, and the examples made from them."""
+"""Scenes, and the examples made from them."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
 
 from model.training.augment import LABEL_STRIDE, augment, fit
-from model.training.data import LabelledImage, LabelMapFolder, TrainingDataError
+from model.training.data import LabelledImage
 from model.training.scenes import GROUPS, OBJECTS, PARTS, Scenes, draw_scene
-from tests.model.training.tiny import squares, write_label_folder
+from tests.model.training.tiny import squares
 
 
 def test_scene_is_the_same_when_the_seed_is():
@@ -54,36 +51,6 @@ def test_scenes_are_kept_once_drawn():
     assert len(scenes) == 2
     assert scenes[1] is scenes[1]
     assert np.array_equal(scenes[1].pixels_HW3, draw_scene(6, 64).pixels_HW3)
-
-
-def test_label_folder_is_read_with_all_annotators(tmp_path: Path):
-    write_label_folder(tmp_path)
-    folder = LabelMapFolder(tmp_path)
-    assert len(folder) == 1
-    assert folder[0].maps_AHW.shape == (2, 64, 64)
-    assert len(np.unique(folder[0].maps_AHW[0])) == 3
-    # JPEG changes colours a little; red must stay red.
-    assert folder[0].pixels_HW3[16, 16, 0] > 150 > 100 > folder[0].pixels_HW3[16, 16, 2]
-
-
-def test_label_folder_is_refused_when_it_has_no_photographs(tmp_path: Path):
-    with pytest.raises(TrainingDataError, match=r"no \.jpg files"):
-        LabelMapFolder(tmp_path)
-
-
-def test_label_folder_is_refused_when_a_photograph_has_no_labels(tmp_path: Path):
-    write_label_folder(tmp_path)
-    for path in tmp_path.glob("*.png"):
-        path.unlink()
-    with pytest.raises(TrainingDataError, match=r"no one\.seg0\.png"):
-        LabelMapFolder(tmp_path)
-
-
-def test_label_folder_is_refused_when_a_map_has_another_size(tmp_path: Path):
-    write_label_folder(tmp_path)
-    cv2.imwrite(str(tmp_path / "one.seg1.png"), np.ones((64, 32), np.uint8))
-    with pytest.raises(TrainingDataError, match="image's size"):
-        LabelMapFolder(tmp_path)
 
 
 def test_fitted_example_keeps_proportions_and_pads():

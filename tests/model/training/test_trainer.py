@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from model.checkpoint import read_checkpoint, save_checkpoint
 from model.config import VARIANTS
 from model.training.augment import fit
-from model.training.data import LabelMapFolder, TrainingDataError
+from model.training.data import LabelledImage, TrainingDataError
 from model.training.initialise import load_resized
 from model.training.recipe import Stage, TrainingConfig, choose_recipe
 from model.training.samples import COLOURS, draw_answers
@@ -21,7 +22,7 @@ from model.training.scenes import Scenes
 from model.training.session import Session, measure_and_draw, run
 from model.training.trainer import Trainer
 from tests.model.networks import random_sam
-from tests.model.training.tiny import TINY, TWO_STAGES, OneImage, squares, write_label_folder
+from tests.model.training.tiny import TINY, TWO_STAGES, OneImage, squares
 
 
 def _trainer(recipe: TrainingConfig = TWO_STAGES) -> Trainer:
@@ -76,9 +77,7 @@ def test_resized_weights_differ_only_in_the_position_table():
 
 
 def test_session_goes_on_where_it_stopped_and_leaves_a_checkpoint(tmp_path: Path):
-    (tmp_path / "photographs").mkdir()
-    write_label_folder(tmp_path / "photographs")
-    session = Session(tmp_path / "run", TINY, TWO_STAGES, {"photographs": LabelMapFolder(tmp_path / "photographs")})
+    session = Session(tmp_path / "run", TINY, TWO_STAGES, {"photographs": OneImage(squares())})
     assert [state.step for state in run(session, until=2)] == [1, 2]
     assert [state.step for state in run(session)] == [3, 4, 5, 6]
     checkpoint = read_checkpoint(tmp_path / "run" / "model.safetensors")
@@ -86,6 +85,24 @@ def test_session_goes_on_where_it_stopped_and_leaves_a_checkpoint(tmp_path: Path
     assert checkpoint.metadata["data"] == "procedural scenes, photographs"
     assert json.loads(checkpoint.metadata["recipe"])["weight_decay"] == TWO_STAGES.weight_decay
     assert checkpoint.stored_dtype == torch.float16
+
+
+def test_session_that_is_closed_keeps_the_step_it_has_done(tmp_path: Path):
+    session = Session(tmp_path / "run", TINY, TWO_STAGES)
+    states = run(session)
+    assert next(states).step == 1
+    states.close()
+    assert [state.step for state in run(session, until=2)] == [2]
+
+
+def test_crops_without_a_label_are_drawn_again():
+    speck = LabelledImage(np.zeros((64, 64, 3), np.uint8), np.zeros((1, 64, 64), np.int32))
+    speck.maps_AHW[0, 60:, 60:] = 1
+    nothing = LabelledImage(speck.pixels_HW3, np.zeros((1, 64, 64), np.int32))
+    recipe = dataclasses.replace(TWO_STAGES, photograph_share=1.0)
+    for image in (speck, nothing):
+        trainer = Trainer(TINY, recipe, Scenes(2, 0, 64), [OneImage(image)])
+        assert len(list(trainer.run())) == recipe.total_steps
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 
 from model.config import SamConfig
@@ -56,11 +53,3 @@ def squares() -> LabelledImage:
     map_HW[8:32, 8:32], map_HW[36:60, 30:60] = 2, 3
     colours = np.array([[0, 0, 0], [128, 128, 128], [220, 20, 20], [20, 20, 220]], np.uint8)
     return LabelledImage(colours[map_HW], map_HW[None])
-
-
-def write_label_folder(folder: Path) -> None:
-    """The squares as a folder in the BSDS layout, with two annotators of whom one saw no squares."""
-    image = squares()
-    cv2.imwrite(str(folder / "one.jpg"), image.pixels_HW3[..., ::-1])
-    cv2.imwrite(str(folder / "one.seg0.png"), image.maps_AHW[0].astype(np.uint8))
-    cv2.imwrite(str(folder / "one.seg1.png"), np.ones((64, 64), np.uint8))
