@@ -113,6 +113,7 @@ class Trainer:
         state = {
             "step": self.step,
             "recipe": dataclasses.asdict(self.recipe),
+            "model": dataclasses.asdict(self.model),
             "learner": self._learner.state_dict(),
             "average": self._average,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
@@ -122,10 +123,11 @@ class Trainer:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Goes on from a file that `save` wrote. Raises TrainingDataError if it was written under another recipe."""
+        """Goes on from a file that `save` wrote. Raises TrainingDataError if it is of another recipe or model."""
         state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["recipe"] != dataclasses.asdict(self.recipe):
-            raise TrainingDataError(f"{path} is a run of another recipe; train into another folder")
+        for what in ("recipe", "model"):
+            if state[what] != dataclasses.asdict(getattr(self, what)):
+                raise TrainingDataError(f"{path} is a run of another {what}; train into another folder")
         self.step = state["step"]
         learner = state["learner"]
         sam_state = {name.removeprefix("sam."): value for name, value in learner.items() if name.startswith("sam.")}

@@ -66,6 +66,13 @@ def test_run_is_refused_when_the_recipe_is_another(tmp_path: Path):
         _trainer(dataclasses.replace(TWO_STAGES, weight_decay=0.1)).load(tmp_path / "run.pt")
 
 
+def test_run_is_refused_when_the_model_is_another(tmp_path: Path):
+    _trainer().save(tmp_path / "run.pt")
+    wider = Trainer(dataclasses.replace(TINY, decoder_mlp_dim=32), TWO_STAGES, OneImage(squares()), [])
+    with pytest.raises(TrainingDataError, match="another model"):
+        wider.load(tmp_path / "run.pt")
+
+
 def test_resized_weights_differ_only_in_the_position_table():
     trainer = _trainer()
     small, large = trainer.averaged_sam(64), trainer.averaged_sam(128)
