@@ -46,9 +46,8 @@ def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: in
     counts: list[bytes] = []
     rows: list[tuple[float, float]] = []
     for logits_Khw, iou_K in grid_logits(sam, pixels_HW3, points_per_side):
-        for logits_1HW, predicted_iou in zip(
-            _image_logits(sam, logits_Khw, height, width), iou_K.tolist(), strict=True
-        ):
+        each_mask = (mask for block in image_logits(sam, logits_Khw, height, width) for mask in block.split(1))
+        for logits_1HW, predicted_iou in zip(each_mask, iou_K.tolist(), strict=True):
             mask_HW = (logits_1HW[0] > MASK_THRESHOLD).cpu().numpy()
             if mask_HW.any():
                 counts.append(rle.encode(mask_HW))
@@ -76,9 +75,9 @@ def grid_logits(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: int) -
         yield sam.decode_masks(decoded, keep_NM), decoded.predicted_iou_NM[keep_NM]
 
 
-def _image_logits(sam: Sam, logits_Khw: Tensor, height: int, width: int) -> Iterator[Tensor]:
-    """Logits (1, H, W) of one mask after the other; never many of them in memory."""
+def image_logits(sam: Sam, logits_Khw: Tensor, height: int, width: int) -> Iterator[Tensor]:
+    """The logits at the size of the image, some masks (k, H, W) after the other; never many of them in memory."""
     size = sam.config.image_size
     block = max(1, BLOCK_BYTES // (4 * (size**2 + height * width)))
     for logits_khw in logits_Khw.split(block):
-        yield from to_image_logits(logits_khw, height, width, size).split(1)
+        yield to_image_logits(logits_khw, height, width, size)

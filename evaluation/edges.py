@@ -12,19 +12,15 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from evaluation.candidates import grid_logits, image_logits
 from filters.boxes import masks_to_boxes
 from filters.nms import nms
 from filters.scores import MASK_THRESHOLD
-from model.preprocess import preprocess, to_image_logits, to_input_frame
 from model.sam import Sam
-from pipeline.prompts import square_grid
 
 POINTS_PER_SIDE = 16
 NMS_THRESHOLD = 0.7  # the paper names none: the generator's
-POINTS_PER_BATCH = 8  # stays in a CPU's caches
-BLOCK_BYTES = 4 * 2**20  # of logits at the image's size
 
 _SMOOTHING = 2.0  # pixels: the scale at which an edge has a direction
 _SLACK = 1.01  # an edge pixel may be this much weaker than its neighbours across the edge
@@ -82,34 +78,14 @@ def thin_edges(edges_HW: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(edges_HW * _SLACK >= highest_HW, edges_HW, np.float32(0))
 
 
+@torch.inference_mode()
 def _probabilities(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
     """The probability maps (H, W) of the masks that NMS by predicted IoU leaves; few of them in memory."""
     height, width = pixels_HW3.shape[:2]
-    size = sam.config.image_size
-    block = max(1, BLOCK_BYTES // (4 * (size**2 + height * width)))
-    logits_Khw, iou_K = _grid_masks(sam, pixels_HW3)
-    boxes_K4 = torch.cat(
-        [
-            masks_to_boxes(to_image_logits(logits_khw, height, width, size) > MASK_THRESHOLD)
-            for logits_khw in logits_Khw.split(block)
-        ]
-    )
-    kept = nms(boxes_K4, iou_K, NMS_THRESHOLD)
-    for logits_khw in logits_Khw[kept].split(block):
-        yield from to_image_logits(logits_khw, height, width, size).sigmoid().float().cpu().numpy()
-
-
-@torch.inference_mode()
-def _grid_masks(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """Logits (K, h, w) and predicted IoU (K,) of the three masks of every point, unfiltered."""
-    height, width = pixels_HW3.shape[:2]
-    embedding = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
-    points_P2 = torch.from_numpy(square_grid(POINTS_PER_SIDE) * (width, height)).to(sam.device)
-    logits, ious = [], []
-    for points_N2 in to_input_frame(points_P2, height, width, sam.config.image_size).split(POINTS_PER_BATCH):
-        decoded = sam.decode_points(embedding, points_N2)
-        keep_NM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
-        keep_NM[:, 0] = False
-        logits.append(sam.decode_masks(decoded, keep_NM))
-        ious.append(decoded.predicted_iou_NM[keep_NM])
-    return torch.cat(logits), torch.cat(ious)
+    logits, ious = zip(*grid_logits(sam, pixels_HW3, POINTS_PER_SIDE), strict=True)
+    logits_Khw = torch.cat(logits)
+    masks = (logits_khw > MASK_THRESHOLD for logits_khw in image_logits(sam, logits_Khw, height, width))
+    boxes_K4 = torch.cat([masks_to_boxes(masks_kHW) for masks_kHW in masks])
+    kept = nms(boxes_K4, torch.cat(ious), NMS_THRESHOLD)
+    for logits_kHW in image_logits(sam, logits_Khw[kept], height, width):
+        yield from logits_kHW.sigmoid().float().cpu().numpy()

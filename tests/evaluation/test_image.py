@@ -78,7 +78,10 @@ def test_everything_is_measured_unless_told_otherwise(scores: list[ImageScores])
     assert figures.calibration.masks == 18
     assert sum(b.masks for b in figures.calibration.bins) == 18
     assert set(figures.clicks.iou) == {"1", "2", "3", "5", "9"}
-    assert figures.clicks.oracle >= figures.clicks.iou["1"]
+    oracle, ranked = figures.clicks.oracle, figures.clicks.iou["1"]
+    assert oracle is not None
+    assert ranked is not None
+    assert oracle >= ranked
     assert figures.edges.images == 2
 
 
@@ -87,8 +90,11 @@ def test_baselines_are_cut_to_as_many_masks_as_the_model_has(scores: list[ImageS
     assert rows is not None
     assert [row.masks_of for row in rows] == [MODEL, MODEL, "felzenszwalb", "felzenszwalb", "grid", "grid"]
     own, _, _, _, whole_grid, cut_grid = rows
-    assert cut_grid.limit == round(own.masks_per_image)
-    assert cut_grid.masks_per_image == min(cut_grid.limit, whole_grid.masks_per_image)
+    limit = round(own.masks_per_image)
+    assert cut_grid.limit == limit
+    assert cut_grid.masks_per_image == min(limit, whole_grid.masks_per_image)
+    assert cut_grid.recall is not None
+    assert whole_grid.recall is not None
     assert cut_grid.recall <= whole_grid.recall
 
 
