@@ -78,7 +78,7 @@ def published_sam(sam: Sam) -> published.Sam:
     if config.stem == "conv":
         state = {key: value for key, value in state.items() if not key.startswith("image_encoder.")}
         state |= {f"image_encoder.encoder.{key}": value for key, value in sam.image_encoder.state_dict().items()}
-    if config.high_resolution_skips:
+    if isinstance(image_encoder, _OurEncoder) and config.high_resolution_skips:
         oracle.mask_decoder.output_upscaling = _SkippingUpscaler(image_encoder, *oracle.mask_decoder.output_upscaling)
     oracle.load_state_dict(state)
     return oracle.eval()
