@@ -29,7 +29,7 @@ from pipeline.records import ImageMasks, StepTimer
 
 PREDICTED_IOU = np.arange(0.2, 0.81, 0.05)
 STABILITY = np.arange(0.3, 0.96, 0.05)
-NMS = (0.6, 0.7, 0.8, 0.9)
+NMS = (0.4, 0.5, 0.6, 0.7, 0.8)
 MASKS_PER_IMAGE = (30, 60, 100)
 SHOWN = 5
 
