@@ -183,6 +183,6 @@ def _check_extra() -> None:
 
     from model.errors import MaskmillError
 
-    missing = [name for name in ("matplotlib", "skimage") if find_spec(name) is None]
+    missing = [name for name in ("matplotlib", "scipy", "skimage") if find_spec(name) is None]
     if missing:
         raise MaskmillError(f"{' and '.join(missing)} are not installed: pip install 'maskmill[evaluate]'")
