@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from annotations import open_annotations
 from evaluation import overlap
 from evaluation.segments import select_segments
+from filters.boxes import xywh_to_xyxy
 from filters.nms import nms
 from model.checkpoint import load_model
 from model.optimize import optimize
@@ -45,9 +46,8 @@ class Candidates:
         """For each segment the best IoU among the masks that are left, and how many these are."""
         masks = self.masks
         passing = np.flatnonzero((masks.predicted_iou > predicted_iou) & (masks.stability_score >= stability))
-        boxes_N4 = masks.boxes[passing].copy()
-        boxes_N4[:, 2:] += boxes_N4[:, :2]
-        kept = nms(torch.from_numpy(boxes_N4), torch.from_numpy(masks.predicted_iou[passing]), nms_threshold)
+        boxes_N4 = xywh_to_xyxy(torch.from_numpy(masks.boxes[passing]))
+        kept = nms(boxes_N4, torch.from_numpy(masks.predicted_iou[passing]), nms_threshold)
         rows = passing[kept.numpy()]
         return self.iou_NK[rows].max(axis=0, initial=0.0), len(rows)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from filters import rle
+from filters.boxes import xywh_to_xyxy
 from filters.nms import nms
 from filters.scores import MASK_THRESHOLD, stability_score
 from model.preprocess import preprocess, to_image_logits, to_input_frame
@@ -54,8 +55,7 @@ def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: in
                 rows.append((predicted_iou, float(stability_score(logits_1HW, STABILITY_OFFSET))))
     scores_K2 = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
     boxes_K4 = torch.tensor([rle.bbox(c, height, width) for c in counts], dtype=torch.int64).reshape(-1, 4)
-    boxes_K4[:, 2:] += boxes_K4[:, :2]
-    kept = nms(boxes_K4, scores_K2[:, 0], NMS_THRESHOLD)
+    kept = nms(xywh_to_xyxy(boxes_K4), scores_K2[:, 0], NMS_THRESHOLD)
     mean_K = scores_K2[kept].mean(dim=1)
     best = mean_K.argsort(descending=True, stable=True)[:limit]
     return Candidates(tuple(counts[i] for i in kept[best].tolist()), mean_K[best].numpy())

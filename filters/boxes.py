@@ -51,3 +51,8 @@ def near_crop_edge(boxes_N4: Tensor, crop_boxes_N4: Tensor, height: int, width: 
 def xyxy_to_xywh(boxes_N4: Tensor) -> Tensor:
     """XYWH (N, 4) with w = x1 - x0. Of an inclusive box that is one short of the pixel count, as in SA-1B."""
     return torch.cat([boxes_N4[:, :2], boxes_N4[:, 2:] - boxes_N4[:, :2]], dim=1)
+
+
+def xywh_to_xyxy(boxes_N4: Tensor) -> Tensor:
+    """Undoes `xyxy_to_xywh`."""
+    return torch.cat([boxes_N4[:, :2], boxes_N4[:, :2] + boxes_N4[:, 2:]], dim=1)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from filters import chain, rle
-from filters.boxes import masks_to_boxes, xyxy_to_xywh
+from filters.boxes import masks_to_boxes, xywh_to_xyxy, xyxy_to_xywh
 from filters.masks import MaskBatch
 from filters.nms import nms
 from filters.regions import remove_small_regions
@@ -171,8 +171,7 @@ class MaskGenerator:
         if min_area > 0:
             with timer.step("filter"):
                 # Editing may have made duplicates: of two, the unedited one stays.
-                boxes_N4 = torch.from_numpy(_boxes(encoded, height, width))
-                boxes_N4[:, 2:] += boxes_N4[:, :2]
+                boxes_N4 = xywh_to_xyxy(torch.from_numpy(_boxes(encoded, height, width)))
                 scores_N = torch.tensor([0.0 if mask.edited else 1.0 for mask in encoded])
                 kept = nms(boxes_N4, scores_N, max(self.config.box_nms_thresh, self.config.crop_nms_thresh))
                 encoded = [encoded[i] for i in kept.tolist()]

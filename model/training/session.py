@@ -109,12 +109,12 @@ def _trainer(session: Session) -> Trainer:
     torch.set_num_threads(1 if session.processes > 1 else torch.get_num_threads())
     recipe = session.recipe
     scenes = Scenes(recipe.scene_count, recipe.seed, recipe.scene_side)
-    start = None
-    if session.checkpoint is not None:
+    saved, start = session.out / "run.pt", None
+    if session.checkpoint is not None and not saved.exists():
         start = build_sam(session.model, read_checkpoint(session.checkpoint)).state_dict()
     trainer = Trainer(session.model, recipe, scenes, list(session.data.values()), session.device, start)
-    if (session.out / "run.pt").exists():
-        trainer.load(session.out / "run.pt")
+    if saved.exists():
+        trainer.load(saved)
     return trainer
 
 

@@ -1,6 +1,6 @@
 import torch
 
-from filters.boxes import masks_to_boxes, near_crop_edge, xyxy_to_xywh
+from filters.boxes import masks_to_boxes, near_crop_edge, xywh_to_xyxy, xyxy_to_xywh
 
 
 def test_box_is_inclusive_and_xyxy():
@@ -58,3 +58,4 @@ def test_crop_edge_is_judged_per_row_when_crops_differ():
 
 def test_xywh_is_one_short_of_the_pixel_count():
     assert xyxy_to_xywh(torch.tensor([[3, 2, 6, 4]])).tolist() == [[3, 2, 3, 2]]
+    assert xywh_to_xyxy(torch.tensor([[3, 2, 3, 2]])).tolist() == [[3, 2, 6, 4]]
