@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.compare import compare
 from jobs.demo import demo
 from jobs.evaluate import evaluate
 from jobs.generate import generate
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, retry, demo, preview, verify, info, train, evaluate):
+for command in (generate, retry, demo, preview, verify, info, compare, train, evaluate):
     app.command()(command)
 
 

@@ -1,0 +1,259 @@
+"""How far the masks of two runs, A and B, agree: which images both have, and their masks matched one to one.
+
+Shapes: an image of H W pixels has N masks in A and K in B, as COCO's compressed counts.
+"""
+
+# pyarrow ships no types: strict checking would find every line that touches it unknown.
+# pyright: standard
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import lru_cache, partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from annotations import AnnotationError
+from evaluation import overlap
+from filters import rle
+from pipeline.errors import RunMismatchError, one_line_cause
+from pipeline.ledger import REQUESTS_AT_ONCE, Ledger, masks_key, read_run
+from pipeline.plan import read_plan
+from pipeline.storage import Storage
+from pipeline.table import read_images, read_parquet
+
+_COLUMNS = ("image_id", "shard", "image_height", "image_width", "sha256", "status")
+_IMAGES_AT_ONCE = 1024  # as Python objects
+_DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError)
+
+
+@dataclass(frozen=True, eq=False)
+class RunIndex:
+    """The images that have ended in a run, finished or not, without their masks: about 150 bytes each."""
+
+    storage: Storage
+    settings: Mapping[str, Any]  # what decided the masks, as `_run.json` has it
+    shards: int  # in the plan
+    shards_done: int
+    images: pa.Table  # some columns of IMAGES; one row per image
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def failed(self) -> int:
+        """How many of the images failed or were quarantined."""
+        return len(self.images.filter(pc.field("status") != "ok"))
+
+
+def index_run(storage: Storage) -> RunIndex:
+    """The run in `storage`, by its plan and the footers of its parts.
+
+    Raises RunMismatchError where there is no run, AnnotationError where no shard of it is done or a part is damaged,
+    StorageError where the store cannot be reached.
+    """
+    settings = read_run(storage)
+    names = [shard.name for shard in read_plan(storage)]
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+        chains = list(threads.map(partial(_read_chain, storage), names))
+    done = [tables for tables in chains if tables]
+    if not done:
+        raise AnnotationError(f"{storage.uri}: a run of which no shard is done")
+    return RunIndex(storage, settings, len(names), len(done), pa.concat_tables(chain.from_iterable(done)))
+
+
+def _read_chain(storage: Storage, shard_name: str) -> list[pa.Table]:
+    """The images in each part of a shard. Those of an earlier part that are not ok have their rows in its retry."""
+    tables = [_read_footer(storage, part) for part in Ledger(storage, identity="").parts_of(shard_name)]
+    return [*(images.filter(pc.field("status") == "ok") for images in tables[:-1]), *tables[-1:]]
+
+
+def _read_footer(storage: Storage, part: str) -> pa.Table:
+    try:
+        with storage.open(masks_key(part)) as stream:
+            return read_images(stream).select(_COLUMNS)
+    except _DAMAGE as error:
+        raise AnnotationError(f"{storage.uri}/{masks_key(part)}: damaged: {one_line_cause(error)}") from error
+
+
+def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The values in A and in B by name, nested names joined by dots; None for what is not set."""
+    differing: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(a.keys() | b.keys()):
+        in_a, in_b = a.get(name), b.get(name)
+        if isinstance(in_a, dict) and isinstance(in_b, dict):
+            nested = settings_that_differ(in_a, in_b)
+            differing |= {f"{name}.{inner}": values for inner, values in nested.items()}
+        elif in_a != in_b:
+            differing[name] = in_a, in_b
+    return differing
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Images that cannot be compared, all for the same reason."""
+
+    images: int
+    first: tuple[str, ...]  # ids
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The images that can be compared, in the order of the parts, so that each part has to be read once."""
+
+    a: RunIndex
+    b: RunIndex
+    table: pa.Table  # the columns of both indices, with the suffixes _A and _B
+    left_out: Mapping[str, LeftOut]  # by reason: the first that holds
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def pair_images(a: RunIndex, b: RunIndex, limit: int) -> Pairs:
+    """Pairs images by id. At most `limit` of those that are left out for a reason are named.
+
+    Raises RunMismatchError where the runs have no image in common.
+    """
+    pairs = a.images.join(
+        b.images, "image_id", join_type="full outer", left_suffix="_A", right_suffix="_B", use_threads=False
+    ).sort_by([("shard_A", "ascending"), ("shard_B", "ascending"), ("image_id", "ascending")])
+    failed_a, failed_b = (pc.field(f"status_{run}") != "ok" for run in "AB")
+    other_bytes, other_height, other_width = (
+        pc.field(f"{column}_A") != pc.field(f"{column}_B") for column in ("sha256", "image_height", "image_width")
+    )
+    reasons = {
+        "only in A": pc.field("shard_B").is_null(),
+        "only in B": pc.field("shard_A").is_null(),
+        "failed in both": failed_a & failed_b,
+        "failed in A": failed_a,
+        "failed in B": failed_b,
+        "another picture": other_bytes | other_height | other_width,
+    }
+    left_out: dict[str, LeftOut] = {}
+    for reason, holds in reasons.items():
+        image_ids = pairs.filter(holds)["image_id"]
+        left_out[reason] = LeftOut(len(image_ids), tuple(image_ids[:limit].to_pylist()))
+        pairs = pairs.filter(~holds)
+    if left_out["only in A"].images == len(a) and left_out["only in B"].images == len(b):
+        ids = " and ".join(f"{run.images['image_id'][0]} in {run.storage.uri}" for run in (a, b))
+        raise RunMismatchError(f"the runs have no image in common: their ids are such as {ids}")
+    return Pairs(a, b, pairs, left_out)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the masks of some images agree. Agreements add up."""
+
+    images: int = 0
+    masks_a: int = 0
+    masks_b: int = 0
+    matched: int = 0  # pairs of masks
+    iou_sum: float = 0.0  # over the pairs
+    same_count: int = 0  # images with as many masks in A as in B
+    identical: int = 0  # images with the same masks in the same order, to the byte
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    @property
+    def shares(self) -> dict[str, float | None]:
+        """What the counts come to, each from 0 to 1; None where there is nothing to take a share of."""
+        return {
+            "matched": _ratio(2 * self.matched, self.masks_a + self.masks_b),
+            "matched_of_a": _ratio(self.matched, self.masks_a),
+            "matched_of_b": _ratio(self.matched, self.masks_b),
+            "mean_iou": _ratio(self.iou_sum, self.matched),
+            "same_count": _ratio(self.same_count, self.images),
+            "identical": _ratio(self.identical, self.images),
+        }
+
+
+def _ratio(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def compare_images(pairs: Pairs, threshold: float) -> Iterator[tuple[str, Agreement]]:
+    """The id of each image and how far its masks agree. Holds one part of each run at a time.
+
+    Raises AnnotationError where a part or a mask is damaged, StorageError where the store cannot be reached.
+    """
+    # Images that follow each other are in the same part.
+    read_a, read_b = (lru_cache(maxsize=1)(partial(_read_masks, run.storage)) for run in (pairs.a, pairs.b))
+    for batch in pairs.table.to_batches(max_chunksize=_IMAGES_AT_ONCE):
+        for row in batch.to_pylist():
+            image_id, height, width = row["image_id"], row["image_height_A"], row["image_width_A"]
+            counts_N, counts_K = (
+                masks.filter(pc.field("image_id") == image_id)["rle_counts"].to_pylist()
+                for masks in (read_a(row["shard_A"]), read_b(row["shard_B"]))
+            )
+            for run, counts in ((pairs.a, counts_N), (pairs.b, counts_K)):
+                _, _, faults = rle.measure(counts, np.full(len(counts), height), np.full(len(counts), width))
+                for mask_id, fault in faults.items():
+                    raise AnnotationError(f"{run.storage.uri}: {image_id}, mask {mask_id}: the RLE {fault}")
+            yield image_id, agree(counts_N, counts_K, height, width, threshold)
+
+
+def _read_masks(storage: Storage, part: str) -> pa.Table:
+    data = storage.read(masks_key(part))
+    try:
+        return read_parquet(data, ["image_id", "rle_counts"])
+    except _DAMAGE as error:
+        raise AnnotationError(f"{storage.uri}/{masks_key(part)}: damaged: {one_line_cause(error)}") from error
+
+
+def agree(counts_N: Sequence[bytes], counts_K: Sequence[bytes], height: int, width: int, threshold: float) -> Agreement:
+    """How far the masks of one image agree. Masks match that have at least `threshold` as their IoU."""
+    identical = counts_N == counts_K
+    iou_M = np.ones(len(counts_N)) if identical else match(overlap.iou(counts_N, counts_K, height, width), threshold)
+    return Agreement(
+        images=1,
+        masks_a=len(counts_N),
+        masks_b=len(counts_K),
+        matched=len(iou_M),
+        iou_sum=float(iou_M.sum()),
+        same_count=int(len(counts_N) == len(counts_K)),
+        identical=int(identical),
+    )
+
+
+def match(iou_NK: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+    """The IoU (M,) of M pairs, M at most N and K: the best first, each mask in one pair, down to `threshold`."""
+    n, k = np.nonzero(iou_NK >= threshold)
+    matched: list[float] = []
+    taken_n: set[int] = set()
+    taken_k: set[int] = set()
+    for pair in np.argsort(-iou_NK[n, k], kind="stable"):
+        row, column = int(n[pair]), int(k[pair])
+        if row not in taken_n and column not in taken_k:
+            taken_n.add(row)
+            taken_k.add(column)
+            matched.append(iou_NK[row, column])
+    return np.array(matched, np.float64)
+
+
+def summarise(agreements: Iterable[tuple[str, Agreement]], limit: int) -> tuple[Agreement, list[tuple[str, Agreement]]]:
+    """The sum of all, and up to `limit` images that agree least: by the share of masks matched, then by their IoU.
+
+    Images that are identical are not among these.
+    """
+    total = Agreement()
+    worst: list[tuple[str, Agreement]] = []
+    for image_id, agreement in agreements:
+        total += agreement
+        if not agreement.identical:
+            insort(worst, (image_id, agreement), key=_rank)
+            del worst[limit:]
+    return total, worst
+
+
+def _rank(image: tuple[str, Agreement]) -> tuple[float, float, str]:
+    image_id, agreement = image
+    return agreement.shares["matched"] or 0, agreement.shares["mean_iou"] or 0, image_id

@@ -1,0 +1,138 @@
+"""`maskmill compare`: how far the masks of two runs agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+LONGEST_SETTING = 40  # characters, of what is printed
+
+
+def compare(
+    run_a: Annotated[str, typer.Argument(help="The output of a run.", show_default=False)],
+    run_b: Annotated[str, typer.Argument(help="The output of another run on the same images.", show_default=False)],
+    iou: Annotated[float, typer.Option(min=0, max=1, help="Masks match from this IoU on.")] = 0.9,
+    limit: Annotated[int, typer.Option(min=0, help="How many images to name of each kind; all are counted.")] = 10,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Where to write the figures as JSON, too.", show_default=False)
+    ] = None,
+) -> None:
+    """Compare the masks of two runs on the same images: precisions, models, thresholds, versions, machines.
+
+    The masks of an image are matched one to one, the pair with the highest IoU first.
+
+    Images that are in one run only, failed, or are not the same picture in both are told of and left out.
+
+    Examples:
+
+      maskmill compare out-exact/ out-fast/
+
+      maskmill compare s3://bucket/out out/ --json agreement.json
+    """
+    # The libraries behind it take a while to load: `--help` must not wait for them.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from evaluation.compare import compare_images, index_run, pair_images, settings_that_differ, summarise
+    from pipeline.errors import StorageError
+    from pipeline.storage import open_storage
+
+    a, b = (index_run(open_storage(run)) for run in (run_a, run_b))
+    pairs = pair_images(a, b, limit)
+    person = Console(stderr=True)
+    columns = (TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    with Progress(*columns, console=person, transient=True, disable=not person.is_terminal) as bar:
+        total, worst = summarise(bar.track(compare_images(pairs, iou), len(pairs)), limit)
+    report: dict[str, Any] = {
+        "runs": [
+            {
+                "run": run.storage.uri,
+                "shards": run.shards,
+                "shards_done": run.shards_done,
+                "images": len(run),
+                "failed": run.failed,
+            }
+            for run in (a, b)
+        ],
+        "settings": settings_that_differ(a.settings, b.settings),
+        "not_compared": {reason: asdict(images) for reason, images in pairs.left_out.items()},
+        "iou": iou,
+        "agreement": {**asdict(total), "shares": total.shares},
+        "worst": [{"image_id": image_id, **asdict(image), "shares": image.shares} for image_id, image in worst],
+    }
+    typer.echo("\n".join(_lines(report)))
+    if json_file:
+        try:
+            json_file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{json_file}: cannot be written: {error.strerror or error}") from error
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    """What people read of the report."""
+    runs, total = report["runs"], report["agreement"]
+    shares = total["shares"]
+    yield from _aligned(
+        ("", "A", "B"),
+        ("run", *(run["run"] for run in runs)),
+        *((name.removeprefix("config."), *map(_short, values)) for name, values in report["settings"].items()),
+        ("shards done", *(f"{run['shards_done']} of {run['shards']}" for run in runs)),
+        ("images", *(f"{run['images']} ({run['failed']} failed)" for run in runs)),
+        ("masks compared", str(total["masks_a"]), str(total["masks_b"])),
+        ("of these matched", _percent(shares["matched_of_a"]), _percent(shares["matched_of_b"])),
+    )
+    yield ""
+    yield from _aligned(
+        ("compared", f"{total['images']} images"),
+        ("same count", f"{_percent(shares['same_count'])} of these, of masks"),
+        ("identical", f"{_percent(shares['identical'])} of these, to the byte"),
+        ("masks matched", f"{_percent(shares['matched'])}, at IoU >= {report['iou']:g}"),
+        ("mean IoU", f"{_number(shares['mean_iou'])}, of the matched"),
+    )
+    left_out = {reason: images for reason, images in report["not_compared"].items() if images["images"]}
+    if left_out:
+        yield ""
+        yield from _aligned(
+            ("not compared", "images"),
+            *((reason, str(images["images"]), ", ".join(images["first"])) for reason, images in left_out.items()),
+        )
+    if report["worst"]:
+        yield ""
+        yield from _aligned(
+            ("agree least", "masks in A", "in B", "matched", "mean IoU"),
+            *(
+                (
+                    image["image_id"],
+                    *(str(image[name]) for name in ("masks_a", "masks_b", "matched")),
+                    _number(image["shares"]["mean_iou"]),
+                )
+                for image in report["worst"]
+            ),
+        )
+
+
+def _aligned(*rows: tuple[str, ...]) -> Iterator[str]:
+    """A line for each row, its cells in columns. Of any width: addresses are there to be copied."""
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+
+
+def _short(value: object) -> str:
+    """A setting, which may be as long as a grid of points."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= LONGEST_SETTING else f"{text[: LONGEST_SETTING - 3]}..."
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
