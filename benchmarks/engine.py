@@ -1,210 +1,337 @@
-"""Times the engine against the published implementation: the same weights and photographs, in one run.
+"""Times the engine against its peers: the same weights, photographs, points and thresholds, by turns in one run.
 
-    python -m benchmarks.engine [--model mini] [--photographs 6] [--points-per-side 32]
+    python -m benchmarks.engine                       # mini, the demo photographs, 32x32 points
+    python -m benchmarks.engine --model vit_b --photographs-from photos/ --photographs 1
 
-Prints a table and writes it, with the figures as JSON, to benchmarks/results.
+Timed is everything from the bytes of an image to the COCO run lengths of its masks. Prints tables, and writes them with
+the figures as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING
 
-import numpy as np
-import skimage.data
 import torch
 
-from jobs.demo import PHOTOGRAPHS
-from model.checkpoint import EMBEDDED_WEIGHTS, load_model
-from model.config import VARIANTS
+from benchmarks import load, peers, roofline
+from benchmarks.machine import RESULTS, describe_machine
+from benchmarks.peers import Engine, EngineFactory
+from filters.chain import FILTERS
+from model.checkpoint import load_model
+from model.config import VARIANTS, SamConfig
 from model.optimize import multiplies_bfloat16, optimize, resolve_device
 from model.sam import Sam
-from pipeline.config import PRESETS
-from pipeline.generator import MaskGenerator
+from pipeline.config import PRESETS, GeneratorConfig
 from pipeline.images import decode_image
-from pipeline.records import ImageMasks, ImageResult, Shard, StepTimer
+from pipeline.prompts import plan_views
+from pipeline.records import ImageMasks, ImageResult, Shard
 from pipeline.table import encode_part
-from tests import oracles
+from tests.model.networks import random_sam
 
-# isort: split
-from segment_anything import SamAutomaticMaskGenerator  # oracles provides for it
+if TYPE_CHECKING:
+    from transformers import SamModel
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-MORE_PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "photos"
-PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "pycocotools", "pyarrow", "segment-anything")
-MAX_PIXELS = 10**9
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 STEPS = ("decode", "encode", "prompt", "filter", "rle", "write")
+WARM_UP_POINTS_PER_SIDE = 8  # one batch of the published generator
+DTYPES = {"exact": torch.float32, "fast": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """An encoded image, its size in pixels, and what `mini` finds on it."""
+
+    name: str
+    data: bytes
+    width: int
+    height: int
+    candidates: load.Candidates
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One photograph, its size in pixels, and per engine the seconds it took and the masks it found."""
+    """What was measured on one photograph; its size in pixels."""
 
     photograph: str
     width: int
     height: int
+    # By engine.
     seconds: dict[str, float] = field(default_factory=dict)
     masks: dict[str, int] = field(default_factory=dict)
+    # By engine of ours, and by step.
+    milliseconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    # By filter, in *exact*.
+    left: dict[str, int] = field(default_factory=dict)
 
 
 def main() -> None:
     """Parses, measures, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=VARIANTS, default="mini")
-    parser.add_argument("--photographs", type=int, help="how many; default: all")
-    parser.add_argument("--points-per-side", type=int, default=32)
-    arguments = parser.parse_args()
-
-    device = resolve_device("auto")
-    sam, weights = _load(arguments.model)
+    arguments = _arguments()
+    device = resolve_device(arguments.device)
+    variant = VARIANTS[arguments.model]
     config = replace(
-        PRESETS[sam.config.default_preset],
+        PRESETS[arguments.preset],
         points_per_side=arguments.points_per_side,
         # What the published generator does not have.
         max_coverage=None,
         drop_small_masks=False,
     )
-    if weights == "untrained":
-        # Their scores mean nothing: let everything pass, for both sides.
-        config = replace(config, pred_iou_thresh=0, stability_score_thresh=0)
-    photographs = _photographs(arguments.photographs)
-    environment = _environment(device) | {
-        "model": f"{arguments.model}, {weights} weights",
-        "points": f"{config.points_per_side} x {config.points_per_side}",
-        "pred_iou_thresh": config.pred_iou_thresh,
-        "stability_score_thresh": config.stability_score_thresh,
+    photographs = _photographs(arguments.photographs_from, arguments.photographs, arguments.points_per_side, device)
+    # The masks are mini's, whatever the model: only mini's own thresholds suit them as they are.
+    by_rank = arguments.preset != "mini"
+    if by_rank:
+        config = load.thresholds_by_rank(config, [photograph.candidates for photograph in photographs])
+    environment = describe_machine(device) | {
+        "model": f"{variant.name}, {'embedded' if variant.name == 'mini' else 'random'} weights",
+        "preset": f"{arguments.preset}, {config.points_per_side} x {config.points_per_side} points, thresholds "
+        + ("by rank" if by_rank else "as they are"),
+        "masks": "its own" if variant.name == "mini" else "mini's, put in place of what the mask decoder returns",
+        "pred_iou_thresh": round(config.pred_iou_thresh, 4),
+        "stability_score_thresh": round(config.stability_score_thresh, 4),
+        "box_nms_thresh": round(config.box_nms_thresh, 4),
         "min_mask_region_area": config.min_mask_region_area,
+        "runs": f"the best of {arguments.repeats}",
     }
-    published = oracles.published_generator(oracles.published_sam(sam).to(device), config)
-    ours = {"exact": MaskGenerator(optimize(sam, "exact", device), config)}
-    if multiplies_bfloat16(device):
-        ours["fast"] = MaskGenerator(optimize(sam, "fast", device), config)
-    timings, steps = _measure(published, ours, photographs)
+    limits = {"segment_anything": arguments.segment_anything, "transformers": arguments.transformers}
+    replay = None if variant.name == "mini" else load.Replay(variant.image_size, variant.mask_size, device)
+    factories = _engines(variant, [name for name in limits if limits[name]], device, replay)
+    _warm_up(factories, config, photographs[0], replay)
+    engines = {name: factory(config) for name, factory in factories.items()}
+    timings = []
+    for number, photograph in enumerate(photographs):
+        chosen = {name: engine for name, engine in engines.items() if number < limits.get(name, len(photographs))}
+        # By turns, so that a machine that slows down or warms up favours none.
+        ordered = chosen if number % 2 == 0 else dict(reversed(chosen.items()))
+        timings.append(_measure(photograph, ordered, replay, arguments.repeats, device))
+        print(timings[-1], flush=True)
+    peaks = {name: roofline.peak(device, DTYPES[name]) for name in engines if name in DTYPES}
 
-    report = _report(timings, steps, environment)
+    work = [_least_work(photograph, variant, config) for photograph in photographs]
+    report = _report(timings, work, list(engines), peaks, environment)
     print(report)
-    RESULTS.mkdir(exist_ok=True)
-    stem = RESULTS / f"{date.today()}-engine-{arguments.model}"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stem = arguments.out / f"{date.today()}-engine-{variant.name}-{arguments.preset}-{device.type}"
     stem.with_suffix(".md").write_text(report)
-    figures = {"environment": environment, "photographs": [asdict(timing) for timing in timings], "steps_ms": steps}
+    figures = {
+        "environment": environment,
+        "photographs": [asdict(timing) for timing in timings],
+        "least_multiply_accumulates": work,
+        "peak_multiply_accumulates_per_second": peaks,
+    }
     stem.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
     print(f"written: {stem}.md, {stem}.json")
 
 
-def _load(model: str) -> tuple[Sam, str]:
-    if model == "mini" and EMBEDDED_WEIGHTS.exists():
-        return load_model(model, None).sam, "embedded"
-    torch.manual_seed(0)
-    return Sam(VARIANTS[model]).eval(), "untrained"
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=VARIANTS, default="mini")
+    parser.add_argument("--preset", choices=PRESETS, default="official", help="thresholds by rank, except of mini's")
+    parser.add_argument("--points-per-side", type=int, default=32)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--photographs-from", type=Path, metavar="DIR", help="default: the demo's, from scikit-image")
+    parser.add_argument("--photographs", type=int, metavar="N", help="the first N; default: all")
+    parser.add_argument("--segment-anything", type=int, metavar="N", help="on the first N of them; default: all")
+    parser.add_argument("--transformers", type=int, metavar="N", help="on the first N; default: 1, of mini none")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="counted is the best of N runs")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
+    arguments = parser.parse_args()
+    if arguments.model == "mini" and arguments.transformers:
+        parser.error("transformers has no network like mini's; choose another --model")
+    if arguments.segment_anything is None:
+        arguments.segment_anything = sys.maxsize
+    if arguments.transformers is None:
+        arguments.transformers = int(arguments.model != "mini")
+    return arguments
 
 
-def _photographs(count: int | None) -> list[Path]:
-    bundled = Path(skimage.data.__file__).parent
-    paths = [next(bundled.glob(f"{name}.*")) for name in PHOTOGRAPHS]
-    return [*paths, *sorted(MORE_PHOTOGRAPHS.glob("*.jpg"))][:count]
+def _photographs(
+    folder: Path | None, count: int | None, points_per_side: int, device: torch.device
+) -> list[Photograph]:
+    if folder is None:
+        import skimage.data
+
+        from jobs.demo import PHOTOGRAPHS
+
+        bundled = Path(skimage.data.__file__).parent
+        paths = [next(bundled.glob(f"{name}.*")) for name in PHOTOGRAPHS]
+    else:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    find = load.CandidateFinder(points_per_side, device)
+    photographs = []
+    for path in paths[:count]:
+        data = path.read_bytes()
+        pixels_HW3 = decode_image(data, peers.MAX_PIXELS).pixels
+        photographs.append(Photograph(path.stem, data, pixels_HW3.shape[1], pixels_HW3.shape[0], find(pixels_HW3)))
+    if not photographs:
+        sys.exit(f"there are no photographs ({', '.join(SUFFIXES)}) in {folder}")
+    return photographs
+
+
+def _engines(
+    variant: SamConfig, wanted: list[str], device: torch.device, replay: load.Replay | None
+) -> dict[str, EngineFactory]:
+    """The wanted peers and ours, all with the same weights."""
+    factories: dict[str, EngineFactory] = {}
+    sam, twin = _networks(variant, twin="transformers" in wanted)
+    if "segment_anything" in wanted:
+        factories["segment_anything"] = peers.segment_anything(sam, device, replay)
+    if twin is not None:
+        factories["transformers"] = peers.transformers(twin, variant.image_size, device, replay)
+    factories["exact"] = partial(peers.Maskmill, optimize(sam, "exact", device), replay)
+    if multiplies_bfloat16(device):
+        factories["fast"] = partial(peers.Maskmill, optimize(sam, "fast", device), replay)
+    return factories
+
+
+def _networks(variant: SamConfig, twin: bool) -> tuple[Sam, SamModel | None]:
+    """Ours, embedded or random, and the same in transformers."""
+    if variant.name == "mini":
+        return load_model("mini", None).sam, None
+    if not twin:
+        return random_sam(variant), None
+    from tests.model.hugging_face import random_hugging_face
+
+    network = random_hugging_face(variant)
+    with tempfile.TemporaryDirectory() as folder:
+        network.save_pretrained(folder)
+        return load_model(variant.name, Path(folder) / "model.safetensors").sam, network
+
+
+def _warm_up(
+    factories: dict[str, EngineFactory], config: GeneratorConfig, photograph: Photograph, replay: load.Replay | None
+) -> None:
+    """A few points: the first image pays for the allocation of buffers and the choice of kernels."""
+    if replay:
+        replay.show(photograph.candidates)
+    few = min(WARM_UP_POINTS_PER_SIDE, config.points_per_side or WARM_UP_POINTS_PER_SIDE)
+    for factory in factories.values():
+        factory(replace(config, points_per_side=few))(photograph.data)
 
 
 def _measure(
-    published: SamAutomaticMaskGenerator, ours: dict[str, MaskGenerator], photographs: list[Path]
-) -> tuple[list[Timing], dict[str, dict[str, float]]]:
-    """A timing per photograph; per engine of ours and step the milliseconds of a photograph, on average."""
-    timings: list[Timing] = []
-    timers = {name: StepTimer() for name in ours}
-    # The first image pays for the allocation of buffers and the choice of kernels.
-    warm_up = np.zeros((64, 64, 3), np.uint8)
-    published.generate(warm_up)
-    for generator in ours.values():
-        generator.generate(warm_up, StepTimer())
-    for path in photographs:
-        data = path.read_bytes()
-        pixels = decode_image(data, MAX_PIXELS).pixels
-        timing = Timing(path.stem, pixels.shape[1], pixels.shape[0])
-        names = ["published", *ours]
-        # By turns, so that a machine that slows down or warms up favours none.
-        for name in names if len(timings) % 2 == 0 else reversed(names):
-            start = time.perf_counter()
-            if name == "published":
-                timing.masks[name] = len(published.generate(pixels))
-                timing.seconds[name] = time.perf_counter() - start
-            else:
-                masks = ours[name].generate(pixels, timers[name])
-                timing.seconds[name] = time.perf_counter() - start
-                timing.masks[name] = len(masks)
-                _time_the_rest(data, masks, timers[name])
-        print(timing)
-        timings.append(timing)
-    return timings, {
-        name: {step: timer.milliseconds.get(step, 0.0) / len(timings) for step in STEPS}
-        for name, timer in timers.items()
-    }
+    photograph: Photograph,
+    engines: dict[str, Engine],
+    replay: load.Replay | None,
+    repeats: int,
+    device: torch.device,
+) -> Timing:
+    timing = Timing(photograph.name, photograph.width, photograph.height)
+    if replay:
+        replay.show(photograph.candidates)
+    clock = partial(roofline.synchronized_clock, device)
+    for name, engine in engines.items():
+        seconds = []
+        for _ in range(repeats):
+            start = clock()
+            timing.masks[name] = len(engine(photograph.data))
+            seconds.append(clock() - start)
+        timing.seconds[name] = min(seconds)
+        if isinstance(engine, peers.Maskmill):
+            timing.milliseconds[name] = _steps(engine, photograph, device)
+            assert engine.masks is not None
+            if name == "exact":
+                timing.left.update(_left(engine.masks))
+    return timing
 
 
-def _time_the_rest(data: bytes, masks: ImageMasks, timer: StepTimer) -> None:
-    """The steps outside the engine."""
-    with timer.step("decode"):
-        decode_image(data, MAX_PIXELS)
-    with timer.step("write"):
-        encode_part(Shard(0, ""), [ImageResult("image", "", None, masks, {}, "ok")], identity="")
+def _steps(engine: peers.Maskmill, photograph: Photograph, device: torch.device) -> dict[str, float]:
+    """Milliseconds of each step in the last run; on a GPU in one more, which waits for the device at every step."""
+    if device.type != "cpu":
+        engine.clock = partial(roofline.synchronized_clock, device)
+        engine(photograph.data)
+        engine.clock = time.perf_counter
+    assert engine.masks is not None
+    with engine.timer.step("write"):
+        encode_part(Shard(0, ""), [ImageResult("image", "", None, engine.masks, {}, "ok")], identity="")
+    return engine.timer.milliseconds
 
 
-def _environment(device: torch.device) -> dict[str, str | float]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
+def _left(masks: ImageMasks) -> dict[str, int]:
+    """How many masks there were before the filters, and after each of them."""
+    left = {"candidates": len(masks) + sum(masks.dropped.values())}
+    remaining = left["candidates"]
+    for name in FILTERS:
+        remaining -= masks.dropped[name]
+        left[name] = remaining
+    return left
+
+
+def _least_work(photograph: Photograph, variant: SamConfig, config: GeneratorConfig) -> dict[str, int]:
+    """Multiply-accumulates that the steps of the network need at least."""
+    views = plan_views(photograph.height, photograph.width, config)
+    prompts = sum(len(view.points_P2) for view in views)
+    passing = round(prompts * photograph.candidates.prompts_passing(config.pred_iou_thresh))
     return {
-        "commit": commit.stdout.strip(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "cpu": f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        # Well above 0, something else was running.
-        "load average before": round(os.getloadavg()[0], 1),
-        "versions": ", ".join(versions),
+        "encode": len(views) * roofline.image_encoder(variant),
+        "prompt": prompts * roofline.prompt(variant) + passing * roofline.masks_of_prompt(variant),
     }
 
 
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _report(timings: list[Timing], steps: dict[str, dict[str, float]], environment: dict[str, str | float]) -> str:
-    names = list(timings[0].seconds)
-    ours = names[1:]
-    lines = [f"# Engine against the published implementation, {date.today()}", ""]
+def _report(
+    timings: list[Timing],
+    work: list[dict[str, int]],
+    names: list[str],
+    peaks: dict[str, float],
+    environment: dict[str, str | float],
+) -> str:
+    ours = [name for name in names if name in DTYPES]
+    lines = [f"# Engine against its peers, {date.today()}", ""]
     lines += [f"- {key}: {value}" for key, value in environment.items()]
+    lines += ["", "Seconds per photograph, from its bytes to run lengths (masks found):", ""]
+    lines += _table(["photograph", "pixels", *names], [_seconds_row(timing, names) for timing in timings])
+    lines += ["", "How many times faster, on the photographs that both did:", ""]
+    lines += _table(
+        ["against", *ours],
+        [[peer, *(f"{_ratio(timings, peer, name):.1f}" for name in ours)] for peer in names if peer not in ours],
+    )
+    lines += ["", "Milliseconds per photograph by step, on average (*write*, to Parquet, is beyond the above):", ""]
+    spent = {
+        name: {step: mean(t.milliseconds[name].get(step, 0.0) for t in timings) for step in STEPS} for name in ours
+    }
+    lines += _table(["engine", *STEPS], [[name, *(f"{spent[name][step]:.1f}" for step in STEPS)] for name in ours])
     lines += [
         "",
-        "Seconds per photograph (masks found), and how many times faster than the published implementation:",
+        "Share of the peak: the least multiply-accumulates that a step needs (benchmarks/roofline.py), by its time,",
+        "against those of a large matrix product of the same dtype in this run:",
         "",
     ]
-    lines += _row(["photograph", "pixels", *names, *(f"{name}: times faster" for name in ours)])
-    lines += _row(["---"] * (2 + len(names) + len(ours)))
-    total = {name: sum(timing.seconds[name] for timing in timings) for name in names}
-    for timing in timings:
-        cells = [f"{timing.seconds[name]:.2f} ({timing.masks[name]})" for name in names]
-        ratios = [f"{timing.seconds['published'] / timing.seconds[name]:.1f}" for name in ours]
-        lines += _row([timing.photograph, f"{timing.width} x {timing.height}", *cells, *ratios])
-    ratios = [f"{total['published'] / total[name]:.1f}" for name in ours]
-    lines += _row(["all", "", *(f"{total[name]:.2f}" for name in names), *ratios])
-    lines += ["", "Milliseconds per photograph by step, on average:", ""]
-    lines += _row(["engine", *STEPS])
-    lines += _row(["---"] * (1 + len(STEPS)))
+    rows = []
     for name in ours:
-        lines += _row([name, *(f"{steps[name][step]:.1f}" for step in STEPS)])
+        for step in ("encode", "prompt"):
+            least = mean(each[step] for each in work)
+            share = least / (spent[name][step] / 1000 * peaks[name])
+            rows.append([name, step, f"{least / 1e9:.0f} G", f"{peaks[name] / 1e12:.3f} T/s", f"{share:.0%}"])
+    lines += _table(["engine", "step", "least", "peak", "share"], rows)
+    lines += ["", "Masks left after each filter, in *exact*:", ""]
+    lines += _table(
+        ["photograph", *timings[0].left],
+        [[timing.photograph, *(str(count) for count in timing.left.values())] for timing in timings],
+    )
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: list[str]) -> list[str]:
-    return [f"| {' | '.join(cells)} |"]
+def _seconds_row(timing: Timing, names: list[str]) -> list[str]:
+    cells = [f"{timing.seconds[name]:.2f} ({timing.masks[name]})" if name in timing.seconds else "" for name in names]
+    return [timing.photograph, f"{timing.width} x {timing.height}", *cells]
+
+
+def _ratio(timings: list[Timing], peer: str, name: str) -> float:
+    both = [timing for timing in timings if peer in timing.seconds]
+    return sum(timing.seconds[peer] for timing in both) / sum(timing.seconds[name] for timing in both)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,220 @@
+"""A realistic load on the filters for networks without trained weights: what `mini` finds, replayed.
+
+Random weights give random masks that lie all over the image, of which NMS leaves one. So the network does all of its
+work, and where its mask decoder returns, what it returns is replaced: by the predicted IoUs and the low-resolution
+logits, resized, that `mini` has for the same points of the same photograph. Every engine gets them at the same place.
+
+Shapes: N points, G points per side of a grid, M = 3 ambiguity masks, h w mask side in logit pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from filters.boxes import masks_to_boxes
+from filters.nms import nms
+from model.checkpoint import load_model
+from model.image_encoder import ImageEmbedding
+from model.mask_decoder import DecodedPrompts
+from model.optimize import optimize
+from model.preprocess import preprocess, resized_size, to_input_frame
+from model.sam import Sam
+from pipeline.config import GeneratorConfig
+from pipeline.prompts import plan_views
+
+# What released weights let through with the `official` thresholds, about.
+PROMPTS_PASSING_IOU = 0.6
+MASKS_PASSING_STABILITY = 0.25
+MASKS_LEFT_BY_NMS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What `mini` finds at a grid of points over one photograph, before any filter."""
+
+    points_per_side: int
+    extent: tuple[float, float]  # width and height of the photograph, as shares of the network's square input
+    predicted_iou_NM: Tensor
+    logits_NMhw: Tensor
+
+    def _visible_logits(self) -> Tensor:
+        """(N, M, h, w) without what lies over the input's padding."""
+        side = self.logits_NMhw.shape[-1]
+        width, height = (round(share * side) for share in self.extent)
+        return self.logits_NMhw[..., :height, :width]
+
+    def prompts_passing(self, threshold: float) -> float:
+        """The share of points with a predicted IoU above the threshold."""
+        return float((self.predicted_iou_NM > threshold).any(dim=1).float().mean())
+
+    def stability_scores(self, offset: float) -> Tensor:
+        """(N, M) at the resolution of the logits; 0 for masks without pixels."""
+        logits_NMhw = self._visible_logits()
+        return (logits_NMhw > offset).sum((-1, -2)) / (logits_NMhw > -offset).sum((-1, -2)).clamp(min=1)
+
+    def left_by_nms(self, keep_NM: Tensor, threshold: float) -> int:
+        """How many of some of the masks NMS keeps."""
+        boxes_K4 = masks_to_boxes(self._visible_logits()[keep_NM] > 0)
+        return len(nms(boxes_K4, self.predicted_iou_NM[keep_NM], threshold))
+
+
+class CandidateFinder:
+    """Runs `mini` on photographs, at every point of a grid."""
+
+    def __init__(self, points_per_side: int, device: torch.device) -> None:
+        self._sam = optimize(load_model("mini", None).sam, "exact", device)
+        self._config = GeneratorConfig(points_per_side=points_per_side)
+
+    @torch.inference_mode()
+    def __call__(self, pixels_HW3: NDArray[np.uint8]) -> Candidates:
+        """The candidates of an RGB photograph, on the CPU."""
+        height, width = pixels_HW3.shape[:2]
+        side = self._sam.config.image_size
+        embedding = self._sam.encode_images(preprocess(pixels_HW3, self._sam.config)[None].to(self._sam.device))
+        (view,) = plan_views(height, width, self._config)
+        points_N2 = to_input_frame(torch.from_numpy(view.points_P2), height, width, side)
+        iou, logits = [], []
+        for batch_N2 in points_N2.to(self._sam.device).split(8):
+            decoded = self._sam.decode_points(embedding, batch_N2)
+            keep_NM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
+            keep_NM[:, 0] = False
+            iou.append(decoded.predicted_iou_NM[:, 1:].cpu())
+            logits.append(self._sam.decode_masks(decoded, keep_NM).unflatten(0, (len(batch_N2), -1)).cpu())
+        resized_height, resized_width = resized_size(height, width, side)
+        assert self._config.points_per_side is not None
+        return Candidates(
+            points_per_side=self._config.points_per_side,
+            extent=(resized_width / side, resized_height / side),
+            predicted_iou_NM=torch.cat(iou),
+            logits_NMhw=torch.cat(logits),
+        )
+
+
+def thresholds_by_rank(config: GeneratorConfig, photographs: Sequence[Candidates]) -> GeneratorConfig:
+    """`config` with thresholds at which, over all photographs, the shares above pass, and the number above is left."""
+    iou = torch.cat([candidates.predicted_iou_NM for candidates in photographs])
+    stability = torch.cat([each.stability_scores(config.stability_score_offset) for each in photographs])
+    iou_threshold = float(iou.max(dim=1).values.quantile(1 - PROMPTS_PASSING_IOU))
+    ranked = stability[iou > iou_threshold].sort(descending=True).values
+    stability_threshold = float(ranked[: round(MASKS_PASSING_STABILITY * iou.numel())][-1])
+    keep_NM = (iou > iou_threshold) & (stability >= stability_threshold)
+    keep_by_photograph = keep_NM.split([len(candidates.predicted_iou_NM) for candidates in photographs])
+
+    def left_by_nms(threshold: float) -> float:
+        pairs = zip(photographs, keep_by_photograph, strict=True)
+        return mean(each.left_by_nms(keep, threshold) for each, keep in pairs)
+
+    return replace(
+        config,
+        pred_iou_thresh=iou_threshold,
+        stability_score_thresh=stability_threshold,
+        box_nms_thresh=next(
+            threshold
+            for threshold in [*np.arange(config.box_nms_thresh, 1, 0.01).tolist(), 1.0]
+            if threshold == 1 or left_by_nms(threshold) >= MASKS_LEFT_BY_NMS
+        ),
+    )
+
+
+class Replay:
+    """Gives the candidates of the photograph that was shown to it last, at the size of one network's masks."""
+
+    def __init__(self, image_size: int, mask_size: int, device: torch.device) -> None:
+        self._image_size, self._mask_size, self._device = image_size, mask_size, device
+
+    def show(self, candidates: Candidates) -> None:
+        """From now on the candidates of this photograph."""
+        size = (self._mask_size, self._mask_size)
+        # Point by point of the grid: torch's resize of thousands of masks at once would need 2^31 elements and more.
+        logits_NMhw = torch.cat([F.interpolate(x[None], size, mode="bilinear") for x in candidates.logits_NMhw])
+        self._candidates, self._logits_NMhw = candidates, logits_NMhw.to(self._device)
+        self._predicted_iou_NM = candidates.predicted_iou_NM.to(self._device)
+
+    def rows(self, points_N2: Tensor) -> Tensor:
+        """Which points of the photograph's grid some points are, or lie near; in pixels of the input."""
+        side = self._candidates.points_per_side
+        extent_2 = torch.tensor(self._candidates.extent, device=points_N2.device)
+        cells_N2 = (points_N2 / (self._image_size * extent_2) * side).long().clamp(0, side - 1)
+        return cells_N2[:, 1] * side + cells_N2[:, 0]
+
+    def predicted_iou(self, rows_N: Tensor) -> Tensor:
+        """(N, M)."""
+        return self._predicted_iou_NM[rows_N]
+
+    def logits(self, rows_N: Tensor) -> Tensor:
+        """(N, M, h, w)."""
+        return self._logits_NMhw[rows_N]
+
+    def chosen_logits(self, rows_N: Tensor, keep_NM: Tensor) -> Tensor:
+        """(K, h, w) where `keep_NM` is true."""
+        prompts, masks = keep_NM.nonzero(as_tuple=True)
+        return self._logits_NMhw[rows_N[prompts], masks]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReplayedPrompts(DecodedPrompts):
+    rows_N: Tensor
+
+
+class ReplayedSam(Sam):
+    """Our network, which does all of its work before its results are replaced."""
+
+    def __init__(self, sam: Sam, replay: Replay) -> None:
+        nn.Module.__init__(self)
+        self.config = sam.config
+        self._sam, self._replay = sam, replay
+
+    @property
+    def device(self) -> torch.device:
+        return self._sam.device
+
+    def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
+        return self._sam.encode_images(images_B3SS)
+
+    def decode_points(self, embedding: ImageEmbedding, points_N2: Tensor) -> DecodedPrompts:
+        decoded = self._sam.decode_points(embedding, points_N2)
+        rows_N = self._replay.rows(points_N2)
+        iou_NM = torch.cat([decoded.predicted_iou_NM[:, :1], self._replay.predicted_iou(rows_N)], dim=1)
+        columns: dict[str, Any] = vars(decoded) | {"predicted_iou_NM": iou_NM}
+        return _ReplayedPrompts(**columns, rows_N=rows_N)
+
+    def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
+        # What passes is decided by the replayed IoUs: as many masks are upscaled as a trained network would.
+        self._sam.decode_masks(decoded, keep_NM)
+        assert isinstance(decoded, _ReplayedPrompts)
+        return self._replay.chosen_logits(decoded.rows_N, keep_NM[:, 1:])
+
+
+def replay_in_segment_anything(sam: nn.Module, replay: Replay) -> None:
+    """Lets segment_anything's network give the replayed masks from now on."""
+    shown: list[Tensor] = []
+
+    def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        shown[:] = [kwargs["points"][0][:, 0]]
+
+    def substitute(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        rows_N = replay.rows(shown[0])
+        return replay.logits(rows_N), replay.predicted_iou(rows_N)
+
+    sam.get_submodule("prompt_encoder").register_forward_pre_hook(remember, with_kwargs=True)
+    sam.get_submodule("mask_decoder").register_forward_hook(substitute)
+
+
+def replay_in_transformers(network: nn.Module, replay: Replay) -> None:
+    """Lets a `transformers.SamModel` give the replayed masks from now on."""
+
+    def substitute(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        rows_N = replay.rows(kwargs["input_points"][0, :, 0])
+        output.pred_masks, output.iou_scores = replay.logits(rows_N)[None], replay.predicted_iou(rows_N)[None]
+        return output
+
+    network.register_forward_hook(substitute, with_kwargs=True)

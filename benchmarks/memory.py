@@ -1,0 +1,133 @@
+"""How much memory a very large image takes, above the loaded model: 8192x8192 pixels, over a thousand candidate masks.
+
+    python -m benchmarks.memory [--model vit_b] [--precision fast] [--device cuda]
+
+A photograph is enlarged to that size; all candidates pass all filters and become run lengths. The measurement is a
+process of its own, from the bytes of the image to its run lengths. Networks without weights get the masks of `mini`
+(benchmarks/load.py), which count as part of the model, as do the imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from benchmarks import load, peers
+from benchmarks.machine import RESULTS, describe_machine
+from model.checkpoint import load_model
+from model.config import VARIANTS
+from model.optimize import optimize, resolve_device
+from pipeline.config import GeneratorConfig
+from pipeline.images import decode_image
+from tests.model.networks import random_sam
+
+SIDE = 8192
+CONFIG = GeneratorConfig(points_per_side=19, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
+BAR_BYTES = 2 * 2**30
+
+
+def main() -> None:
+    """Prepares the image, measures in a process of its own, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=VARIANTS, default="vit_b")
+    parser.add_argument("--precision", choices=("exact", "fast"), default="fast")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--photograph", type=Path, help="default: the astronaut of scikit-image")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the image, in pixels; default: 8192")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # in a process of its own
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    if arguments.measure:
+        print(json.dumps(_measure(arguments.measure, arguments.model, arguments.precision, device)))
+        return
+    environment = describe_machine(device)
+    with tempfile.TemporaryDirectory() as folder:
+        _prepare(Path(folder), arguments.photograph, arguments.side, device)
+        command = [sys.executable, "-m", "benchmarks.memory", "--measure", folder, "--device", arguments.device]
+        command += ["--model", arguments.model, "--precision", arguments.precision]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    measured = json.loads(done.stdout.splitlines()[-1])
+
+    lines = [f"# Memory of one image of {arguments.side} x {arguments.side} pixels, {date.today()}", ""]
+    lines += [f"- {key}: {value}" for key, value in environment.items()]
+    lines += [f"- model: {arguments.model}, {arguments.precision}", ""]
+    lines += ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in measured.items())]
+    report = "\n".join(lines) + "\n"
+    print(report)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"{date.today()}-memory-{arguments.model}-{arguments.precision}-{device.type}.md"
+    path.write_text(report)
+    print(f"written: {path}")
+
+
+def _prepare(folder: Path, photograph: Path | None, side: int, device: torch.device) -> None:
+    if photograph is None:
+        import skimage.data
+
+        photograph = Path(skimage.data.__file__).parent / "astronaut.png"
+    enlarged = Image.open(photograph).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    enlarged.save(folder / "image.jpg", quality=90)
+    assert CONFIG.points_per_side is not None
+    pixels_HW3 = decode_image((folder / "image.jpg").read_bytes(), peers.MAX_PIXELS).pixels
+    candidates = load.CandidateFinder(CONFIG.points_per_side, device)(pixels_HW3)
+    torch.save(vars(candidates), folder / "candidates.pt")
+
+
+def _measure(folder: Path, model: str, precision: str, device: torch.device) -> dict[str, str]:
+    if model == "mini":
+        sam, replay = load_model(model, None).sam, None
+    else:
+        sam = random_sam(VARIANTS[model])
+        replay = load.Replay(sam.config.image_size, sam.config.mask_size, device)
+        replay.show(load.Candidates(**torch.load(folder / "candidates.pt")))
+    engine = peers.Maskmill(optimize(sam, precision, device), replay, CONFIG)
+    del sam
+    data = (folder / "image.jpg").read_bytes()
+    # Otherwise what loading left unused would hide as much of the image.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak, begins anew
+    before = _status("VmRSS")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    allocated = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    start = time.perf_counter()
+    masks = engine(data)
+    seconds = time.perf_counter() - start
+    assert len(masks) > 1000, f"{len(masks)} masks are too few for the bar"
+    figures = {
+        "masks": str(len(masks)),
+        "seconds": f"{seconds:.1f}",
+        "loaded model, resident": _mebibytes(before),
+        "peak above it": _mebibytes(_status("VmHWM") - before),
+        "bar": _mebibytes(BAR_BYTES),
+    }
+    if device.type == "cuda":
+        figures["peak above it, on the GPU"] = _mebibytes(torch.cuda.max_memory_allocated(device) - allocated)
+    return figures
+
+
+def _status(name: str) -> int:
+    """Bytes, of this process."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB"
+
+
+if __name__ == "__main__":
+    main()

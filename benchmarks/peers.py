@@ -1,0 +1,124 @@
+"""The engines that are compared: each takes the bytes of an image and gives the COCO run lengths of its masks."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from pycocotools import mask as coco
+from torch import Tensor
+
+from benchmarks.load import Replay, ReplayedSam, replay_in_segment_anything, replay_in_transformers
+from model.sam import Sam
+from pipeline.config import GeneratorConfig
+from pipeline.generator import MaskGenerator
+from pipeline.images import decode_image
+from pipeline.records import Clock, ImageMasks, StepTimer
+
+if TYPE_CHECKING:
+    from transformers import SamModel
+
+MAX_PIXELS = 10**9
+Engine = Callable[[bytes], list[bytes]]
+# An engine of a configuration: the warm-up needs another one than the measurement.
+EngineFactory = Callable[[GeneratorConfig], Engine]
+
+
+class Maskmill:
+    """Ours. Keeps the last image's masks, and the milliseconds of its steps by `clock`."""
+
+    def __init__(self, sam: Sam, replay: Replay | None, config: GeneratorConfig) -> None:
+        self._generator = MaskGenerator(ReplayedSam(sam, replay) if replay else sam, config)
+        self.clock: Clock = time.perf_counter
+        self.timer = StepTimer()
+        self.masks: ImageMasks | None = None
+
+    def __call__(self, data: bytes) -> list[bytes]:
+        self.timer = StepTimer(self.clock)
+        with self.timer.step("decode"):
+            pixels_HW3 = decode_image(data, MAX_PIXELS).pixels
+        self.masks = self._generator.generate(pixels_HW3, self.timer)
+        return list(self.masks.rle_counts)
+
+
+def segment_anything(sam: Sam, device: torch.device, replay: Replay | None) -> EngineFactory:
+    """The published generator around the published network, float32."""
+    from tests import oracles
+
+    network = oracles.published_sam(sam).to(device)
+    if replay:
+        replay_in_segment_anything(network, replay)
+
+    def factory(config: GeneratorConfig) -> Engine:
+        generator = oracles.published_generator(network, config)
+
+        def engine(data: bytes) -> list[bytes]:
+            masks = generator.generate(decode_image(data, MAX_PIXELS).pixels)
+            return [mask["segmentation"]["counts"].encode() for mask in masks]
+
+        return engine
+
+    return factory
+
+
+def transformers(network: SamModel, side: int, device: torch.device, replay: Replay | None) -> EngineFactory:
+    """The `mask-generation` pipeline of transformers, float32, which removes no small regions.
+
+    `side` is that of the network's input.
+    """
+    from transformers import pipeline
+
+    if replay:
+        replay_in_transformers(network, replay)
+    generate = pipeline("mask-generation", model=network, image_processor=_image_processor(side), device=device)
+
+    def factory(config: GeneratorConfig) -> Engine:
+        arguments = {
+            "points_per_batch": config.points_per_batch,
+            "points_per_crop": config.points_per_side,
+            "crops_n_layers": config.crop_n_layers,
+            "crop_overlap_ratio": config.crop_overlap_ratio,
+            "crop_n_points_downscale_factor": config.crop_n_points_downscale_factor,
+            "pred_iou_thresh": config.pred_iou_thresh,
+            "stability_score_thresh": config.stability_score_thresh,
+            "stability_score_offset": config.stability_score_offset,
+            # It has one NMS for all crops.
+            "crops_nms_thresh": config.box_nms_thresh,
+        }
+
+        def engine(data: bytes) -> list[bytes]:
+            found = generate(Image.open(io.BytesIO(data)), output_rle_mask=True, **arguments)
+            return [coco.frPyObjects(rle, *rle["size"])["counts"] for rle in found["rle_mask"]]
+
+        return engine
+
+    return factory
+
+
+def _image_processor(side: int) -> Any:
+    """What users of transformers get: without torchvision the one on PIL, whose NMS alone needs torchvision's."""
+    sizes: dict[str, Any] = {"size": {"longest_edge": side}, "pad_size": {"height": side, "width": side}}
+    if importlib.util.find_spec("torchvision"):
+        from transformers import SamImageProcessor
+
+        return SamImageProcessor(**sizes)
+    from transformers import SamImageProcessorPil
+    from transformers.models.sam.image_processing_pil_sam import _rle_to_mask
+
+    from tests.torchvision_stub import batched_nms
+
+    class Processor(SamImageProcessorPil):
+        def post_process_for_mask_generation(
+            self, all_masks: list[dict], all_scores: Tensor, all_boxes: Tensor, crops_nms_thresh: float
+        ) -> tuple:
+            categories = torch.zeros(len(all_boxes))
+            kept = batched_nms(all_boxes.float(), all_scores, categories, crops_nms_thresh)
+            rles = [all_masks[row] for row in kept]
+            return [_rle_to_mask(rle) for rle in rles], all_scores[kept], rles, all_boxes[kept]
+
+    return Processor(**sizes)

@@ -1,0 +1,87 @@
+"""What an image costs at least, in multiply-accumulates, and how many of them a device does in a second.
+
+Counted is the least work known to give the published result: windows without their padding's projections, the decoder
+with its image-side projections moved to the tokens (`model/token_side.py`), masks upscaled only for prompts that pass.
+Norms, softmax, activations and the filters count nothing: a share of the peak says how far an engine is from being all
+matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from model.config import SamConfig
+
+
+def image_encoder(config: SamConfig) -> int:
+    """Multiply-accumulates of one image."""
+    width, cells = config.encoder_width, config.grid_size**2
+    total = _stem(config)
+    for block in range(config.encoder_depth):
+        side = config.grid_size if block in config.global_attention_blocks else config.window_size
+        total += cells * (4 + 2 * config.encoder_mlp_ratio) * width**2  # qkv, output projection, MLP
+        total += cells * 2 * side**2 * width  # scores, and values by scores
+        if config.relative_positions:
+            total += cells * 2 * side * width  # each query with a vector per row and per column
+    return total + cells * (width + 9 * config.embed_dim) * config.embed_dim  # the neck
+
+
+def _stem(config: SamConfig) -> int:
+    width, cells = config.encoder_width, config.grid_size**2
+    if config.stem == "patch":
+        return cells * 3 * config.patch_size**2 * width
+    halvings = int(math.log2(config.patch_size))
+    widths = [3, *(width >> (halvings - 1 - i) for i in range(halvings))]
+    total = cells * width**2
+    for i in range(halvings):
+        total += (config.image_size >> (i + 1)) ** 2 * 9 * widths[i] * widths[i + 1]
+    if config.high_resolution_skips:
+        for halving in (1, 2):
+            total += (cells << 2 * halving) * 9 * (width >> halving) * (config.embed_dim >> (halving + 1))
+    return total
+
+
+def prompt(config: SamConfig) -> int:
+    """Multiply-accumulates of one click, up to its predicted IoUs."""
+    dim, cells = config.embed_dim, config.grid_size**2
+    inner = dim // config.decoder_attention_downsample
+    masks = config.multimask_outputs + 1
+    tokens = 1 + masks + 2  # IoU, masks, the click and the padding that the published encoder adds
+    rows = tokens * config.decoder_heads  # vectors as long as an image token, of one cross-attention
+    # Projections of the tokens, folded projections of the image, scores, and values by scores.
+    cross_attention = 4 * tokens * dim * inner + 2 * rows * cells * dim
+    self_attention = 4 * tokens * dim**2 + 2 * tokens**2 * dim
+    mlp = 2 * tokens * dim * config.decoder_mlp_dim
+    iou_head = config.iou_head_width * (dim + (config.iou_head_depth - 2) * config.iou_head_width + masks)
+    return config.decoder_depth * (self_attention + 2 * cross_attention + mlp) + cross_attention + iou_head
+
+
+def masks_of_prompt(config: SamConfig) -> int:
+    """Multiply-accumulates of the masks of a click that passes."""
+    dim, cells = config.embed_dim, config.grid_size**2
+    masks = config.multimask_outputs + 1
+    upscaling = cells * dim**2 + 4 * cells * (dim // 4) * 4 * (dim // 8)
+    hypernetworks = masks * (2 * dim**2 + dim * (dim // 8))
+    return upscaling + hypernetworks + masks * 16 * cells * (dim // 8)
+
+
+def peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Multiply-accumulates per second of a large matrix product, the best of several."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        start = synchronized_clock(device)
+        torch.mm(a, b)
+        seconds.append(synchronized_clock(device) - start)
+    return side**3 / min(seconds)
+
+
+def synchronized_clock(device: torch.device) -> float:
+    """Seconds, once the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

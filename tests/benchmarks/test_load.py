@@ -1,0 +1,110 @@
+"""Replayed masks: every engine gets the same, by the same rules."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks import peers
+from benchmarks.load import CandidateFinder, Candidates, Replay, ReplayedSam, thresholds_by_rank
+from model.checkpoint import build_sam, load_model, read_checkpoint
+from model.config import SamConfig
+from model.image_encoder import ImageEmbedding
+from model.mask_decoder import DecodedPrompts
+from model.optimize import optimize
+from model.sam import Sam
+from pipeline.config import GeneratorConfig
+from tests.model.hugging_face import random_hugging_face
+from tests.model.networks import random_sam
+
+CPU = torch.device("cpu")
+# As published, and with masks as large as mini's, so that nothing is resized.
+TINY = SamConfig("tiny", 32, 2, 2, global_attention_blocks=(1,), image_size=512, embed_dim=32, decoder_mlp_dim=64)
+CONFIG = GeneratorConfig(points_per_side=6, points_per_batch=16)
+PIXELS = skimage.data.astronaut()[:300, :400]
+
+
+@pytest.fixture(scope="module")
+def candidates() -> Candidates:
+    return CandidateFinder(6, CPU)(PIXELS)
+
+
+@pytest.fixture
+def replay(candidates: Candidates) -> Replay:
+    replay = Replay(TINY.image_size, TINY.mask_size, CPU)
+    replay.show(candidates)
+    return replay
+
+
+def encoded() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_thresholds_let_the_wanted_shares_pass(candidates):
+    config = thresholds_by_rank(CONFIG, [candidates])
+    assert candidates.prompts_passing(config.pred_iou_thresh) == pytest.approx(0.6, abs=0.02)
+    keep_NM = (candidates.predicted_iou_NM > config.pred_iou_thresh) & (
+        candidates.stability_scores(config.stability_score_offset) >= config.stability_score_thresh
+    )
+    assert keep_NM.float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert CONFIG.box_nms_thresh <= config.box_nms_thresh <= 1
+
+
+def test_random_network_has_the_masks_of_mini_when_they_are_replayed(candidates, replay):
+    config = thresholds_by_rank(CONFIG, [candidates])
+    mini = peers.Maskmill(optimize(load_model("mini", None).sam, "exact", "cpu"), None, config)
+    replayed = peers.Maskmill(optimize(random_sam(TINY), "exact", "cpu"), replay, config)
+    masks = replayed(encoded())
+    assert len(masks) > 10
+    assert masks == mini(encoded())
+    assert replayed.timer.milliseconds.keys() >= {"decode", "encode", "prompt", "filter", "rle"}
+
+
+def test_peers_have_the_same_masks_when_they_are_replayed(candidates, replay, tmp_path: Path):
+    network = random_hugging_face(TINY)
+    network.save_pretrained(tmp_path)
+    sam = build_sam(TINY, read_checkpoint(tmp_path / "model.safetensors"))
+    # Sooner than with the shares above, NMS removes something.
+    config = replace(thresholds_by_rank(CONFIG, [candidates]), box_nms_thresh=0.9)
+    published = peers.segment_anything(sam, CPU, replay)(config)(encoded())
+    theirs = peers.transformers(network, TINY.image_size, CPU, replay)(config)(encoded())
+    ours = peers.Maskmill(optimize(sam, "exact", "cpu"), replay, config)(encoded())
+    assert len(ours) > 5
+    assert ours == published
+    assert ours == theirs
+
+
+class CountingSam(Sam):
+    """Counts the masks that are asked of it."""
+
+    masks = 0
+
+    def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
+        self.masks += int(keep_NM.sum())
+        return super().decode_masks(decoded, keep_NM)
+
+
+def test_network_upscales_what_passes_in_the_replay(candidates, replay):
+    counting = CountingSam(TINY)
+    sam = ReplayedSam(counting, replay)
+    grid = (torch.arange(6) + 0.5) / 6
+    points_N2 = torch.cartesian_prod(grid, grid).flip(1) * torch.tensor([512, 384])  # 400 x 300, resized to 512
+    with torch.inference_mode():
+        decoded = sam.decode_points(ImageEmbedding(torch.zeros(1, 32, 32, 32)), points_N2)
+        keep_NM = decoded.predicted_iou_NM > 0.4
+        keep_NM[:, 0] = False
+        logits_Khw = sam.decode_masks(decoded, keep_NM)
+    expected_NM = candidates.predicted_iou_NM > 0.4
+    assert np.array_equal(keep_NM[:, 1:], expected_NM)
+    assert counting.masks == len(logits_Khw) == int(expected_NM.sum()) > 0
+    assert torch.equal(logits_Khw, candidates.logits_NMhw[expected_NM])
