@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -20,6 +21,40 @@ def encode(mask_HW: NDArray[np.bool_]) -> bytes:
     counts = coco.encode(by_column_HW)["counts"]
     assert isinstance(counts, bytes)
     return counts
+
+
+def from_changes(positions: Sequence[NDArray[np.int64]], pixels: int) -> list[bytes]:
+    """The `counts` of masks of so many pixels from where the value changes along the columns, in order.
+
+    A position that comes twice changes nothing: a mask may go from the end of one column to the start of the next.
+    """
+    lengths: list[NDArray[np.int64]] = []
+    for changes in positions:
+        twice = changes[1:] == changes[:-1]
+        once = ~(np.append(twice, False) | np.append(False, twice)) & (changes < pixels)
+        lengths.append(np.diff(changes[once], prepend=0, append=pixels))
+    return _compress(lengths)
+
+
+def _compress(lengths: Sequence[NDArray[np.int64]]) -> list[bytes]:
+    """The text of each mask's run lengths, in the format that `_runs` reads."""
+    length = np.concatenate([np.empty(0, np.int64), *lengths])
+    runs = np.array([len(of_mask) for of_mask in lengths], np.int64)
+    position = np.arange(len(length)) - np.repeat(runs.cumsum() - runs, runs)
+    number = length.copy()
+    later = np.flatnonzero(position > 2)
+    number[later] -= length[later - 2]
+    digits = np.ones(len(number), np.int64)
+    for place in range(1, 7):
+        digits += (number >= 16 << 5 * (place - 1)) | (number < -16 << 5 * (place - 1))
+    start = digits.cumsum() - digits
+    text = np.empty(digits.sum(), np.uint8)
+    for place in range(7):
+        longer = np.flatnonzero(digits > place)
+        more = digits[longer] > place + 1
+        text[start[longer] + place] = ((number[longer] >> 5 * place) & 31) + 32 * more + 48
+    ends = np.append(start, len(text))[runs.cumsum()]
+    return [text[a:b].tobytes() for a, b in pairwise([0, *ends.tolist()])]
 
 
 def decode(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:

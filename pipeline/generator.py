@@ -8,7 +8,6 @@ Source: Kirillov et al. 2023, Appendix B; `SamAutomaticMaskGenerator` of segment
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,23 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from filters import chain, rle
-from filters.boxes import masks_to_boxes, xywh_to_xyxy, xyxy_to_xywh
+from filters import chain, rle, tail
+from filters.boxes import xywh_to_xyxy, xyxy_to_xywh
 from filters.masks import MaskBatch
 from filters.nms import nms
 from filters.regions import remove_small_regions
-from filters.scores import MASK_THRESHOLD, count_pixels, stability_score
+from filters.upsampling import Upsampling, plan_upsampling
 from model.image_encoder import ImageEmbedding
-from model.preprocess import preprocess, to_image_logits, to_input_frame
+from model.preprocess import preprocess, resized_size, to_input_frame
 from model.sam import Sam
 from pipeline.config import GeneratorConfig
 from pipeline.prompts import View, plan_views
 from pipeline.records import ImageMasks, StepTimer
-
-# Logits at full resolution exist only in blocks of this many bytes, or of one mask where that is more. On a
-# CPU what the caches hold: blocks of 128 MiB take three times as long. On a GPU what keeps it busy.
-CPU_BLOCK_BYTES = 4 * 2**20
-GPU_BLOCK_BYTES = 128 * 2**20
 
 
 class MaskGenerator:
@@ -99,92 +93,89 @@ class MaskGenerator:
         filters = self._mask_filters(height, width)
         batches = [MaskBatch.empty(self.sam.config.mask_size, self.sam.device)]
         for points_N2 in torch.from_numpy(view.points_P2).to(self.sam.device).split(self.config.points_per_batch):
-            for candidates in self._point_masks(embedding, points_N2, view, timer, dropped):
-                with timer.step("filter"):
-                    batches.append(chain.apply(candidates, filters, dropped))
+            batches.append(self._point_masks(embedding, points_N2, view, filters, timer, dropped))
         with timer.step("filter"):
             return chain.apply(MaskBatch.concat(batches), [chain.box_nms(self.config.box_nms_thresh)], dropped)
 
     def _point_masks(
-        self, embedding: ImageEmbedding, points_N2: Tensor, view: View, timer: StepTimer, dropped: Counter[str]
-    ) -> Iterator[MaskBatch]:
-        """The masks at some points of a view whose predicted IoU passes; the others are never computed."""
-        config = self.sam.config
+        self,
+        embedding: ImageEmbedding,
+        points_N2: Tensor,
+        view: View,
+        filters: list[chain.Filter],
+        timer: StepTimer,
+        dropped: Counter[str],
+    ) -> MaskBatch:
+        """The masks at some points of a view that pass; those whose predicted IoU does not are never computed."""
         with timer.step("prompt"):
-            inputs_N2 = to_input_frame(points_N2, view.height, view.width, config.image_size)
+            inputs_N2 = to_input_frame(points_N2, view.height, view.width, self.sam.config.image_size)
             decoded = self.sam.decode_points(embedding, inputs_N2)
             iou_NM = decoded.predicted_iou_NM
             threshold = self.config.pred_iou_thresh
             keep_NM = iou_NM > threshold if threshold > 0 else torch.ones_like(iou_NM, dtype=torch.bool)
             # A lone click is ambiguous: its candidates are the three ambiguity masks, not the single one.
             keep_NM[:, 0] = False
-            kept = int(keep_NM.sum())
-            dropped["predicted_iou"] += keep_NM[:, 1:].numel() - kept
-            if kept == 0:
-                return
             logits_Khw = self.sam.decode_masks(decoded, keep_NM)
-            iou_K = iou_NM[keep_NM]
-            points_K2 = points_N2[keep_NM.nonzero()[:, 0]]
-        bytes_per_mask = logits_Khw.element_size() * (config.image_size**2 + view.height * view.width)
-        block_bytes = CPU_BLOCK_BYTES if self.sam.device.type == "cpu" else GPU_BLOCK_BYTES
-        block = max(1, block_bytes // bytes_per_mask)
-        for start in range(0, kept, block):
-            rows = slice(start, start + block)
-            with timer.step("filter"):
-                candidates = self._measure(logits_Khw[rows], iou_K[rows], points_K2[rows], view)
-            yield candidates
+        dropped["predicted_iou"] += keep_NM[:, 1:].numel() - len(logits_Khw)
+        with timer.step("filter"):
+            measures = tail.measure(logits_Khw, self._upsampling(view.crop_box), self.config.stability_score_offset)
+            crop_box_4 = torch.tensor(view.crop_box, device=self.sam.device)
+            candidates = MaskBatch(
+                logits=logits_Khw,
+                predicted_iou=iou_NM[keep_NM],
+                stability_score=measures.stability_score,
+                area=measures.area,
+                boxes=measures.boxes + crop_box_4[:2].repeat(2),
+                points=points_N2[keep_NM.nonzero()[:, 0]] + crop_box_4[:2],
+                crop_boxes=crop_box_4.expand(len(logits_Khw), 4),
+            )
+            return chain.apply(candidates, filters, dropped)
 
-    def _measure(self, logits_Nhw: Tensor, iou_N: Tensor, points_N2: Tensor, view: View) -> MaskBatch:
-        """Takes from the full-resolution logits all that needs them, in the frame of the image."""
-        logits_NHW = to_image_logits(logits_Nhw, view.height, view.width, self.sam.config.image_size)
-        masks_NHW = logits_NHW > MASK_THRESHOLD
-        crop_box_4 = torch.tensor(view.crop_box, device=logits_Nhw.device)
-        corner_2 = crop_box_4[:2]
-        return MaskBatch(
-            logits=logits_Nhw,
-            predicted_iou=iou_N,
-            stability_score=stability_score(logits_NHW, self.config.stability_score_offset),
-            area=count_pixels(masks_NHW),
-            boxes=masks_to_boxes(masks_NHW) + corner_2.repeat(2),
-            points=points_N2 + corner_2,
-            crop_boxes=crop_box_4.expand(len(logits_Nhw), 4),
-        )
+    def _upsampling(self, crop_box: tuple[int, int, int, int]) -> Upsampling:
+        x0, y0, x1, y1 = crop_box
+        config, height, width = self.sam.config, y1 - y0, x1 - x0
+        resized = resized_size(height, width, config.image_size)
+        return plan_upsampling(config.mask_size, config.image_size, resized, height, width)
 
     def _encode(
         self, batch: MaskBatch, height: int, width: int, timer: StepTimer, dropped: Counter[str]
     ) -> list[_EncodedMask]:
         """The masks of the rows that remain after small regions are removed, in the order to return them."""
-        min_area = self.config.min_mask_region_area
-        encoded: list[_EncodedMask] = []
-        for row in range(len(batch)):
-            edited = False
-            with timer.step("rle"):
-                mask_HW = self._full_mask(batch.logits[row], batch.crop_boxes[row], height, width)
-            if min_area > 0:
-                with timer.step("filter"):
-                    keep_largest = not self.config.drop_small_masks
-                    mask_HW, edited = remove_small_regions(mask_HW, min_area, keep_largest)
-                    if not keep_largest and not mask_HW.any():
-                        continue
-            with timer.step("rle"):
-                encoded.append(_EncodedMask(row, rle.encode(mask_HW), edited))
-        if min_area > 0:
+        with timer.step("rle"):
+            encoded = [
+                _EncodedMask(row, counts, False) for row, counts in enumerate(self._counts(batch, height, width))
+            ]
+        if self.config.min_mask_region_area > 0:
             with timer.step("filter"):
-                # Editing may have made duplicates: of two, the unedited one stays.
-                boxes_N4 = xywh_to_xyxy(torch.from_numpy(_boxes(encoded, height, width)))
-                scores_N = torch.tensor([0.0 if mask.edited else 1.0 for mask in encoded])
-                kept = nms(boxes_N4, scores_N, max(self.config.box_nms_thresh, self.config.crop_nms_thresh))
-                encoded = [encoded[i] for i in kept.tolist()]
+                encoded = self._remove_small_regions(encoded, height, width)
         dropped["small_regions"] += len(batch) - len(encoded)
         return encoded
 
-    def _full_mask(self, logits_hw: Tensor, crop_box_4: Tensor, height: int, width: int) -> NDArray[np.bool_]:
-        """One mask at the size of the image."""
-        x0, y0, x1, y1 = crop_box_4.tolist()
-        logits_1HW = to_image_logits(logits_hw[None], y1 - y0, x1 - x0, self.sam.config.image_size)
-        mask_HW = np.zeros((height, width), dtype=np.bool_)
-        mask_HW[y0:y1, x0:x1] = (logits_1HW[0] > MASK_THRESHOLD).cpu().numpy()
-        return mask_HW
+    def _counts(self, batch: MaskBatch, height: int, width: int) -> list[bytes]:
+        """The RLE of each mask in the image."""
+        counts = [b""] * len(batch)
+        for crop_box_4 in batch.crop_boxes.unique(dim=0):
+            rows = (batch.crop_boxes == crop_box_4).all(dim=1).nonzero()[:, 0]
+            x0, y0, x1, y1 = crop_box_4.tolist()
+            upsampling = self._upsampling((x0, y0, x1, y1))
+            of_crop = tail.encode(batch.logits[rows], upsampling, (x0, y0), height, width)
+            for row, text in zip(rows.tolist(), of_crop, strict=True):
+                counts[row] = text
+        return counts
+
+    def _remove_small_regions(self, masks: list[_EncodedMask], height: int, width: int) -> list[_EncodedMask]:
+        keep_largest = not self.config.drop_small_masks
+        kept: list[_EncodedMask] = []
+        for mask in masks:
+            mask_HW = rle.decode(mask.counts, height, width)
+            mask_HW, edited = remove_small_regions(mask_HW, self.config.min_mask_region_area, keep_largest)
+            if keep_largest or mask_HW.any():
+                kept.append(_EncodedMask(mask.row, rle.encode(mask_HW) if edited else mask.counts, edited))
+        # Editing may have made duplicates: of two, the unedited one stays.
+        boxes_N4 = xywh_to_xyxy(torch.from_numpy(_boxes(kept, height, width)))
+        scores_N = torch.tensor([0.0 if mask.edited else 1.0 for mask in kept])
+        rows = nms(boxes_N4, scores_N, max(self.config.box_nms_thresh, self.config.crop_nms_thresh))
+        return [kept[row] for row in rows.tolist()]
 
 
 class _EncodedMask(NamedTuple):

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
+from pycocotools import mask as coco
 
 from filters import rle
 
@@ -105,3 +106,27 @@ def test_decode_and_measure_agree_when_counts_are_hostile(counts: bytes):
         mask_HW = rle.decode(counts, 3, 5)
         assert area == [mask_HW.sum()]
         assert boxes == [list(rle.bbox(rle.encode(mask_HW), 3, 5))]
+
+
+@settings(deadline=None)
+@given(masks)
+def test_changes_along_the_columns_make_the_same_counts(mask_HW):
+    height = mask_HW.shape[0]
+    # A row of zeros below: what ends with a column and begins with the next one changes twice at one position.
+    columns = np.pad(mask_HW.T, ((0, 0), (0, 1))).ravel()
+    changes = np.flatnonzero(np.diff(columns, prepend=False))
+    assert rle.from_changes([changes - changes // (height + 1)], mask_HW.size) == [rle.encode(mask_HW)]
+
+
+def test_counts_of_long_runs_are_those_of_pycocotools():
+    height, width = 2**15, 2**14
+    changes = np.array([5, 2**28, 2**28 + 1, 2**29 - 1])
+    lengths = np.diff(changes, prepend=0, append=height * width).tolist()
+    theirs = coco.frPyObjects({"counts": lengths, "size": [height, width]}, height, width)["counts"]
+    assert rle.from_changes([changes, changes], height * width) == [theirs, theirs]
+
+
+def test_no_change_is_an_empty_mask_and_no_mask_is_none():
+    none = np.empty(0, np.int64)
+    assert rle.from_changes([none], 6) == [rle.encode(np.zeros((2, 3), np.bool_))]
+    assert rle.from_changes([], 6) == []

@@ -1,0 +1,45 @@
+"""The mask tail: from low-resolution logits to scores, boxes and run lengths, without full-resolution masks.
+
+Equal to `model.preprocess.to_image_logits` followed by `filters.scores` and `filters.boxes`, which store every pixel
+and are the reference. The memory is that of a few rows of pixels for each thread, whatever the image and the masks.
+
+Shapes: N masks, h w low-resolution logits, H W size of the crop, in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from filters import rle
+from filters.upsampling import Upsampling
+
+
+class Measures(NamedTuple):
+    """What the filters need to know of N masks."""
+
+    stability_score: Tensor  # (N,) float32; NaN where no pixel is above the lower threshold
+    area: Tensor  # (N,) int64, pixels
+    boxes: Tensor  # (N, 4) int64, inclusive XYXY in pixels of the crop; zeros for an empty mask
+
+
+def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float) -> Measures:
+    """Measures of the masks, the pixels whose logit is above `MASK_THRESHOLD`.
+
+    `offset` is that of `filters.scores.stability_score`.
+    """
+    from filters import tail_cpu
+
+    counts_N3, boxes_N4 = (torch.from_numpy(x) for x in tail_cpu.measure(logits_Nhw.numpy(), upsampling, offset))
+    above_N, below_N, area_N = counts_N3.unbind(dim=1)
+    return Measures(above_N / below_N, area_N, boxes_N4)
+
+
+def encode(logits_Nhw: Tensor, upsampling: Upsampling, corner: tuple[int, int], height: int, width: int) -> list[bytes]:
+    """The `counts` of the masks in an image of (height, width) pixels whose crop begins at `corner` (x, y)."""
+    from filters import tail_cpu
+
+    positions = tail_cpu.find_changes(logits_Nhw.numpy(), upsampling, corner[0] * height + corner[1], height)
+    return rle.from_changes(positions, height * width)

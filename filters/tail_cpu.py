@@ -1,0 +1,238 @@
+"""The mask tail on a CPU: what is needed of the full-resolution logits, without storing them.
+
+Only where the logits around lie on both sides of a threshold are pixels interpolated, row by row in the caches, with
+the arithmetic of `torch.nn.functional.interpolate` in its order, so that every pixel is the published one. (For crops
+whose height and width are together 128 pixels or less torch adds in another order: there the last bits differ.)
+
+Shapes: N masks, h w low-resolution logits, S side of the network's input, H W size of the crop, in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from filters.upsampling import Upsampling
+
+_Result = TypeVar("_Result")
+
+# Pixels of a span: all are above the upper threshold, or nobody knows.
+INSIDE, MIXED = 1, 0
+
+_POOL = ThreadPoolExecutor(thread_name_prefix="mask-tail")
+
+
+def measure(
+    logits_Nhw: NDArray[np.float32], upsampling: Upsampling, offset: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels (N, 3) above `offset`, above `-offset` and above 0, and boxes (N, 4): see `filters.tail.measure`."""
+    counts_N3 = np.zeros((len(logits_Nhw), 3), np.int64)
+    boxes_N4 = np.zeros((len(logits_Nhw), 4), np.int64)
+    _by_thread(lambda n: _measure(logits_Nhw[n], upsampling, offset, counts_N3[n], boxes_N4[n]), len(logits_Nhw))
+    return counts_N3, boxes_N4
+
+
+def find_changes(
+    logits_Nhw: NDArray[np.float32], upsampling: Upsampling, offset: int, stride: int
+) -> list[NDArray[np.int64]]:
+    """See `filters.tail.find_changes`."""
+    blocks = _by_thread(
+        lambda n: [_changes(logits_hw, upsampling, offset, stride) for logits_hw in logits_Nhw[n]], len(logits_Nhw)
+    )
+    return [positions for block in blocks for positions in block]
+
+
+def _by_thread(function: Callable[[slice], _Result], count: int) -> list[_Result]:
+    """What it returns for slices that make up `range(count)`, as many as torch has threads."""
+    blocks = min(torch.get_num_threads(), count)
+    if blocks <= 1:
+        return [function(slice(count))]
+    ends = [count * i // blocks for i in range(blocks + 1)]
+    return list(_POOL.map(function, map(slice, ends[:-1], ends[1:])))
+
+
+class _Buffers(NamedTuple):
+    spans_w3: Any
+    bounds_2w: Any
+    coarse_3S: Any
+    input_S: Any
+    fine_RW: Any
+    pixels_YW: Any
+
+
+def _generate_fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c in one rounding."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+_fma: Any = intrinsic(_generate_fma)
+
+
+# Loops over pixels count in uint64: an index that might be negative would keep them from being vectorised.
+
+
+@njit(nogil=True, cache=True)
+def _buffers(upsampling):
+    """Room for the pixels of one row of cells and what they are made of, for the functions below."""
+    h, S, W = len(upsampling.row_cells) - 1, len(upsampling.to_input.near), len(upsampling.columns.near)
+    return _Buffers(
+        spans_w3=np.empty((h, 3), np.int64),
+        bounds_2w=np.empty((2, h + 2), np.float32),
+        coarse_3S=np.empty((3, S), np.float32),
+        input_S=np.empty(S, np.float32),
+        fine_RW=np.empty((np.bincount(upsampling.to_input.near).max() + 1, W), np.float32),
+        pixels_YW=np.empty((np.diff(upsampling.row_cells).max(), W), np.float32),
+    )
+
+
+@njit(nogil=True, cache=True)
+def _find_spans(logits_hw, upsampling, i, low, high, buffers):
+    """Fills `spans_w3` with the columns (kind, x0, x1) that row i of the cells has pixels in; returns how many.
+
+    Left out is where all logits, and so all pixels, are at most `low`.
+    """
+    h, w = logits_hw.shape
+    highest, lowest = buffers.bounds_2w
+    upper, middle, lower = logits_hw[i], logits_hw[min(i + 1, h - 1)], logits_hw[min(i + 2, h - 1)]
+    any_above = False
+    for j in range(np.uint64(w)):
+        a, b, c = upper[j], middle[j], lower[j]
+        most, least = (a, b) if a > b else (b, a)
+        most, least = c if c > most else most, c if c < least else least
+        highest[j], lowest[j] = most, least
+        any_above |= most > low
+    if not any_above:
+        return 0
+    highest[w:], lowest[w:] = highest[w - 1], lowest[w - 1]
+    spans = 0
+    for j in range(w):
+        if highest[j] <= low and highest[j + 1] <= low and highest[j + 2] <= low:
+            continue
+        inside = lowest[j] > high and lowest[j + 1] > high and lowest[j + 2] > high
+        kind = INSIDE if inside else MIXED
+        x0, x1 = upsampling.column_cells[j], upsampling.column_cells[j + 1]
+        last = buffers.spans_w3[spans - 1]
+        if spans > 0 and last[2] == x0 and last[0] == kind:
+            last[2] = x1
+        elif x0 < x1:
+            span = buffers.spans_w3[spans]
+            span[0], span[1], span[2] = kind, x0, x1
+            spans += 1
+    return spans
+
+
+@njit(nogil=True, cache=True)
+def _interpolate(logits_hw, upsampling, i, x0, x1, buffers):
+    """Fills `pixels_YW` with the pixels of row i of the cells, columns from x0 to x1."""
+    to_input, rows, columns = upsampling.to_input, upsampling.rows, upsampling.columns
+    coarse_3S, input_S, fine_RW, pixels_YW = buffers.coarse_3S, buffers.input_S, buffers.fine_RW, buffers.pixels_YW
+    y0, y1 = upsampling.row_cells[i], upsampling.row_cells[i + 1]
+    first, last = np.int64(rows.near[y0]), np.int64(rows.far[y1 - 1])
+    left, right = np.uint64(columns.near[x0]), np.uint64(columns.far[x1 - 1] + 1)
+    for k in range(to_input.far[last] - i + 1):
+        for x in range(left, right):
+            near, far = logits_hw[i + k, to_input.near[x]], logits_hw[i + k, to_input.far[x]]
+            coarse_3S[k, x] = _fma(near, to_input.near_weight[x], far * to_input.far_weight[x])
+    for r in range(first, last + 1):
+        a, b = to_input.near[r] - i, to_input.far[r] - i
+        a_weight, b_weight = to_input.near_weight[r], to_input.far_weight[r]
+        for x in range(left, right):
+            input_S[x] = _fma(coarse_3S[a, x], a_weight, coarse_3S[b, x] * b_weight)
+        for x in range(np.uint64(x0), np.uint64(x1)):
+            near, far = input_S[columns.near[x]], input_S[columns.far[x]]
+            fine_RW[r - first, x] = _fma(near, columns.near_weight[x], far * columns.far_weight[x])
+    for y in range(y0, y1):
+        a, b = rows.near[y] - first, rows.far[y] - first
+        a_weight, b_weight = rows.near_weight[y], rows.far_weight[y]
+        for x in range(np.uint64(x0), np.uint64(x1)):
+            pixels_YW[y - y0, x] = _fma(fine_RW[a, x], a_weight, fine_RW[b, x] * b_weight)
+
+
+@njit(nogil=True, cache=True)
+def _measure(logits_Nhw, upsampling, offset, counts_N3, boxes_N4):
+    buffers = _buffers(upsampling)
+    pixels_YW = buffers.pixels_YW
+    offset, zero = np.float32(offset), np.float32(0)
+    one, none = np.int32(1), np.int32(0)
+    # A little wider: a mean of equal logits may come out beyond them in its last bit.
+    margin = offset * np.float32(1.0001)
+    for n in range(len(logits_Nhw)):
+        logits_hw = logits_Nhw[n]
+        left, top, right, bottom = len(upsampling.columns.near), len(upsampling.rows.near), 0, 0
+        for i in range(len(logits_hw)):
+            y0, y1 = upsampling.row_cells[i], upsampling.row_cells[i + 1]
+            if y0 == y1:
+                continue
+            for s in range(_find_spans(logits_hw, upsampling, i, -margin, margin, buffers)):
+                kind, x0, x1 = buffers.spans_w3[s]
+                if kind == INSIDE:
+                    counts_N3[n] += (y1 - y0) * (x1 - x0)
+                    left, right, top, bottom = min(left, x0), max(right, x1), min(top, y0), y1
+                    continue
+                _interpolate(logits_hw, upsampling, i, x0, x1, buffers)
+                for y in range(y1 - y0):
+                    above = below = inside = none
+                    for x in range(np.uint64(x0), np.uint64(x1)):
+                        value = pixels_YW[y, x]
+                        above += one if value > offset else none
+                        below += one if value > -offset else none
+                        inside += one if value > zero else none
+                    counts_N3[n, 0] += above
+                    counts_N3[n, 1] += below
+                    counts_N3[n, 2] += inside
+                    if inside > 0:
+                        top, bottom = min(top, y0 + y), max(bottom, y0 + y + 1)
+                        first, last = x0, x1
+                        while first < left and pixels_YW[y, first] <= 0:
+                            first += 1
+                        while last > right and pixels_YW[y, last - 1] <= 0:
+                            last -= 1
+                        left, right = min(left, first), max(right, last)
+        if right > 0:
+            boxes_N4[n] = left, top, right - 1, bottom - 1
+
+
+@njit(nogil=True, cache=True)
+def _changes(logits_hw, upsampling, offset, stride):
+    buffers = _buffers(upsampling)
+    H, W = len(upsampling.rows.near), len(upsampling.columns.near)
+    inside = np.zeros((H + 2, W), np.bool_)  # with a row of zeros before and after
+    left, top, right, bottom = W, H, 0, 0
+    for i in range(len(logits_hw)):
+        y0, y1 = upsampling.row_cells[i], upsampling.row_cells[i + 1]
+        if y0 == y1:
+            continue
+        for s in range(_find_spans(logits_hw, upsampling, i, np.float32(0), np.float32(0), buffers)):
+            kind, x0, x1 = buffers.spans_w3[s]
+            left, right, top, bottom = min(left, x0), max(right, x1), min(top, y0), y1
+            if kind == INSIDE:
+                inside[y0 + 1 : y1 + 1, x0:x1] = True
+                continue
+            _interpolate(logits_hw, upsampling, i, x0, x1, buffers)
+            for y in range(y0, y1):
+                for x in range(np.uint64(x0), np.uint64(x1)):
+                    inside[y + 1, x] = buffers.pixels_YW[y - y0, x] > 0
+    changes_W = np.zeros(W, np.int32)  # in each column
+    for y in range(top, bottom + 1):
+        for x in range(np.uint64(left), np.uint64(right)):
+            changes_W[x] += inside[y, x] ^ inside[y + 1, x]
+    place_W = np.cumsum(changes_W) - changes_W  # of each column's next change
+    positions = np.empty(changes_W.sum(), np.int64)
+    for y in range(top, bottom + 1):
+        for x in range(left, right):
+            if inside[y, x] != inside[y + 1, x]:
+                positions[place_W[x]] = offset + x * stride + y
+                place_W[x] += 1
+    return positions

@@ -1,0 +1,98 @@
+"""The mask tail against the reference, which stores every pixel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filters import rle, tail
+from filters.boxes import masks_to_boxes
+from filters.scores import count_pixels, stability_score
+from filters.upsampling import linear_taps, plan_upsampling
+from model.preprocess import resized_size, to_image_logits
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64, 333, 1024])
+@pytest.mark.parametrize("new_size", [1, 2, 5, 256, 427, 1500, 2250])
+def test_taps_are_those_of_torch(size, new_size):
+    x = torch.randn(size)
+    taps = linear_taps(size, new_size)
+    theirs = F.interpolate(x[None, None], new_size, mode="linear")[0, 0].numpy()
+    far = (x.numpy()[taps.far] * taps.far_weight).astype(np.float64)
+    ours = (x.numpy()[taps.near].astype(np.float64) * taps.near_weight + far).astype(
+        np.float32
+    )  # as a fused multiply-add
+    assert np.array_equal(ours, theirs)
+
+
+# Mask side, input side, height and width of the crop: larger and smaller than the input, long and thin. Where height and
+# width are together 128 or less torch adds in another order, and the last bits differ.
+SIZES = [
+    (64, 256, 300, 211),
+    (64, 256, 256, 256),
+    (128, 512, 427, 640),
+    (256, 1024, 100, 37),
+    (256, 1024, 700, 1050),
+    (64, 256, 1, 300),
+    (64, 256, 1100, 3),
+]
+
+
+def _logits(side: int) -> Tensor:
+    """Masks with smooth borders, of noise, empty, full, of one logit, with a hole, and at the thresholds themselves."""
+    torch.manual_seed(side)
+    smooth = F.interpolate(4 * torch.randn(6, 1, 7, 7), (side, side), mode="bicubic")[:, 0]
+    noise = torch.randn(2, side, side)
+    one = torch.full((1, side, side), -9.0)
+    one[0, 2, 1] = 9
+    hole = torch.full((1, side, side), 9.0)
+    hole[0, 1:3, 1:2] = -9
+    steps = torch.randint(-1, 2, (2, side, side)).float()
+    empty_and_full = torch.tensor([-5.0, 5.0])[:, None, None].expand(2, side, side)
+    return torch.cat([smooth, noise, one, hole, steps, empty_and_full])
+
+
+@pytest.mark.parametrize("offset", [1.0, 0.0, 2.5])
+@pytest.mark.parametrize(("mask_size", "image_size", "height", "width"), SIZES)
+def test_measures_are_those_of_all_pixels(mask_size, image_size, height, width, offset):
+    logits_Nhw = _logits(mask_size)
+    upsampling = plan_upsampling(mask_size, image_size, resized_size(height, width, image_size), height, width)
+    measures = tail.measure(logits_Nhw, upsampling, offset)
+    logits_NHW = to_image_logits(logits_Nhw, height, width, image_size)
+    torch.testing.assert_close(
+        measures.stability_score, stability_score(logits_NHW, offset), rtol=0, atol=0, equal_nan=True
+    )
+    assert torch.equal(measures.area, count_pixels(logits_NHW > 0))
+    assert torch.equal(measures.boxes, masks_to_boxes(logits_NHW > 0))
+
+
+@pytest.mark.parametrize("around", [(0, 0, 0, 0), (3, 0, 4, 0), (0, 5, 0, 6), (2, 1, 0, 7)])
+@pytest.mark.parametrize(("mask_size", "image_size", "height", "width"), SIZES)
+def test_run_lengths_are_those_of_all_pixels(mask_size, image_size, height, width, around):
+    left, top, right, bottom = around
+    logits_Nhw = _logits(mask_size)
+    upsampling = plan_upsampling(mask_size, image_size, resized_size(height, width, image_size), height, width)
+    image = (top + height + bottom, left + width + right)
+    counts = tail.encode(logits_Nhw, upsampling, (left, top), *image)
+    masks_NHW = to_image_logits(logits_Nhw, height, width, image_size) > 0
+    masks_NHW = F.pad(masks_NHW, (left, right, top, bottom)).numpy()
+    assert counts == [rle.encode(mask_HW) for mask_HW in masks_NHW]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_there_may_be_fewer_masks_than_threads(threads):
+    upsampling = plan_upsampling(64, 256, (256, 256), 90, 90)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for count in (0, 1, 2, 14):
+            logits_Nhw = _logits(64)[:count]
+            measures = tail.measure(logits_Nhw, upsampling, 1.0)
+            assert measures.boxes.shape == (count, 4)
+            assert torch.equal(measures.area, count_pixels(to_image_logits(logits_Nhw, 90, 90, 256) > 0))
+            assert len(tail.encode(logits_Nhw, upsampling, (0, 0), 90, 90)) == count
+    finally:
+        torch.set_num_threads(before)
