@@ -25,8 +25,10 @@ fix: $(INSTALLED)  ## what ruff can mend by itself
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest
 
-bench: $(INSTALLED)  ## the engine against the published implementation, same weights, one run
+bench: $(INSTALLED)  ## the engine against its peers, same weights, one run; memory of a very large image
 	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.engine --model vit_b --photographs 1
+	$(BIN)/python -m benchmarks.memory
 
 soak: $(INSTALLED)  ## runs whose workers, machines and drivers are killed 250 times: is anything lost?
 	$(BIN)/python -m tests.soak --kills 250

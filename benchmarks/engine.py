@@ -289,11 +289,10 @@ def _report(
     lines += [f"- {key}: {value}" for key, value in environment.items()]
     lines += ["", "Seconds per photograph, from its bytes to run lengths (masks found):", ""]
     lines += _table(["photograph", "pixels", *names], [_seconds_row(timing, names) for timing in timings])
-    lines += ["", "How many times faster, on the photographs that both did:", ""]
-    lines += _table(
-        ["against", *ours],
-        [[peer, *(f"{_ratio(timings, peer, name):.1f}" for name in ours)] for peer in names if peer not in ours],
-    )
+    ratios = [[peer, *(f"{_ratio(timings, peer, name):.1f}" for name in ours)] for peer in names if peer not in ours]
+    if ratios:
+        lines += ["", "How many times faster, on the photographs that both did:", ""]
+        lines += _table(["against", *ours], ratios)
     lines += ["", "Milliseconds per photograph by step, on average (*write*, to Parquet, is beyond the above):", ""]
     spent = {
         name: {step: mean(t.milliseconds[name].get(step, 0.0) for t in timings) for step in STEPS} for name in ours
