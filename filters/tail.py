@@ -30,16 +30,28 @@ def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float) -> Measur
 
     `offset` is that of `filters.scores.stability_score`.
     """
-    from filters import tail_cpu
+    # Imported where it is needed: a machine has numba or Triton, not necessarily both.
+    if logits_Nhw.is_cuda:
+        from filters import tail_gpu
 
-    counts_N3, boxes_N4 = (torch.from_numpy(x) for x in tail_cpu.measure(logits_Nhw.numpy(), upsampling, offset))
+        counts_N3, boxes_N4 = tail_gpu.measure(logits_Nhw, upsampling, offset)
+    else:
+        from filters import tail_cpu
+
+        counts_N3, boxes_N4 = (torch.from_numpy(x) for x in tail_cpu.measure(logits_Nhw.numpy(), upsampling, offset))
     above_N, below_N, area_N = counts_N3.unbind(dim=1)
     return Measures(above_N / below_N, area_N, boxes_N4)
 
 
 def encode(logits_Nhw: Tensor, upsampling: Upsampling, corner: tuple[int, int], height: int, width: int) -> list[bytes]:
     """The `counts` of the masks in an image of (height, width) pixels whose crop begins at `corner` (x, y)."""
-    from filters import tail_cpu
+    offset = corner[0] * height + corner[1]
+    if logits_Nhw.is_cuda:
+        from filters import tail_gpu
 
-    positions = tail_cpu.find_changes(logits_Nhw.numpy(), upsampling, corner[0] * height + corner[1], height)
+        positions = tail_gpu.find_changes(logits_Nhw, upsampling, offset, height)
+    else:
+        from filters import tail_cpu
+
+        positions = tail_cpu.find_changes(logits_Nhw.numpy(), upsampling, offset, height)
     return rle.from_changes(positions, height * width)

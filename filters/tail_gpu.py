@@ -1,0 +1,238 @@
+"""The mask tail on a GPU: what is needed of the full-resolution logits, without storing them.
+
+A program takes a strip of columns of one mask and walks down the rows that can be above the threshold, between two rows
+of the network's input that stay in registers. Its arithmetic is that of `filters.tail_cpu` in the same order, so that
+every pixel is the published one.
+
+Shapes: N masks, h w low-resolution logits, W width of the crop, X columns of a strip, all in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from filters.boxes import masks_to_boxes
+from filters.upsampling import Taps, Upsampling
+
+_STRIP = 128  # columns
+_LAUNCH = {"STRIP": _STRIP, "num_warps": 1, "enable_fp_fusion": False}
+_PLANS = 64  # as many as `plan_upsampling` keeps
+_BEYOND = tl.constexpr(2**31 - 1)  # below every pixel and to its right
+
+
+def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float) -> tuple[Tensor, Tensor]:
+    """Pixels (N, 3) above `offset`, above `-offset` and above 0, and boxes (N, 4): see `filters.tail.measure`.
+
+    The host waits only where an upsampling is new to the device.
+    """
+    plan = _on_device(upsampling, logits_Nhw.device)
+    counts_N3 = logits_Nhw.new_zeros((len(logits_Nhw), 3), dtype=torch.int64)
+    first_N2 = logits_Nhw.new_full((len(logits_Nhw), 2), _BEYOND.value, dtype=torch.int64)
+    last_N2 = torch.full_like(first_N2, -1)
+    with torch.cuda.device_of(logits_Nhw):
+        # A little lower: a mean of equal logits may come out higher in its last bit.
+        strips = _strips(logits_Nhw, plan, -offset * 1.0001)
+        _measure[plan.grid(logits_Nhw)](*strips, offset, counts_N3, first_N2, last_N2, **_LAUNCH)
+    return counts_N3, torch.cat([first_N2, last_N2], dim=1) * (counts_N3[:, 2:] > 0)
+
+
+def find_changes(logits_Nhw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
+    """See `filters.tail_cpu.find_changes`. The host waits twice: for how many there are, and for all of them."""
+    if len(logits_Nhw) == 0:
+        return []
+    plan = _on_device(upsampling, logits_Nhw.device)
+    changes_NW = logits_Nhw.new_zeros((len(logits_Nhw), plan.width), dtype=torch.int32)
+    with torch.cuda.device_of(logits_Nhw):
+        arguments = (*_strips(logits_Nhw, plan, 0), plan.width, stride, changes_NW)
+        launch = _changes[plan.grid(logits_Nhw)]
+        launch(*arguments, None, None, **_LAUNCH)
+        ends_NW = changes_NW.view(-1).cumsum(0).view_as(changes_NW)
+        ends_N = ends_NW[:, -1].cpu().numpy()
+        positions = ends_NW.new_empty(ends_N[-1])
+        launch(*arguments, ends_NW, positions, **_LAUNCH)
+    return np.split((positions + offset).cpu().numpy(), ends_N[:-1])
+
+
+class _Axis(NamedTuple):
+    """One axis of a bilinear resize, on a device."""
+
+    positions: Tensor  # float32, of each pixel the near tap plus the weight of the far one
+    last: int  # tap
+
+
+class _Plan(NamedTuple):
+    """An `Upsampling` on a device."""
+
+    to_input: _Axis
+    rows: _Axis
+    columns: _Axis
+    row_cells: Tensor  # (h + 1,) int32
+    column_cells: Tensor  # (w + 1,) int32
+
+    @property
+    def width(self) -> int:
+        return len(self.columns.positions)
+
+    def grid(self, logits_Nhw: Tensor) -> tuple[int, int]:
+        """A program for each strip of each mask."""
+        return len(logits_Nhw), triton.cdiv(self.width, _STRIP)
+
+
+_plans: dict[tuple[int, torch.device], tuple[Upsampling, _Plan]] = {}
+
+
+def _on_device(upsampling: Upsampling, device: torch.device) -> _Plan:
+    """Copied once: `plan_upsampling` returns the same object for the same sizes."""
+    key = id(upsampling), device
+    if key not in _plans:
+        if len(_plans) == _PLANS:
+            del _plans[next(iter(_plans))]
+        plan = _Plan(
+            _axis_on_device(upsampling.to_input, device),
+            _axis_on_device(upsampling.rows, device),
+            _axis_on_device(upsampling.columns, device),
+            torch.from_numpy(upsampling.row_cells).to(device, torch.int32),
+            torch.from_numpy(upsampling.column_cells).to(device, torch.int32),
+        )
+        _plans[key] = upsampling, plan  # as long as the upsampling is here, no other has its id
+    return _plans[key][1]
+
+
+def _axis_on_device(taps: Taps, device: torch.device) -> _Axis:
+    positions = (taps.near + taps.far_weight).astype(np.float32)
+    return _Axis(torch.from_numpy(positions).to(device), int(taps.far[-1]))
+
+
+def _strips(logits_Nhw: Tensor, plan: _Plan, threshold: float) -> tuple[Tensor | int, ...]:
+    """The first arguments of a kernel. windows_N4 are the pixels that can be above: rows from first to end, columns."""
+    x0_N, y0_N, x1_N, y1_N = masks_to_boxes(logits_Nhw > threshold).unbind(dim=1)
+    rows_N2 = plan.row_cells[torch.stack([(y0_N - 2).clamp(min=0), y1_N + 1], dim=1)]
+    columns_N2 = plan.column_cells[torch.stack([(x0_N - 2).clamp(min=0), x1_N + 1], dim=1)]
+    windows_N4 = torch.cat([rows_N2, columns_N2], dim=1)
+    return logits_Nhw.contiguous(), windows_N4, *plan.to_input, *plan.rows, *plan.columns
+
+
+# Sizes are arguments like any other: no kernel is compiled again for another image.
+_kernel: Any = triton.jit(do_not_specialize=["last_logit", "last_row", "last_column", "width", "stride"])
+
+
+@triton.jit
+def _taps(positions, pixel, last):
+    """Near and far tap and their weights: see `filters.upsampling.Taps`."""
+    position = tl.load(positions + pixel)
+    near = position.to(tl.int32)
+    far_weight = position - near
+    return near, tl.minimum(near + 1, last), 1 - far_weight, far_weight
+
+
+@triton.jit
+def _mix(near, far, taps):
+    return tl.fma(near, taps[2], far * taps[3])
+
+
+@triton.jit
+def _input(near_row, far_row, row, column):
+    """Pixels (X,) of the network's input from two rows of logits; row and column are taps."""
+    near = _mix(tl.load(near_row + column[0]), tl.load(near_row + column[1]), column)
+    far = _mix(tl.load(far_row + column[0]), tl.load(far_row + column[1]), column)
+    return _mix(near, far, row)
+
+
+@triton.jit
+def _input_row(r, strip):
+    """Row r of the network's input, resized to the columns (X,) of the strip."""
+    logits, to_input, last_logit, column, left, right = strip
+    row = _taps(to_input, r, last_logit)
+    near_row, far_row = logits + row[0] * (last_logit + 1), logits + row[1] * (last_logit + 1)
+    return _mix(_input(near_row, far_row, row, left), _input(near_row, far_row, row, right), column)
+
+
+@triton.jit
+def _pixels(y, r, near, far, rows, last_row, strip):
+    """Row y of the pixels (X,), and what to call this with for the next row: near is row r of the input."""
+    row = _taps(rows, y, last_row)
+    if row[0] != r:
+        near = far if row[0] == r + 1 else _input_row(row[0], strip)
+        far = _input_row(row[1], strip)
+    return _mix(near, far, row), row[0], near, far
+
+
+@triton.jit
+def _strip(logits, windows, to_input, last_logit, columns, last_column, STRIP: tl.constexpr):
+    """The rows to walk down (first, end), the columns x, which of these are in the window, what `_input_row` takes."""
+    n = tl.program_id(0).to(tl.int64)
+    y0, y1 = tl.load(windows + 4 * n), tl.load(windows + 4 * n + 1)
+    x0, x1 = tl.load(windows + 4 * n + 2), tl.load(windows + 4 * n + 3)
+    x0 += tl.program_id(1) * STRIP
+    x = x0 + tl.arange(0, STRIP)
+    near, far, near_weight, far_weight = _taps(columns, tl.minimum(x, x1 - 1), last_column)
+    # NaN is above no threshold.
+    column = near, far, tl.where(x < x1, near_weight, float("nan")), far_weight
+    left, right = _taps(to_input, near, last_logit), _taps(to_input, far, last_logit)
+    strip = logits + n * (last_logit + 1) * (last_logit + 1), to_input, last_logit, column, left, right
+    return y0, tl.where(x0 < x1, y1, y0), x, x < x1, strip
+
+
+@_kernel
+def _measure(
+    logits, windows, to_input, last_logit, rows, last_row, columns, last_column,
+    offset, counts, first, last, STRIP: tl.constexpr,
+):  # fmt: skip
+    y0, y1, x, _, strip = _strip(logits, windows, to_input, last_logit, columns, last_column, STRIP)
+    if y0 >= y1:
+        return
+    above = tl.zeros([STRIP], tl.int32)
+    below, area, top, bottom = above, above, above + _BEYOND, above - 1
+    r, near, far = -2, above.to(tl.float32), above.to(tl.float32)
+    for y in range(y0, y1):
+        pixels, r, near, far = _pixels(y, r, near, far, rows, last_row, strip)
+        inside = pixels > 0
+        above += pixels > offset
+        below += pixels > -offset
+        area += inside
+        top = tl.minimum(top, tl.where(inside, y, _BEYOND))
+        bottom = tl.where(inside, y, bottom)
+    n = tl.program_id(0).to(tl.int64)
+    tl.atomic_add(counts + 3 * n, tl.sum(above))
+    tl.atomic_add(counts + 3 * n + 1, tl.sum(below))
+    tl.atomic_add(counts + 3 * n + 2, tl.sum(area))
+    tl.atomic_min(first + 2 * n, tl.min(tl.where(area > 0, x, _BEYOND)))
+    tl.atomic_min(first + 2 * n + 1, tl.min(top))
+    tl.atomic_max(last + 2 * n, tl.max(tl.where(area > 0, x, -1)))
+    tl.atomic_max(last + 2 * n + 1, tl.max(bottom))
+
+
+@_kernel
+def _changes(
+    logits, windows, to_input, last_logit, rows, last_row, columns, last_column,
+    width, stride, changes, ends, positions, STRIP: tl.constexpr,
+):  # fmt: skip
+    """How many changes each column has or, where there is room for them, their positions."""
+    y0, y1, x, within, strip = _strip(logits, windows, to_input, last_logit, columns, last_column, STRIP)
+    if y0 >= y1:
+        return
+    column = tl.program_id(0).to(tl.int64) * width + x
+    place = tl.zeros([STRIP], tl.int64)
+    if positions is not None:
+        place += tl.load(ends + column, within, 0) - tl.load(changes + column, within, 0)
+    start = x.to(tl.int64) * stride
+    before = x < 0
+    r, near, far = -2, tl.zeros([STRIP], tl.float32), tl.zeros([STRIP], tl.float32)
+    for y in range(y0, y1 + 1):
+        # The window is followed by a row outside.
+        pixels, r, near, far = _pixels(tl.minimum(y, y1 - 1), r, near, far, rows, last_row, strip)
+        inside = (pixels > 0) & (y < y1)
+        changed = inside != before
+        if positions is not None:
+            tl.store(positions + place, start + y, changed)
+        place += changed
+        before = inside
+    if positions is None:
+        tl.store(changes + column, place.to(tl.int32), within)
