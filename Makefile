@@ -4,10 +4,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check fix test bench soak fuzz
+.PHONY: help demo check fix test bench gpu-check soak fuzz
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
 
 demo: $(INSTALLED)  ## masks for a handful of photographs: tables, summary, overlays
 	$(BIN)/maskmill demo
@@ -29,6 +29,16 @@ bench: $(INSTALLED)  ## the engine against its peers, same weights, one run; mem
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.engine --model vit_b --photographs 1
 	$(BIN)/python -m benchmarks.memory
+
+# With the Python at hand: machines with a GPU often come with torch and without a network.
+GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
+
+gpu-check:  ## where there is a GPU: its tests, and the engine against its peers on it (BENCH: further arguments)
+	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null || \
+		{ echo "no GPU that the torch of $(GPU_PYTHON) can use; say which Python with: make gpu-check GPU_PYTHON=..."; exit 1; }
+	$(GPU_PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark[.]gpu' tests)
+	$(GPU_PYTHON) -m benchmarks.engine --device cuda --model mini $(BENCH)
+	$(GPU_PYTHON) -m benchmarks.engine --device cuda --model vit_h $(BENCH)
 
 soak: $(INSTALLED)  ## runs whose workers, machines and drivers are killed 250 times: is anything lost?
 	$(BIN)/python -m tests.soak --kills 250

@@ -101,7 +101,8 @@ def _on_device(upsampling: Upsampling, device: torch.device) -> _Plan:
             torch.from_numpy(upsampling.row_cells).to(device, torch.int32),
             torch.from_numpy(upsampling.column_cells).to(device, torch.int32),
         )
-        _plans[key] = upsampling, plan  # as long as the upsampling is here, no other has its id
+        # While this holds the upsampling, no other has its id.
+        _plans[key] = upsampling, plan
     return _plans[key][1]
 
 
@@ -111,7 +112,7 @@ def _axis_on_device(taps: Taps, device: torch.device) -> _Axis:
 
 
 def _strips(logits_Nhw: Tensor, plan: _Plan, threshold: float) -> tuple[Tensor | int, ...]:
-    """The first arguments of a kernel. windows_N4 are the pixels that can be above: rows from first to end, columns."""
+    """The first arguments of a kernel. In a row of windows_N4, y0 y1 x0 x1, are the pixels that can be above."""
     x0_N, y0_N, x1_N, y1_N = masks_to_boxes(logits_Nhw > threshold).unbind(dim=1)
     rows_N2 = plan.row_cells[torch.stack([(y0_N - 2).clamp(min=0), y1_N + 1], dim=1)]
     columns_N2 = plan.column_cells[torch.stack([(x0_N - 2).clamp(min=0), x1_N + 1], dim=1)]

@@ -204,6 +204,7 @@ def test_memory_is_independent_of_the_pixels() -> None:
 
 @pytest.mark.gpu
 @on_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_measuring_does_not_wait_for_the_gpu() -> None:
     from filters import tail_gpu
 
