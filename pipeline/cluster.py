@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +29,8 @@ from pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
 from pipeline.signals import StopSignals
 from pipeline.worker import Attempt, Engine, Job, OnCommit, OnProgress, Progress, process_shard
 
-SHARDS_PER_WORKER = 2  # the second waits at the actor, so that it never waits for the driver
+SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and images of the next are read ahead
+MAX_AHEAD = 8  # images that are decoded at once: a small part of what a large machine could
 DRAIN_SECONDS = 25.0  # containers get thirty after their SIGTERM
 PROGRESS_SECONDS = 1.0  # between two words of one worker
 PLACEMENT_SECONDS = 5.0  # between two looks for new machines
@@ -35,7 +38,7 @@ REPORTS_OF_SILENCE = 6  # before a worker is given up
 # So many in a row end the run: the fault lies in none of the shards.
 HOPELESS_STARTS = 3  # for each worker
 HOPELESS_LOSSES = 10  # for each worker, without an image that ended
-HOPELESS_STORAGE_ERRORS = 3  # without a commit
+HOPELESS_STORAGE_ERRORS = SHARDS_PER_WORKER + 2  # without a commit; a worker may lose all its shards at once
 # Only progress records pass through it. Ray's default is a third of the memory, more than a container may have.
 OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -111,12 +114,14 @@ def _check_address(address: str) -> None:
 
 
 class _Worker:
-    """The actor: one engine, one shard at a time."""
+    """The actor: one engine, on which shards take turns. It is called from SHARDS_PER_WORKER threads."""
 
     def __init__(self, job: Job, threads: int) -> None:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
         self._job = job
+        self._ahead = min(max(2, threads), MAX_AHEAD)
+        self._turn = threading.Lock()
         self._engine: Engine | None = None
         self._images = metrics.Counter("maskmill_images", "Images by what became of them.", tag_keys=("status",))
         self._masks = metrics.Counter("maskmill_masks", "Masks found.")
@@ -132,11 +137,14 @@ class _Worker:
         return ray.get_runtime_context().get_node_id()
 
     def process(self, shard: Shard, attempt: Attempt) -> Iterator[list[Progress]]:
-        """Progress, gathered for PROGRESS_SECONDS unless the attempt is a careful one."""
+        """Progress: at once when the shard has its turn, then gathered for PROGRESS_SECONDS.
+
+        A careful attempt tells of everything at once.
+        """
         assert self._engine is not None, "started"
         told: list[Progress] = []
-        last = time.monotonic()
-        for progress in process_shard(self._job, self._engine, shard, attempt):
+        last = -math.inf
+        for progress in process_shard(self._job, self._engine, shard, attempt, self._turn, self._ahead):
             if progress.status is not None:
                 self._images.inc(tags={"status": progress.status})
             if progress.n_masks > 0:
@@ -150,7 +158,7 @@ class _Worker:
 
 @dataclass(eq=False)
 class _WorkerHandle:
-    """An actor and the shards it holds, in the order in which it does them."""
+    """An actor and the shards it holds, in the order in which it infers them."""
 
     actor: ActorHandle
     starting: Reference  # its answer to the question where it is, with its engine; None once that is there
@@ -159,6 +167,13 @@ class _WorkerHandle:
     doubtful: list[Lease] = field(default_factory=list[Lease])  # what it held when Ray lost sight of it
     heard: float = field(default_factory=time.monotonic)  # when it told of anything, or got its first shard
     reported: float = field(default_factory=time.monotonic)  # when its silence began or was last told of
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether another shard may be sent to it: not while one waits for its turn, or has to be alone."""
+        return not self.starting and all(
+            lease.has_begun and not lease.attempt.careful for lease in self.leases.values()
+        )
 
 
 class _Driver:
@@ -199,10 +214,10 @@ class _Driver:
             ray.kill(worker.actor)
 
     def _drain(self, signals: StopSignals) -> None:
-        """Gives the shards at work some time to end, but not those that wait at a worker."""
+        """Gives the shards at work some time to end, but not those that wait for their turn."""
         logger.warning("stopping: the shards at work have %.0f s to end; once more stops at once", DRAIN_SECONDS)
         deadline = time.monotonic() + DRAIN_SECONDS
-        at_work = {next(iter(worker.leases)) for worker in self._workers if worker.leases}
+        at_work = {stream for worker in self._workers for stream, lease in worker.leases.items() if lease.has_begun}
         while signals.count == 1 and time.monotonic() < deadline:
             if not any(at_work & worker.leases.keys() for worker in self._workers):
                 break
@@ -215,14 +230,16 @@ class _Driver:
             num_gpus=self._placement.gpus,
             max_restarts=0,  # the driver replaces it, and so knows when and on which machine the new one has started
             max_task_retries=0,
+            max_concurrency=SHARDS_PER_WORKER,
         ).remote(self._job, self._placement.threads)
         return _WorkerHandle(actor, actor.start.remote())
 
     def _hand_out(self) -> None:
-        # In rounds, so that every worker has a shard before one has two.
+        # In rounds, so that every worker has a shard before one has two. The next one is sent when the last one has its
+        # turn: so they take turns in the order in which they are sent, and only one at a time is read ahead.
         for held in range(SHARDS_PER_WORKER):
             for worker in self._workers:
-                if worker.starting or len(worker.leases) != held:
+                if not worker.is_ready or len(worker.leases) != held:
                     continue
                 if lease := self._schedule.take(idle=held == 0):
                     process = worker.actor.process.options(
@@ -289,9 +306,9 @@ class _Driver:
                 raise error.cause from None
             self._schedule.lose(worker.leases.pop(stream), _reason(error))
         elif isinstance(error, RayTaskError):
-            self._replace(worker, worker.leases.pop(stream), _reason(error))
+            self._replace(worker, [worker.leases.pop(stream)], _reason(error))
         else:
-            # All the shards it held fail together; it was at the first one.
+            # All the shards it held fail together.
             worker.doubtful = list(worker.leases.values())
             worker.leases.clear()
             self._mind_death(worker, error)
@@ -304,12 +321,15 @@ class _Driver:
             logger.warning("a machine is gone: what it was at is done again")
             self._replace(worker)
         else:
-            self._replace(worker, worker.doubtful.pop(0), _reason(error))
+            # Any of them may have done it: its images are decoded while others are inferred or committed.
+            suspects, worker.doubtful = worker.doubtful, []
+            self._replace(worker, suspects, _reason(error))
 
-    def _replace(self, worker: _WorkerHandle, culprit: Lease | None = None, reason: str = "") -> None:
-        """Gives up a worker, because of a shard that was taken from it or through the fault of none."""
-        if culprit:
-            self._schedule.lose(culprit, reason)
+    def _replace(self, worker: _WorkerHandle, suspects: Sequence[Lease] = (), reason: str = "") -> None:
+        """Gives up a worker, because of shards that were taken from it or through the fault of none."""
+        for lease in suspects:
+            self._schedule.lose(lease, reason)
+        if suspects:
             self._losses += 1
             if self._losses > HOPELESS_LOSSES * len(self._workers):
                 raise RunFailedError(f"the workers fail before they end an image: {reason}")
@@ -329,7 +349,7 @@ class _Driver:
         for worker in list(self._workers):
             culprit = next(iter(worker.leases), None)
             if culprit and now - worker.heard > self._image_timeout:
-                self._replace(worker, worker.leases.pop(culprit), f"no progress for {self._image_timeout:.0f} s")
+                self._replace(worker, [worker.leases.pop(culprit)], f"no progress for {self._image_timeout:.0f} s")
             elif (culprit or worker.starting) and now - worker.reported > self._image_timeout / REPORTS_OF_SILENCE:
                 worker.reported = now
                 what = (

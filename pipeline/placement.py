@@ -18,7 +18,7 @@ class Placement:
     workers: int
     cpus: int
     gpus: int
-    threads: int  # for torch, inside a worker
+    threads: int  # for torch and for decoding, inside a worker
 
 
 def place(nodes: Sequence[Mapping[str, float]], device: str) -> Placement:

@@ -28,6 +28,11 @@ class Lease:
     ended: int = 0  # images
 
     @property
+    def has_begun(self) -> bool:
+        """Whether its worker has told of an image."""
+        return self.begun is not None or self.ended > 0
+
+    @property
     def whereabouts(self) -> str:
         """The shard and, where that is known for sure, the image at work and its step."""
         at = f", step {self.begun.step} of {self.begun.image_id}" if self.begun and self.attempt.careful else ""
@@ -47,8 +52,9 @@ class _History:
 class Schedule:
     """The state of a run: what is where, what is done, what has failed how often.
 
-    Shards are handed out in order, then those that lost their worker, then second copies of the slowest. `on_progress`
-    is told once of each image that ended, `on_commit` once of each shard.
+    Shards are handed out in order, then those that lost their worker, then second copies of the slowest. What lost its
+    worker has to be alone at the next one: others there would make it uncertain who is to blame. `on_progress` is told
+    once of each image that ended, `on_commit` once of each shard.
     """
 
     def __init__(self, shards: Plan | list[Shard], on_progress: OnProgress, on_commit: OnCommit) -> None:
@@ -69,15 +75,23 @@ class Schedule:
         return self._n_shards - len(self._done) - len(self.failed)
 
     def take(self, idle: bool) -> Lease | None:
-        """What a worker shall do next; None if nothing. An `idle` worker may get a copy of what another one has."""
-        shard = next(self._fresh, None) or (self._again.pop(0) if self._again else None)
-        shard = shard or (self._slowest() if idle else None)
+        """What a worker shall do next; None if nothing.
+
+        Only an `idle` worker gets what has to be alone (and nothing beside it), or a copy of what another one has.
+        """
+        shard = next(self._fresh, None) or self._next_again(idle) or (self._slowest() if idle else None)
         if shard is None:
             return None
         history = self._histories.get(shard.index, _History())
         lease = Lease(shard, Attempt(history.losses + 1, dict(history.quarantined)))
         self._leases.append(lease)
         return lease
+
+    def _next_again(self, idle: bool) -> Shard | None:
+        shard = next((shard for shard in self._again if idle or shard.index not in self._histories), None)
+        if shard:
+            self._again.remove(shard)
+        return shard
 
     def _slowest(self) -> Shard | None:
         """The shard that is furthest from done and at one worker only: whoever is faster commits it.

@@ -6,8 +6,9 @@ import hashlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ from pipeline.records import (
 from pipeline.sources import Source
 from pipeline.table import encode_part
 
-# Images that are fetched and decoded while the device is busy with another: each holds three bytes for every pixel.
+# Images of a shard that are fetched and decoded while the device is busy: each holds three bytes for every pixel.
 AHEAD = 4
 MAX_REASON_CHARACTERS = 500
 
@@ -114,7 +115,10 @@ OnCommit = Callable[[Shard], None]
 
 
 def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_commit: OnCommit = lambda _: None) -> None:
-    """Does the shards one after the other in this process. What `cluster.run` does, but nothing survives a crash."""
+    """Does the shards one after the other in this process. What `cluster.run` does, but nothing survives a crash.
+
+    The device waits while a shard is committed.
+    """
     engine = job.make_engine()
     for shard in shards:
         for progress in process_shard(job, engine, shard):
@@ -123,33 +127,53 @@ def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_com
         on_commit(shard)
 
 
-def process_shard(job: Job, engine: Engine, shard: Shard, attempt: Attempt = Attempt()) -> Iterator[Progress]:
+def process_shard(
+    job: Job,
+    engine: Engine,
+    shard: Shard,
+    attempt: Attempt = Attempt(),
+    turn: AbstractContextManager[object] | None = None,
+    ahead: int = AHEAD,
+) -> Iterator[Progress]:
     """Commits the part of a shard, and tells of each image what it enters and how it ends, in the source's order.
+
+    `turn` is a lock that shards of one engine share, held from the first inference to the last. So while one has its
+    turn, the next one fetches and decodes up to `ahead` images, and the last one is encoded and committed.
 
     An image that cannot be fetched, decoded or inferred becomes a failed row. A shard that somebody else commits first
     is a success like any other. Raises StorageError where the source or the output cannot be reached, and what says
     that the device is lost.
     """
     if not job.ledger.is_committed(shard):
-        results: list[ImageResult] = []
-        for record, decode in (_one_by_one if attempt.careful else _decode_ahead)(job, shard):
-            yield Progress(shard.index, record.image_id, "decode")
-            if failure := attempt.quarantined.get(record.image_id):
-                result = _quarantined(record, failure, attempt)
-            else:
-                image = decode()
-                yield Progress(shard.index, record.image_id, "encode")
-                result = _infer(engine, image, attempt)
-            results.append(result)
-            n_masks = len(result.outcome) if isinstance(result.outcome, ImageMasks) else 0
-            step = result.outcome.step if isinstance(result.outcome, Failure) else STEPS[-1]
-            total = sum(result.milliseconds.values())
-            yield Progress(shard.index, result.image_id, step, result.status, n_masks, total)
+        reading = _one_by_one(job, shard) if attempt.careful else _decode_ahead(job, shard, ahead)
+        with reading as images, turn or nullcontext():
+            results = yield from _infer_all(engine, shard, images, attempt)
         reached = {result.image_id for result in results}
         results += (_out_of_reach(shard, image_id, attempt) for image_id in shard.again - reached)
         job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity))
     # Also when another worker has committed it, who may have died before this.
     job.ledger.publish_images(shard.name)
+
+
+def _infer_all(
+    engine: Engine, shard: Shard, images: Iterator[_Fetched], attempt: Attempt
+) -> Generator[Progress, None, list[ImageResult]]:
+    """What becomes of the images that can be read."""
+    results: list[ImageResult] = []
+    for record, decode in images:
+        yield Progress(shard.index, record.image_id, "decode")
+        if failure := attempt.quarantined.get(record.image_id):
+            result = _quarantined(record, failure, attempt)
+        else:
+            image = decode()
+            yield Progress(shard.index, record.image_id, "encode")
+            result = _infer(engine, image, attempt)
+        results.append(result)
+        n_masks = len(result.outcome) if isinstance(result.outcome, ImageMasks) else 0
+        step = result.outcome.step if isinstance(result.outcome, Failure) else STEPS[-1]
+        total = sum(result.milliseconds.values())
+        yield Progress(shard.index, result.image_id, step, result.status, n_masks, total)
+    return results
 
 
 @dataclass(frozen=True)
@@ -166,26 +190,31 @@ class _Image:
 _Fetched = tuple[ImageRecord, "Callable[[], _Image]"]
 
 
-def _one_by_one(job: Job, shard: Shard) -> Iterator[_Fetched]:
+@contextmanager
+def _one_by_one(job: Job, shard: Shard) -> Iterator[Iterator[_Fetched]]:
     """The images of a shard in order, each fetched when it is asked for and decoded when the caller says so."""
-    for record, timer in _fetch(job, shard):
-        yield record, partial(_decode, job, record, timer)
+    yield ((record, partial(_decode, job, record, timer)) for record, timer in _fetch(job, shard))
 
 
-def _decode_ahead(job: Job, shard: Shard) -> Iterator[_Fetched]:
-    """The images of a shard in order. Threads fetch and decode up to AHEAD of them before they are asked for."""
+@contextmanager
+def _decode_ahead(job: Job, shard: Shard, ahead: int) -> Iterator[Iterator[_Fetched]]:
+    """The images of a shard in order. Threads fetch and decode `ahead` of them at once, and go on as they are taken."""
     fetched = _fetch(job, shard)
 
     def decode(fetch: Future[tuple[ImageRecord, StepTimer] | None]) -> tuple[ImageRecord, _Image] | None:
         return (record := fetch.result()) and (record[0], _decode(job, *record))
 
     # One fetcher: a source is read in order, by one thread at a time.
-    with ThreadPoolExecutor(1) as fetcher, ThreadPoolExecutor(AHEAD) as decoders:
-        window = deque(decoders.submit(decode, fetcher.submit(next, fetched, None)) for _ in range(AHEAD))
-        while decoded := window.popleft().result():
-            window.append(decoders.submit(decode, fetcher.submit(next, fetched, None)))
-            record, image = decoded
-            yield record, lambda image=image: image
+    with ThreadPoolExecutor(1) as fetcher, ThreadPoolExecutor(ahead) as decoders:
+        window = deque(decoders.submit(decode, fetcher.submit(next, fetched, None)) for _ in range(ahead))
+
+        def images() -> Iterator[_Fetched]:
+            while decoded := window.popleft().result():
+                window.append(decoders.submit(decode, fetcher.submit(next, fetched, None)))
+                record, image = decoded
+                yield record, lambda image=image: image
+
+        yield images()
 
 
 def _fetch(job: Job, shard: Shard) -> Iterator[tuple[ImageRecord, StepTimer]]:

@@ -146,6 +146,42 @@ def test_both_ways_write_the_same_bytes(photographs: Photographs):
 # Only on Ray.
 
 
+@dataclass(frozen=True)
+class PatientStorage(LocalStorage):
+    """Takes the part of the first shard once its worker has inferred an image of another one."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        if key == masks_key("00000"):
+            deadline = time.monotonic() + 20
+            while (self.root.parent / "generated").read_text().split().count(str(os.getpid())) < 2:
+                assert time.monotonic() < deadline, "the next shard waits for this commit"
+                time.sleep(0.01)
+        return super().create(key, data)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_worker_infers_the_next_shard_while_the_last_one_is_committed(photographs: Photographs):
+    job, plan = photographs.open(images_per_shard=1)
+    ledger = replace(job.ledger, storage=PatientStorage(photographs.folder / "out"))
+    engine = FakeEngine(photographs.folder, seconds=0.2)
+    cluster.run(replace(job, ledger=ledger, make_engine=engine), plan, lambda _: None)
+    assert {(row["status"], row["attempt"]) for row in photographs.rows().values()} == {("ok", 1)}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_image_that_ends_its_worker_is_found_when_it_was_decoded_beside_other_shards(photographs: Photographs):
+    photographs.add(p4=picture(4, SEGFAULT))
+    job, plan = photographs.open(images_per_shard=1)
+    engine = FakeEngine(photographs.folder, seconds=0.2)
+    cluster.run(replace(job, decode=poison_decoder, make_engine=engine), plan, lambda _: None)
+    rows = photographs.rows()
+    assert rows.pop("p4.png")["status"] == "quarantined"
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert max(row["attempt"] for row in rows.values()) <= 2, "suspected once, and then alone"
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(

@@ -1,18 +1,19 @@
 """Machines, workers and drivers that die on a cluster of several machines, and a worker that takes all the memory."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
 from pipeline import cluster
-from pipeline.storage import open_storage
+from pipeline.storage import LocalStorage, open_storage
 from pipeline.table import read_parquet
-from tests.fakes import HOG, HOG_BYTES, WAIT, picture, poison_decoder
+from tests.fakes import HOG, HOG_BYTES, LOSE_DEVICE, WAIT, FakeEngine, picture, poison_decoder
 from tests.machines import machines, start_driver, this_machine
 from tests.runs import begin
 from tests.soak import soak
@@ -57,6 +58,46 @@ def test_machines_that_come_are_used_and_machines_that_go_blame_nobody(tmp_path:
         (tmp_path / "released").touch()
         assert driver.wait(120) == 0, log.read_text()
     assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 80}
+
+
+@dataclass(frozen=True)
+class Witness(LocalStorage):
+    """Writes down when a shard begins (it looks for its part) and when it has ended (its images are published)."""
+
+    def exists(self, key: str) -> bool:
+        self._note("begins", key)
+        return super().exists(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        super().put(key, data)
+        self._note("ends", key)
+
+    def _note(self, what: str, key: str) -> None:
+        with (self.root.parent / "witness").open("a") as stream:
+            stream.write(f"{os.getpid()} {what} {PurePosixPath(key).name}\n")
+
+
+def test_shard_that_is_done_again_carefully_is_alone_at_its_worker(tmp_path: Path):
+    (tmp_path / "photographs").mkdir()
+    for number in range(7):
+        data = picture(number, LOSE_DEVICE if number == 5 else (0, 0, 0))
+        (tmp_path / "photographs" / f"{number}.png").write_bytes(data)
+    engine = FakeEngine(tmp_path, seconds=0.2)
+    job, plan = begin(tmp_path / "photographs", tmp_path / "out", images_per_shard=1, engine=engine)
+    ledger = replace(job.ledger, storage=Witness(tmp_path / "out"))
+    with this_machine(num_cpus=2):  # one worker
+        cluster.run(replace(job, ledger=ledger), plan, lambda _: None)
+    assert {row["image_id"] for row in image_rows(tmp_path) if row["attempt"] == 2} == {"5.png"}
+    begins: dict[tuple[str, str], int] = {}
+    ends: dict[tuple[str, str], int] = {}
+    for moment, (process, what, part) in enumerate(map(str.split, (tmp_path / "witness").read_text().splitlines())):
+        if what == "begins":
+            begins.setdefault((process, part), moment)
+        else:
+            ends[process, part] = moment
+    (again,) = (shard for shard in ends if shard[1] == "part-00005.parquet")
+    beside = [shard for shard in ends if shard[0] == again[0] and shard != again]
+    assert [shard for shard in beside if begins[shard] < ends[again] and begins[again] < ends[shard]] == []
 
 
 def test_nothing_is_lost_or_doubled_when_workers_machines_and_drivers_die_at_random(tmp_path: Path):

@@ -69,6 +69,16 @@ def test_shard_that_lost_its_worker_comes_again_carefully_and_after_the_fresh_on
     assert told.schedule.take(idle=True).shard.index == 1, "what lost a worker is not copied"  # pyright: ignore
 
 
+def test_shard_that_lost_its_worker_is_for_idle_workers_only_and_holds_no_other_up():
+    told = Told(2)
+    lost, given_back = told.take(), told.take()
+    told.schedule.lose(lost, "the worker died")
+    told.schedule.give_back(given_back)
+    assert told.take(idle=False).shard.index == 1
+    assert told.schedule.take(idle=False) is None
+    assert told.take(idle=True).shard.index == 0
+
+
 def test_shard_that_is_given_back_comes_again_as_if_nothing_had_been():
     told = Told(1)
     told.schedule.give_back(told.take())

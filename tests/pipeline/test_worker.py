@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pipeline.generator import MaskGenerator
 from pipeline.images import decode_image
 from pipeline.ledger import Ledger, images_key, masks_key
 from pipeline.records import DecodedImage, Failure, ImageRecord, Shard
-from pipeline.storage import open_storage
+from pipeline.storage import LocalStorage, open_storage
 from pipeline.table import encode_part, images_part, read_images
 from pipeline.worker import AHEAD, Attempt, Job, Progress, SamFactory, process_shard
 from tests.fakes import FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
@@ -151,16 +152,58 @@ def test_part_is_the_same_bytes_whatever_the_threads_do(job: Job, tmp_path: Path
 
 
 def test_images_are_read_ahead_but_not_without_bound(job: Job):
-    job = with_images(job, {f"{seed}.png": picture(seed) for seed in range(3 * AHEAD)})
-    progress = process_shard(job, job.make_engine(), SHARD)
+    job = with_images(job, {f"{seed}.png": picture(seed) for seed in range(12)})
+    progress = process_shard(job, job.make_engine(), SHARD, ahead=3)
     next(progress)
     assert isinstance(job.source, FakeSource)
     deadline = time.monotonic() + 60
-    while len(job.source.read_ids) < AHEAD + 1 and time.monotonic() < deadline:
+    while len(job.source.read_ids) < 3 + 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(job.source.read_ids) == AHEAD + 1
+    assert len(job.source.read_ids) == 3 + 1
     list(progress)
+
+
+def test_next_shard_is_read_and_the_last_one_committed_while_a_shard_has_its_turn(job: Job):
+    """The engine and the store wait for each other's next shard: one after the other they would wait for ever."""
+    next_is_read, next_is_inferred, committed = threading.Event(), threading.Event(), threading.Event()
+
+    @dataclass(frozen=True)
+    class Waiting(FakeEngine):
+        def generate(self, pixels_HW3: Any, timer: Any) -> Any:
+            if turn_of.pop() == 0:
+                assert next_is_read.wait(60), "nothing of the next shard is read while this one has its turn"
+            else:
+                next_is_inferred.set()
+                assert committed.wait(60)
+            return super().generate(pixels_HW3, timer)
+
+    @dataclass(frozen=True)
+    class WaitingStorage(LocalStorage):
+        def create(self, key: str, data: bytes) -> bool:
+            if key == masks_key("00000"):
+                assert next_is_inferred.wait(60), "the next shard waits for this commit"
+                committed.set()
+            return super().create(key, data)
+
+    def decode(data: bytes, max_pixels: int) -> DecodedImage:
+        if data == images["next"]:
+            next_is_read.set()
+        return decode_image(data, max_pixels)
+
+    turn_of = [1, 0]  # the shards in reverse
+    images = {"first": picture(1), "next": picture(2)}
+    ledger = Ledger(WaitingStorage(Path(job.ledger.storage.uri)), "id")
+    jobs = [replace(with_images(job, {name: data}), ledger=ledger, decode=decode) for name, data in images.items()]
+    engine, turn = Waiting(Path()), threading.Lock()
+    first, second = (
+        process_shard(job, engine, Shard(index, "/photographs"), turn=turn) for index, job in enumerate(jobs)
+    )
+    next(first)  # it has its turn
+    with ThreadPoolExecutor(2) as threads:
+        for told in [threads.submit(list, first), threads.submit(list, second)]:
+            assert told.result()[-1].status == "ok"
+    assert all(ledger.is_committed(Shard(index, "/photographs")) for index in range(2))
 
 
 def test_no_thread_is_left_behind_when_a_shard_is_abandoned(job: Job):
