@@ -1,0 +1,154 @@
+"""How well a worker keeps its device fed: the share of the time in which the device of a run on Ray is busy.
+
+    python -m benchmarks.feeding                       # 512 images of 30 ms each, 50 ms to every answer of the store
+    python -m benchmarks.feeding --source-latency 0    # the images are near, the output is far
+
+The device is one that sleeps; the store is the local disk, which answers late. All else is what a run does. Counted
+from the begin of the first image to the end of the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from filters import rle
+from filters.chain import FILTERS
+from pipeline import cluster
+from pipeline.ledger import Ledger
+from pipeline.records import ImageMasks, StepTimer
+from pipeline.sources import ImageFolder
+from pipeline.storage import LocalStorage
+from pipeline.worker import Job
+from tests.machines import this_machine
+
+MASKS_PER_IMAGE = 100
+CPUS = 2  # room for one worker
+
+
+@dataclass(frozen=True)
+class FarStorage(LocalStorage):
+    """The local disk, where every answer takes its time."""
+
+    latency: float = 0.0  # seconds
+
+    def open(self, key: str) -> BinaryIO:  # what `read` calls, too
+        time.sleep(self.latency)
+        return super().open(key)
+
+    def exists(self, key: str) -> bool:
+        time.sleep(self.latency)
+        return super().exists(key)
+
+    def create(self, key: str, data: bytes) -> bool:
+        time.sleep(self.latency)
+        return super().create(key, data)
+
+    def put(self, key: str, data: bytes) -> None:
+        time.sleep(self.latency)
+        super().put(key, data)
+
+
+@dataclass(frozen=True)
+class SleepingDevice:
+    """An engine that takes so long for every image, whatever is in it, and keeps a record of it."""
+
+    record: Path
+    seconds: float
+
+    def __call__(self) -> SleepingDevice:
+        return self
+
+    def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
+        """The same masks for every image of a size."""
+        start = time.monotonic()
+        with timer.step("encode"):
+            time.sleep(self.seconds)
+        height, width = pixels_HW3.shape[:2]
+        masks = _masks(height, width)
+        with self.record.open("a") as stream:
+            stream.write(f"{start} {time.monotonic()}\n")
+        return masks
+
+
+def _masks(height: int, width: int) -> ImageMasks:
+    """A rectangle, many times."""
+    mask_HW = np.zeros((height, width), dtype=np.bool_)
+    mask_HW[: height // 2, : width // 2] = True
+    N, counts = MASKS_PER_IMAGE, rle.encode(mask_HW)
+    return ImageMasks(
+        height=height,
+        width=width,
+        area=np.full(N, rle.area(counts, height, width), np.int64),
+        boxes=np.tile(rle.bbox(counts, height, width), (N, 1)).astype(np.int64),
+        predicted_iou=np.linspace(1.0, 0.5, N, dtype=np.float32),
+        stability_score=np.linspace(0.9, 1.0, N, dtype=np.float32),
+        points=np.zeros((N, 2)),
+        crop_boxes=np.tile(np.array([0, 0, width, height]), (N, 1)),
+        rle_counts=(counts,) * N,
+        dropped=dict.fromkeys(FILTERS, 0),
+    )
+
+
+def main() -> None:
+    """Runs, and prints the share."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images-per-shard", type=int, default=64)
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 240), help="width and height of every image")
+    parser.add_argument("--milliseconds", type=float, default=30, help="that the device takes for an image")
+    parser.add_argument("--latency", type=float, default=50, help="of the output, in milliseconds")
+    parser.add_argument("--source-latency", type=float, help="of the images' store; default: that of the output")
+    arguments = parser.parse_args()
+    source_latency = arguments.latency if arguments.source_latency is None else arguments.source_latency
+    print(
+        f"{arguments.images} images of {arguments.size[0]}x{arguments.size[1]}, {arguments.images_per_shard} a shard; "
+        f"device {arguments.milliseconds:g} ms per image; latency of the source {source_latency:g} ms, of the output "
+        f"{arguments.latency:g} ms; Python {platform.python_version()}, {os.cpu_count()} cores, "
+        f"load average {os.getloadavg()[0]:.1f}"
+    )
+    with tempfile.TemporaryDirectory(prefix="maskmill-feeding-") as folder:
+        root = Path(folder)
+        device = SleepingDevice(root / "record", arguments.milliseconds / 1000)
+        (root / "images").mkdir()
+        (root / "out").mkdir()
+        for number, data in enumerate(_pictures(arguments.images, *arguments.size)):
+            (root / "images" / f"{number:06d}.jpg").write_bytes(data)
+        source = ImageFolder(FarStorage(root / "images", source_latency / 1000), str(root / "images"))
+        ledger = Ledger(FarStorage(root / "out", arguments.latency / 1000), "feeding")
+        with this_machine(num_cpus=CPUS):
+            shards = list(source.plan(arguments.images_per_shard))
+            cluster.run(Job(source, ledger, device, max_image_pixels=10**8), shards, lambda _: None, device="cpu")
+        inferences = np.loadtxt(device.record)
+    assert len(inferences) == arguments.images, "each image is inferred once"
+    busy, wall = (inferences[:, 1] - inferences[:, 0]).sum(), inferences[:, 1].max() - inferences[:, 0].min()
+    print(f"device busy {busy / wall:.1%} of {wall:.1f} s, {len(inferences) / wall:.1f} images/s")
+
+
+def _pictures(count: int, width: int, height: int) -> Iterator[bytes]:
+    """JPEGs of coarse noise, a few different ones in turn."""
+    noise = np.random.default_rng(0)
+    encoded: list[bytes] = []
+    for _ in range(8):
+        coarse = Image.fromarray(noise.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), np.uint8))
+        stream = io.BytesIO()
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
+        encoded.append(stream.getvalue())
+    for number in range(count):
+        yield encoded[number % len(encoded)]
+
+
+if __name__ == "__main__":
+    main()
