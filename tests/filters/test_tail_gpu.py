@@ -82,6 +82,7 @@ def assert_as_reference(tail: Tail, logits_Nhw: Tensor, image_size: int, height:
 
 
 # Where height and width are together 128 or less torch adds in another order, and last bits may differ.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("height", "width"),
     [(20, 135), (9, 300), (50, 128), (10, 13), (1, 150), (40, 1)],
@@ -91,6 +92,7 @@ def test_kernels_see_the_pixels_of_the_reference(tail: Tail, height: int, width:
     assert_as_reference(tail, smooth(2, 16), 128, height, width)
 
 
+@pytest.mark.slow
 def test_kernels_see_the_pixels_of_the_reference_when_masks_are_odd(tail: Tail) -> None:
     noise = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(1))
     empty, full, dot = (torch.full((1, 16, 16), value) for value in (-3.0, 3.0, -9.0))
@@ -144,6 +146,7 @@ def compile_for_hopper(cache: Path) -> list[int]:
     return sizes
 
 
+@pytest.mark.slow
 def test_kernels_compile_where_there_is_no_gpu(tmp_path: Path) -> None:
     # In another process than the interpreter's.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
