@@ -51,12 +51,15 @@ def prompt(config: SamConfig) -> int:
     masks = config.multimask_outputs + 1
     tokens = 1 + masks + 2  # IoU, masks, the click and the padding that the published encoder adds
     rows = tokens * config.decoder_heads  # vectors as long as an image token, of one cross-attention
-    # Projections of the tokens, folded projections of the image, scores, and values by scores.
+    # Four projections of tokens, folded ones of the image among them; scores, and values by scores.
     cross_attention = 4 * tokens * dim * inner + 2 * rows * cells * dim
+    # In the first block all prompts share the image, whose projections to keys, values and queries are made once.
+    saved = 3 * (tokens * dim * inner + rows * cells * dim - tokens * cells * inner)
     self_attention = 4 * tokens * dim**2 + 2 * tokens**2 * dim
     mlp = 2 * tokens * dim * config.decoder_mlp_dim
     iou_head = config.iou_head_width * (dim + (config.iou_head_depth - 2) * config.iou_head_width + masks)
-    return config.decoder_depth * (self_attention + 2 * cross_attention + mlp) + cross_attention + iou_head
+    block = self_attention + 2 * cross_attention + mlp
+    return config.decoder_depth * block - saved + cross_attention + iou_head
 
 
 def masks_of_prompt(config: SamConfig) -> int:
