@@ -1,7 +1,8 @@
 """What an image costs at least, in multiply-accumulates, and how many of them a device does in a second.
 
-Counted is the least work known to give the published result: windows without their padding's projections, the decoder
-with its image-side projections moved to the tokens (`model/token_side.py`), masks upscaled only for prompts that pass.
+Counted is the least work known to give the published result: windows without their padding's projections; the decoder
+with its image-side projections moved to the tokens or, in its first block, made once for all prompts
+(`model/token_side.py`); masks upscaled only for prompts that pass.
 Norms, softmax, activations and the filters count nothing: a share of the peak says how far an engine is from being all
 matrix products.
 """
