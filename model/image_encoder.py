@@ -164,14 +164,14 @@ class Attention(nn.Module):
         """What each query adds to its score with each key: one term for the row distance, one for the column's."""
         B, N, L, D = q_BNLD.shape
         q_BNHWD = q_BNLD.reshape(B, N, H, W, D)
-        rows_HHD = self.rel_pos_h[_distances(H, q_BNLD.device)]
-        columns_WWD = self.rel_pos_w[_distances(W, q_BNLD.device)]
+        rows_HHD = self.rel_pos_h[relative_distances(H, q_BNLD.device)]
+        columns_WWD = self.rel_pos_w[relative_distances(W, q_BNLD.device)]
         by_row_BNHWH = torch.einsum("bnhwd,hkd->bnhwk", q_BNHWD, rows_HHD)
         by_column_BNHWW = torch.einsum("bnhwd,wkd->bnhwk", q_BNHWD, columns_WWD)
         return (by_row_BNHWH[..., :, None] + by_column_BNHWW[..., None, :]).reshape(B, N, L, L)
 
 
-def _distances(size: int, device: torch.device) -> Tensor:
+def relative_distances(size: int, device: torch.device) -> Tensor:
     """(size, size) index of query i minus key j into a table of 2 * size - 1 relative positions."""
     position = torch.arange(size, device=device)
     return position[:, None] - position[None, :] + size - 1
