@@ -6,17 +6,16 @@ channels, H W embedding grid, S input side, h w mask side.
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from model.errors import DeviceError
+from model.fast_decoder import FastMaskDecoder
 from model.image_encoder import ImageEmbedding
-from model.mask_decoder import DecodedPrompts
 from model.sam import Sam
-from model.token_side import TokenSideTransformer
-from model.transformer import TwoWayTransformer
 
 
 def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
@@ -30,6 +29,8 @@ def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
     device = resolve_device(str(device))
     if precision not in ("exact", "fast"):
         raise DeviceError(f"there is no precision {precision!r}; choose exact or fast")
+    if device.type == "cpu":
+        _keep_freed_memory()
     dtype = torch.bfloat16 if precision == "fast" and multiplies_bfloat16(device) else torch.float32
     # Otherwise cuDNN rounds what convolutions multiply to ten bits (TF32). Has no effect on other devices.
     torch.backends.cudnn.allow_tf32 = False
@@ -60,6 +61,19 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
 
 
+def _keep_freed_memory() -> None:
+    """Has this process keep the memory that it frees: large tensors come and go with every batch, and new pages cost as
+    much as the work on them. Pieces of more than 32 MiB, glibc's limit, are given back as ever.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 32 * 2**20)
+
+
 class OptimizedSam(Sam):
     """A `Sam` for inference whose large products and convolutions run in a dtype of choice, fewer of them.
 
@@ -76,15 +90,12 @@ class OptimizedSam(Sam):
         for module in self.image_encoder.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.to(dtype)
-        self.mask_decoder.output_upscaling.to(dtype)
-        transformer = self.mask_decoder.transformer
-        assert isinstance(transformer, TwoWayTransformer)
-        self.mask_decoder.transformer = TokenSideTransformer(transformer, dtype)
+        self.mask_decoder = FastMaskDecoder(sam.config, self.mask_decoder, dtype)
+        self._grid_positions = self.prompt_encoder.grid_positions().detach()
+
+    def grid_positions(self) -> Tensor:
+        return self._grid_positions
 
     def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
-            embedding = super().encode_images(images_B3SS)
-        return ImageEmbedding(embedding.grid_BEHW.float(), tuple(skip.to(self._dtype) for skip in embedding.skips))
-
-    def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
-        return super().decode_masks(decoded, keep_NM).float()
+            return super().encode_images(images_B3SS).map(Tensor.float)

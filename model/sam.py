@@ -48,8 +48,11 @@ class Sam(nn.Module):
         `embedding` holds one embedding per prompt, or a single one that all prompts share.
         """
         sparse_NTC, dense_NCHW = self.prompt_encoder(points_NP2, labels_NP, boxes_N4, masks_N1hw)
-        positions_1CHW = self.prompt_encoder.grid_positions()
-        return self.mask_decoder.decode_prompts(embedding, positions_1CHW, sparse_NTC, dense_NCHW)
+        return self.mask_decoder.decode_prompts(embedding, self.grid_positions(), sparse_NTC, dense_NCHW)
+
+    def grid_positions(self) -> Tensor:
+        """Positional encoding of the embedding's cells, (1, C, H, W)."""
+        return self.prompt_encoder.grid_positions()
 
     def decode_points(self, embedding: ImageEmbedding, points_N2: Tensor) -> DecodedPrompts:
         """`decode_prompts` for N prompts of one foreground click each, on one image."""

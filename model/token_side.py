@@ -5,13 +5,18 @@ projects the prompt's tokens instead: (W_q x) . (W_k y) = (W_k^T W_q x) . y, and
 alike. Of the biases, the key's cancels in the softmax over keys, the query's becomes a number per token, and those of
 value and output pass through unchanged, because what attention hands out sums to one.
 
+The first block sees the same image tokens for all prompts of an image: there the published formula costs next to
+nothing, once its projections of the image are computed ahead of all prompts.
+
 Tokens are computed in float32, image tokens in a dtype of choice.
 
-Shapes: N prompts, T tokens of a prompt, L image tokens, C channels, h heads, D features per head. Image tokens have a
-leading 1 instead of N where all prompts still share them.
+Shapes: B images (1 where all prompts share one, else N), N prompts, T tokens of a prompt, L image tokens, C channels, h
+heads, D features per head.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +25,55 @@ from torch import Tensor, nn
 from model.transformer import CrossAttention, TwoWayBlock, TwoWayTransformer
 
 
-class TokenSideTransformer(nn.Module):
+class PreparedImage(NamedTuple):
+    """What the transformer computes of an image ahead of all prompts."""
+
+    tokens_BLC: Tensor
+    placed_BLC: Tensor  # with their positions
+    positions_1LC: Tensor
+    # The first block's, head by head: of tokens that ask the image, and of the image that asks tokens.
+    key_hBDL: Tensor
+    value_hBLD: Tensor
+    query_hBDL: Tensor
+
+
+class TokenSideTransformer:
     """Stands in for a `TwoWayTransformer` at inference, with that one's weights as they are now."""
 
     def __init__(self, transformer: TwoWayTransformer, dtype: torch.dtype) -> None:
-        super().__init__()
         self._dtype = dtype
         self._transformer = transformer
         self._blocks = [_Block(block, dtype) for block in transformer.layers if isinstance(block, TwoWayBlock)]
         self._tokens_to_image = _TokensToImage(transformer.final_attn_token_to_image, dtype)
 
-    def forward(self, tokens_NTC: Tensor, image_NLC: Tensor, positions_1LC: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, image_BLC: Tensor, positions_1LC: Tensor) -> PreparedImage:
+        """Of image tokens as they come from the encoder, and their positions."""
+        # Contiguous: they come channel by channel, and all that follows goes token by token.
+        image_BLC, positions_1LC = image_BLC.contiguous(), positions_1LC.contiguous()
+        placed_BLC = image_BLC + positions_1LC
+        block = self._blocks[0].block
+        ask_image, ask_tokens = block.cross_attn_token_to_image, block.cross_attn_image_to_token
+        # The key's bias cancels in the softmax over keys, the value's is added to what attention hands out.
+        key_BLD = F.linear(placed_BLC, ask_image.k_proj.weight)
+        value_BLD = F.linear(image_BLC, ask_image.v_proj.weight)
+        query_BLD = ask_tokens.q_proj(placed_BLC)
+        heads = [x.unflatten(-1, (ask_image.heads, -1)).permute(2, 0, 3, 1) for x in (key_BLD, value_BLD, query_BLD)]
+        key_hBDL, value_hBDL, query_hBDL = (x.to(self._dtype) for x in heads)
+        return PreparedImage(
+            tokens_BLC=image_BLC.to(self._dtype),
+            placed_BLC=placed_BLC.to(self._dtype),
+            positions_1LC=positions_1LC.to(self._dtype),
+            key_hBDL=key_hBDL.contiguous(),
+            value_hBLD=value_hBDL.transpose(2, 3).contiguous(),
+            query_hBDL=query_hBDL.contiguous(),
+        )
+
+    def __call__(self, tokens_NTC: Tensor, image: PreparedImage) -> tuple[Tensor, Tensor]:
         """Returns the updated tokens (N, T, C) in float32 and image tokens (N, L, C) in the chosen dtype."""
-        image_NLC, positions_1LC = image_NLC.to(self._dtype), positions_1LC.to(self._dtype)
-        x_NTC = tokens_NTC
-        for block in self._blocks:
-            x_NTC, image_NLC = block(x_NTC, image_NLC, tokens_NTC, positions_1LC)
-        attended_NTC = self._tokens_to_image(x_NTC + tokens_NTC, image_NLC + positions_1LC, image_NLC)
+        x_NTC, image_NLC, placed_NLC = self._blocks[0].first(tokens_NTC, image)
+        for block in self._blocks[1:]:
+            x_NTC, image_NLC, placed_NLC = block(x_NTC, image_NLC, placed_NLC, tokens_NTC, image.positions_1LC)
+        attended_NTC = self._tokens_to_image(x_NTC + tokens_NTC, placed_NLC, image_NLC)
         return self._transformer.norm_final_attn(x_NTC + attended_NTC), image_NLC
 
 
@@ -44,21 +81,44 @@ class _Block:
     """`TwoWayBlock`."""
 
     def __init__(self, block: TwoWayBlock, dtype: torch.dtype) -> None:
-        self._block = block
+        self.block, self._dtype = block, dtype
         self._tokens_to_image = _TokensToImage(block.cross_attn_token_to_image, dtype)
         self._image_to_tokens = _ImageToTokens(block.cross_attn_image_to_token, dtype)
-        self._norm4 = block.norm4.weight.to(dtype), block.norm4.bias.to(dtype)
+
+    def first(self, prompts_NTC: Tensor, image: PreparedImage) -> tuple[Tensor, Tensor, Tensor]:
+        """As the first block, whose tokens are the prompts themselves."""
+        x_NTC = self.block.attend_to_tokens(prompts_NTC, prompts_NTC)
+        x_NTC = self._update_tokens(x_NTC, self._tokens_to_image.prepared(x_NTC + prompts_NTC, image))
+        share_NYL = self._image_to_tokens.prepared_shares(x_NTC + prompts_NTC, image)
+        return x_NTC, *self._update_image(image.tokens_BLC, share_NYL, x_NTC, image.positions_1LC)
 
     def __call__(
-        self, x_NTC: Tensor, image_NLC: Tensor, prompts_NTC: Tensor, positions_1LC: Tensor
+        self, x_NTC: Tensor, image_NLC: Tensor, placed_NLC: Tensor, prompts_NTC: Tensor, positions_1LC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x_NTC = self.block.attend_to_tokens(x_NTC, prompts_NTC)
+        x_NTC = self._update_tokens(x_NTC, self._tokens_to_image(x_NTC + prompts_NTC, placed_NLC, image_NLC))
+        share_NYL = self._image_to_tokens.shares(x_NTC + prompts_NTC, placed_NLC)
+        return x_NTC, *self._update_image(image_NLC, share_NYL, x_NTC, positions_1LC)
+
+    def _update_tokens(self, x_NTC: Tensor, attended_NTC: Tensor) -> Tensor:
+        x_NTC = self.block.norm2(x_NTC + attended_NTC)
+        return self.block.norm3(x_NTC + self.block.mlp(x_NTC))
+
+    def _update_image(
+        self, image_BLC: Tensor, share_NYL: Tensor, x_NTC: Tensor, positions_1LC: Tensor
     ) -> tuple[Tensor, Tensor]:
-        block = self._block
-        x_NTC = block.attend_to_tokens(x_NTC, prompts_NTC)
-        placed_NLC = image_NLC + positions_1LC
-        x_NTC = block.norm2(x_NTC + self._tokens_to_image(x_NTC + prompts_NTC, placed_NLC, image_NLC))
-        x_NTC = block.norm3(x_NTC + block.mlp(x_NTC))
-        image_NLC = self._image_to_tokens(image_NLC, placed_NLC, x_NTC + prompts_NTC, x_NTC)
-        return x_NTC, F.layer_norm(image_NLC, image_NLC.shape[-1:], *self._norm4, block.norm4.eps)
+        """The image tokens (N, L, C), without and with their positions."""
+        attended_NLC = share_NYL.transpose(1, 2) @ self._image_to_tokens.values(x_NTC)
+        norm = self.block.norm4
+        if attended_NLC.device.type == "cpu":
+            from model import cpu_kernels
+
+            placed_NLC = cpu_kernels.add_and_norm(
+                attended_NLC, image_BLC, positions_1LC, norm.weight, norm.bias, norm.eps
+            )
+            return attended_NLC, placed_NLC
+        image_NLC = norm((image_BLC + attended_NLC).float()).to(self._dtype)
+        return image_NLC, image_NLC + positions_1LC
 
 
 class _TokensToImage:
@@ -70,19 +130,30 @@ class _TokensToImage:
         self._value_hCD = _by_head(attention.v_proj, attention.heads).transpose(1, 2).contiguous()
 
     def __call__(self, query_NTC: Tensor, key_NLC: Tensor, value_NLC: Tensor) -> Tensor:
-        attention, (N, T, _) = self._attention, query_NTC.shape
-        query_hXD = _split_heads(attention.q_proj(query_NTC), attention.heads)
+        (N, T, _), heads = query_NTC.shape, self._attention.heads
         # As long as an image token: these are its keys without projection.
-        query_NYC = _rows_by_prompt((query_hXD @ self._key_hDC) * query_hXD.shape[-1] ** -0.5, N).to(self._dtype)
-        score_NYL = _multiply(query_NYC, key_NLC.transpose(1, 2))
-        seen_NYC = _multiply(score_NYL.softmax(dim=-1), value_NLC)
-        seen_hXC = seen_NYC.float().unflatten(1, (attention.heads, T)).transpose(0, 1).flatten(1, 2)
-        x_NTD = (seen_hXC @ self._value_hCD).transpose(0, 1).reshape(N, T, -1)
-        return attention.out_proj(x_NTD + attention.v_proj.bias)
+        query_NYC = _rows_by_prompt(self._query(query_NTC) @ self._key_hDC, N).to(self._dtype)
+        seen_NYC = (query_NYC @ key_NLC.transpose(1, 2)).softmax(dim=-1) @ value_NLC
+        seen_hXC = seen_NYC.float().unflatten(1, (heads, T)).transpose(0, 1).flatten(1, 2)
+        return self._project_out(seen_hXC @ self._value_hCD, N)
+
+    def prepared(self, query_NTC: Tensor, image: PreparedImage) -> Tensor:
+        """The same for the first block's image."""
+        query_hXD = self._query(query_NTC).to(self._dtype)
+        share_hXL = _by_image(query_hXD, image.key_hBDL).softmax(dim=-1)
+        return self._project_out(_by_image(share_hXL, image.value_hBLD).float(), len(query_NTC))
+
+    def _query(self, query_NTC: Tensor) -> Tensor:
+        query_hXD = _split_heads(self._attention.q_proj(query_NTC), self._attention.heads)
+        return query_hXD * query_hXD.shape[-1] ** -0.5
+
+    def _project_out(self, x_hXD: Tensor, prompts: int) -> Tensor:
+        x_NTD = x_hXD.transpose(0, 1).reshape(prompts, -1, self._attention.v_proj.out_features)
+        return self._attention.out_proj(x_NTD + self._attention.v_proj.bias)
 
 
 class _ImageToTokens:
-    """`CrossAttention` of an image that asks tokens, with the residual sum."""
+    """`CrossAttention` of an image that asks tokens: the product of shares and values."""
 
     def __init__(self, attention: CrossAttention, dtype: torch.dtype) -> None:
         self._attention, self._dtype = attention, dtype
@@ -90,19 +161,29 @@ class _ImageToTokens:
         self._query_bias_hD1 = attention.q_proj.bias.view(attention.heads, -1, 1)
         self._out_hDC = attention.out_proj.weight.T.unflatten(0, (attention.heads, -1)).contiguous()
 
-    def __call__(self, image_NLC: Tensor, query_NLC: Tensor, key_NTC: Tensor, value_NTC: Tensor) -> Tensor:
-        attention, (N, T, _) = self._attention, key_NTC.shape
-        key_hXD = _split_heads(attention.k_proj(key_NTC), attention.heads)
-        key_hXD = key_hXD * key_hXD.shape[-1] ** -0.5
+    def shares(self, key_NTC: Tensor, query_NLC: Tensor) -> Tensor:
+        """How much of each token an image token takes, head by head: (N, Y, L)."""
+        N, key_hXD = len(key_NTC), self._key(key_NTC)
         key_NYC = _rows_by_prompt(key_hXD @ self._query_hDC, N).to(self._dtype)
         bias_NY1 = _rows_by_prompt(key_hXD @ self._query_bias_hD1, N).to(self._dtype)
-        value_hNTC = (_split_heads(attention.v_proj(value_NTC), attention.heads) @ self._out_hDC).unflatten(1, (N, T))
-        # What each head hands out sums to one: with one of them goes the bias.
-        value_hNTC[0] += attention.out_proj.bias
-        value_NYC = value_hNTC.transpose(0, 1).flatten(1, 2).to(self._dtype)
-        score_NYL = _multiply(key_NYC, query_NLC.transpose(1, 2)) + bias_NY1
-        share_NYL = score_NYL.unflatten(1, (attention.heads, T)).softmax(dim=2).flatten(1, 2)
-        return torch.baddbmm(image_NLC, share_NYL.transpose(1, 2), value_NYC)
+        score_NYL = (key_NYC @ query_NLC.transpose(1, 2)).add_(bias_NY1)
+        return score_NYL.unflatten(1, (self._attention.heads, -1)).softmax(dim=2).flatten(1, 2)
+
+    def prepared_shares(self, key_NTC: Tensor, image: PreparedImage) -> Tensor:
+        """The same for the first block's image."""
+        score_hXL = _by_image(self._key(key_NTC).to(self._dtype), image.query_hBDL)
+        return _rows_by_prompt(score_hXL.unflatten(1, key_NTC.shape[:2]).softmax(dim=2).flatten(1, 2), len(key_NTC))
+
+    def values(self, value_NTC: Tensor) -> Tensor:
+        """What an image token gets of each token, head by head: (N, Y, C)."""
+        value_hXC = _split_heads(self._attention.v_proj(value_NTC), self._attention.heads) @ self._out_hDC
+        # The shares of a head sum to one: with one of the heads goes the bias.
+        value_hXC[0] += self._attention.out_proj.bias
+        return _rows_by_prompt(value_hXC, len(value_NTC)).to(self._dtype)
+
+    def _key(self, key_NTC: Tensor) -> Tensor:
+        key_hXD = _split_heads(self._attention.k_proj(key_NTC), self._attention.heads)
+        return key_hXD * key_hXD.shape[-1] ** -0.5
 
 
 # X = N * T rows of a head, prompt by prompt; Y = h * T rows of a prompt, head by head.
@@ -123,8 +204,7 @@ def _rows_by_prompt(x_hXC: Tensor, prompts: int) -> Tensor:
     return x_hXC.unflatten(1, (prompts, -1)).transpose(0, 1).flatten(1, 2)
 
 
-def _multiply(x_NYK: Tensor, y_NKZ: Tensor) -> Tensor:
-    """(N, Y, Z): one large product where all prompts share `y`."""
-    if len(y_NKZ) == 1:
-        return (x_NYK.flatten(0, 1) @ y_NKZ[0]).unflatten(0, x_NYK.shape[:2])
-    return x_NYK @ y_NKZ
+def _by_image(x_hXK: Tensor, y_hBKZ: Tensor) -> Tensor:
+    """(h, X, Z): one large product for each head where all prompts share an image."""
+    images = y_hBKZ.shape[1]
+    return (x_hXK.unflatten(1, (images, -1)) @ y_hBKZ).flatten(1, 2)

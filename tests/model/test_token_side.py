@@ -28,7 +28,7 @@ def errors(config: SamConfig, dtype: torch.dtype, prompts: int, tokens: int, cel
     image_NLC = torch.randn(1 if shared else prompts, cells, config.embed_dim, generator=generator)
     positions_1LC = torch.randn(1, cells, config.embed_dim, generator=generator)
     expected = published(tokens_NTC, image_NLC, positions_1LC)
-    found = ours(tokens_NTC, image_NLC, positions_1LC)
+    found = ours(tokens_NTC, ours.prepare(image_NLC, positions_1LC))
     assert [x.shape for x in found] == [x.shape for x in expected]
     return [((a.float() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True)]
 
@@ -58,5 +58,5 @@ def test_is_close_in_bfloat16_and_keeps_tokens_in_float32() -> None:
     assert 1e-5 < max(errors(config, torch.bfloat16, 3, 7, 100, shared=True)) < 0.05
     _, ours = both(config, torch.bfloat16)
     with torch.no_grad():
-        tokens, image = ours(torch.randn(2, 7, 128), torch.randn(1, 9, 128), torch.randn(1, 9, 128))
+        tokens, image = ours(torch.randn(2, 7, 128), ours.prepare(torch.randn(1, 9, 128), torch.randn(1, 9, 128)))
     assert (tokens.dtype, image.dtype) == (torch.float32, torch.bfloat16)

@@ -1,0 +1,202 @@
+"""Passes over the mask decoder's image tokens on a CPU, each over memory once, where torch needs several.
+
+Tensors are contiguous, float32 or bfloat16; arithmetic is float32. The kernels run in the calling thread.
+
+Shapes: B images (1 where all prompts share one, else N), N prompts, L image tokens, X pixels, C channels, M masks per
+prompt, K chosen masks, H W embedding grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
+from torch import Tensor
+
+# So that all loops are vectorised: sums may be taken in any order, and a division by zero is none of Python's.
+_options: Any = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+
+
+def add_and_norm(
+    attended_NLC: Tensor, image_BLC: Tensor, positions_1LC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
+) -> Tensor:
+    """Layer norm of the sum of the first two, in place of the first. Returns the result with positions added."""
+    placed_NLC = torch.empty_like(attended_NLC)
+    tensors = attended_NLC, image_BLC, positions_1LC[0], weight_C, bias_C, placed_NLC
+    _add_and_norm(np.float32(eps), *map(_array, tensors))
+    return placed_NLC
+
+
+def norm_and_gelu(x_NLC: Tensor, skip_BLC: Tensor | None, weight_C: Tensor, bias_C: Tensor, eps: float) -> None:
+    """In place: the skip added, layer norm, GELU."""
+    skip_BLC = x_NLC[:0] if skip_BLC is None else skip_BLC
+    _norm_and_gelu(np.float32(eps), *map(_array, (x_NLC, skip_BLC, weight_C, bias_C)))
+
+
+def gelu(x_NLC: Tensor, skip_BLC: Tensor | None) -> None:
+    """In place: the skip added, GELU."""
+    skip_BLC = x_NLC[:0] if skip_BLC is None else skip_BLC
+    _gelu_of_all(_array(x_NLC.flatten(1)), _array(skip_BLC.flatten(1)))
+
+
+def to_pixels(x_NXM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Tensor:
+    """Logits (K, 4H, 4W), float32, of chosen prompts and masks; 16 pixels of a cell lie as two doublings made them."""
+    H, W = grid
+    logits_Khw = torch.empty(len(chosen_K2), 4 * H, 4 * W)
+    _to_pixels(_array(x_NXM), _array(chosen_K2), W, _array(logits_Khw))
+    return logits_Khw
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """The same memory; bfloat16 as uint16."""
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+
+
+def _generate_bitcast(typing_context: Any, value: Any) -> Any:
+    """float32 to the uint32 of the same bits, and back."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+    return (types.uint32 if value == types.float32 else types.float32)(value), generate
+
+
+_bitcast: Any = intrinsic(_generate_bitcast)
+
+
+def _load(value) -> Any:
+    """An element of an array as float32."""
+
+
+def _store(array, index, value) -> Any:
+    """A float32 into an array, rounded to what it holds."""
+
+
+@overload(_load, inline="always")
+def _overload_load(value):
+    if value == types.float32:
+        return lambda value: value
+    return lambda value: _bitcast(np.uint32(np.uint32(value) << np.uint32(16)))
+
+
+@overload(_store, inline="always")
+def _overload_store(array, index, value):
+    if array.dtype == types.float32:
+
+        def store(array, index, value):
+            array[index] = value
+    else:
+
+        def store(array, index, value):
+            bits = _bitcast(value)
+            # To the nearest, of two the even one.
+            odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
+            array[index] = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+    return store
+
+
+def _float32(*values: float) -> tuple[np.float32, ...]:
+    return tuple(np.float32(value) for value in values)
+
+
+# The normal distribution's integral from 0 to x is x P(x^2) / Q(x^2), to 1e-8 up to 5.5: fitted by least squares.
+_P = _float32(0.39894226, 0.033620734, 0.0046622665, 0.00016636985, 6.327097e-06, 2.2880347e-08)
+_Q = _float32(1.0, 0.25094083, 0.028511103, 0.0018705947, 7.281694e-05, 1.1994756e-06)
+_FAR, _HALF, _ONE = _float32(5.5, 0.5, 1.0)
+
+
+@njit(**_options)
+def _gelu(x):
+    z = -_FAR if x < -_FAR else x
+    z = _FAR if z > _FAR else z
+    t = z * z
+    p = ((((_P[5] * t + _P[4]) * t + _P[3]) * t + _P[2]) * t + _P[1]) * t + _P[0]
+    q = ((((_Q[5] * t + _Q[4]) * t + _Q[3]) * t + _Q[2]) * t + _Q[1]) * t + _Q[0]
+    return x * (_HALF + z * p / q)
+
+
+# Loops count in uint64: an index that might be negative would keep them from being vectorised.
+
+
+@njit(**_options)
+def _normalise(row_C, eps):
+    """In place: mean 0 and variance 1."""
+    channels = np.uint64(len(row_C))
+    total = squares = np.float32(0)
+    for c in range(channels):
+        total += row_C[c]
+    mean = total / np.float32(channels)
+    for c in range(channels):
+        row_C[c] -= mean
+        squares += row_C[c] * row_C[c]
+    scale = _ONE / np.sqrt(squares / np.float32(channels) + eps)
+    for c in range(channels):
+        row_C[c] *= scale
+
+
+@njit(**_options)
+def _add_and_norm(eps, attended_NLC, image_BLC, positions_LC, weight_C, bias_C, placed_NLC):
+    N, L, C = attended_NLC.shape
+    row_C = np.empty(C, np.float32)
+    for n in range(N):
+        for i in range(L):
+            x_C, image_C = attended_NLC[n, i], image_BLC[n % len(image_BLC), i]
+            position_C, placed_C = positions_LC[i], placed_NLC[n, i]
+            for c in range(np.uint64(C)):
+                row_C[c] = _load(x_C[c]) + _load(image_C[c])
+            _normalise(row_C, eps)
+            for c in range(np.uint64(C)):
+                value = row_C[c] * weight_C[c] + bias_C[c]
+                _store(x_C, c, value)
+                _store(placed_C, c, value + _load(position_C[c]))
+
+
+@njit(**_options)
+def _norm_and_gelu(eps, x_NLC, skip_BLC, weight_C, bias_C):
+    N, L, C = x_NLC.shape
+    row_C = np.empty(C, np.float32)
+    for n in range(N):
+        for i in range(L):
+            x_C = x_NLC[n, i]
+            for c in range(np.uint64(C)):
+                row_C[c] = _load(x_C[c])
+            if len(skip_BLC) > 0:
+                skip_C = skip_BLC[n % len(skip_BLC), i]
+                for c in range(np.uint64(C)):
+                    row_C[c] += _load(skip_C[c])
+            _normalise(row_C, eps)
+            for c in range(np.uint64(C)):
+                _store(x_C, c, _gelu(row_C[c] * weight_C[c] + bias_C[c]))
+
+
+@njit(**_options)
+def _gelu_of_all(x_NX, skip_BX):
+    N, X = x_NX.shape
+    for n in range(N):
+        x_X = x_NX[n]
+        if len(skip_BX) > 0:
+            skip_X = skip_BX[n % len(skip_BX)]
+            for i in range(np.uint64(X)):
+                _store(x_X, i, _gelu(_load(x_X[i]) + _load(skip_X[i])))
+        else:
+            for i in range(np.uint64(X)):
+                _store(x_X, i, _gelu(_load(x_X[i])))
+
+
+@njit(**_options)
+def _to_pixels(x_NXM, chosen_K2, W, logits_Khw):
+    for k in range(len(chosen_K2)):
+        n, m = chosen_K2[k]
+        for i in range(x_NXM.shape[1] // 16):
+            y, x = 4 * (i // W), 4 * (i % W)
+            for p in range(16):
+                # The bits of p: row and column of the first doubling, then of the second.
+                row, column = (p >> 3 & 1) * 2 + (p >> 1 & 1), (p >> 2 & 1) * 2 + (p & 1)
+                logits_Khw[k, y + row, x + column] = _load(x_NXM[n, 16 * i + p, m])

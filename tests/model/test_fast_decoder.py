@@ -1,0 +1,128 @@
+"""The mask decoder arranged for inference is the same function as the published one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import cpu_kernels
+from model.config import SamConfig
+from model.fast_decoder import FastMaskDecoder
+from model.image_encoder import ImageEmbedding
+from model.sam import Sam
+from tests.model.networks import SMALL_CONFIGS, random_sam
+
+CONFIGS = {
+    **SMALL_CONFIGS,
+    **{
+        f"{name}, other skips": replace(c, high_resolution_skips=True, stem="conv") for name, c in SMALL_CONFIGS.items()
+    },
+}
+
+
+def embeddings(config: SamConfig, images: int, seed: int = 0) -> ImageEmbedding:
+    generator = torch.Generator().manual_seed(seed)
+    side, channels = config.grid_size, config.embed_dim
+    skips = ()
+    if config.high_resolution_skips:
+        skips = tuple(
+            torch.randn(images, channels >> (i + 1), side << i, side << i, generator=generator) for i in (1, 2)
+        )
+    return ImageEmbedding(torch.randn(images, channels, side, side, generator=generator), skips)
+
+
+def decode(sam: Sam, embedding: ImageEmbedding, with_mask: bool, keep_NM: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted IoUs and the logits of the chosen masks."""
+    generator = torch.Generator().manual_seed(1)
+    side = sam.config.mask_size
+    points = torch.rand(len(keep_NM), 2, 2, generator=generator) * sam.config.image_size
+    labels = torch.tensor([[1, 0]]).expand(len(keep_NM), 2)
+    masks = torch.randn(len(keep_NM), 1, side, side, generator=generator) if with_mask else None
+    decoded = sam.decode_prompts(embedding, points, labels, masks_N1hw=masks)
+    return decoded.predicted_iou_NM, sam.decode_masks(decoded, keep_NM)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float32
+    return ((found - expected).abs().max() / expected.abs().max()).item() if expected.numel() else 0.0
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
+@torch.no_grad()
+def test_equals_the_published_decoder(config: SamConfig, shared: bool, with_mask: bool) -> None:
+    sam = random_sam(config)
+    embedding = embeddings(config, 1 if shared else 3)
+    # All masks of a prompt, some, and none.
+    keep_NM = torch.stack([torch.arange(config.multimask_outputs + 1) % step == 0 for step in (1, 2, 9)])
+    keep_NM[2] = False
+    expected = decode(sam, embedding, with_mask, keep_NM)
+    sam.mask_decoder = FastMaskDecoder(config, sam.mask_decoder, torch.float32)
+    for found, tensor in zip(decode(sam, embedding, with_mask, keep_NM), expected, strict=True):
+        assert error(found, tensor) < 5e-6
+    empty = decode(sam, embedding, with_mask, torch.zeros_like(keep_NM))[1]
+    assert empty.shape == (0, config.mask_size, config.mask_size)
+
+
+@torch.no_grad()
+def test_what_it_keeps_of_an_embedding_is_not_taken_for_another() -> None:
+    config = CONFIGS["grid5, other skips"]
+    sam, keep_NM = random_sam(config), torch.ones(2, config.multimask_outputs + 1, dtype=torch.bool)
+    first, second = embeddings(config, 1, seed=1), embeddings(config, 1, seed=2)
+    cases = [(first, False), (second, False), (first, True), (first, False), (second, True), (second, False)]
+    expected = [decode(sam, embedding, with_mask, keep_NM) for embedding, with_mask in cases]
+    sam.mask_decoder = FastMaskDecoder(config, sam.mask_decoder, torch.float32)
+    for (embedding, with_mask), tensors in zip(cases, expected, strict=True):
+        for found, tensor in zip(decode(sam, embedding, with_mask, keep_NM), tensors, strict=True):
+            assert error(found, tensor) < 5e-6
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("channels", [4, 16, 50, 256])
+def test_kernels_are_torchs_formulas(channels: int, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(channels)
+    x, shared = ((3 * torch.randn(images, 48, channels)).to(dtype) for images in (3, 1))
+    positions = torch.randn(1, 48, channels).to(dtype)
+    weight, bias = torch.randn(2, channels)
+
+    def norm(y: Tensor) -> Tensor:
+        return F.layer_norm(y.float(), (channels,), weight, bias, 1e-6)
+
+    for other in (shared, x.flip(0)):
+        found = x.clone()
+        placed = cpu_kernels.add_and_norm(found, other, positions, weight, bias, 1e-6)
+        assert error(found.float(), norm(x.float() + other.float())) < tolerance
+        assert error(placed.float(), norm(x.float() + other.float()) + positions.float()) < tolerance
+    for skip in (None, shared, x.flip(0)):
+        total = x.float() if skip is None else x.float() + skip.float()
+        found = x.clone()
+        cpu_kernels.norm_and_gelu(found, skip, weight, bias, 1e-6)
+        assert error(found.float(), F.gelu(norm(total))) < tolerance
+        found = x.clone()
+        cpu_kernels.gelu(found, skip)
+        assert error(found.float(), F.gelu(total)) < tolerance
+
+
+def test_gelu_is_right_everywhere() -> None:
+    x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([-1e30, 1e30, 0.0, -0.0])])
+    found = x.clone()[None, None]
+    cpu_kernels.gelu(found, None)
+    assert (found[0, 0, :-4] - F.gelu(x[:-4].double()).float()).abs().max() < 2e-6
+    assert found[0, 0, -3:].tolist() == [pytest.approx(1e30), 0, 0]
+    assert abs(found[0, 0, -4] / x[-4]) < 1e-7
+
+
+def test_bfloat16_is_rounded_as_torch_rounds() -> None:
+    x = torch.cat([torch.randn(10_000), torch.tensor([0.0, 1 + 2**-8, 1 + 3 * 2**-8, 3e38])])
+    placed = torch.zeros(1, 1, len(x), dtype=torch.bfloat16)
+    cpu_kernels.gelu(placed, x.to(torch.bfloat16)[None, None])
+    # The halves that torch rounds to even numbers: what comes out must be the nearest bfloat16 of the float32 result.
+    exact = x.to(torch.bfloat16).float()[None, None]
+    cpu_kernels.gelu(exact, None)
+    assert torch.equal(placed, exact.to(torch.bfloat16))
