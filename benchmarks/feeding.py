@@ -76,11 +76,10 @@ class SleepingDevice:
         start = time.monotonic()
         with timer.step("encode"):
             time.sleep(self.seconds)
-        height, width = pixels_HW3.shape[:2]
-        masks = _masks(height, width)
+        end = time.monotonic()
         with self.record.open("a") as stream:
-            stream.write(f"{start} {time.monotonic()}\n")
-        return masks
+            stream.write(f"{start} {end}\n")
+        return _masks(*pixels_HW3.shape[:2])
 
 
 def _masks(height: int, width: int) -> ImageMasks:
