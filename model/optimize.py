@@ -10,10 +10,11 @@ import ctypes
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.errors import DeviceError
 from model.fast_decoder import FastMaskDecoder
+from model.fast_encoder import speed_up
 from model.image_encoder import ImageEmbedding
 from model.sam import Sam
 
@@ -86,10 +87,7 @@ class OptimizedSam(Sam):
         self.load_state_dict(sam.state_dict(), assign=True)
         self.eval()
         self._dtype = dtype
-        # Autocast would convert these weights again in every call.
-        for module in self.image_encoder.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.to(dtype)
+        speed_up(self.image_encoder, dtype)
         self.mask_decoder = FastMaskDecoder(sam.config, self.mask_decoder, dtype)
         self._grid_positions = self.prompt_encoder.grid_positions().detach()
 
