@@ -7,7 +7,9 @@ Source: Kirillov et al. 2023, Appendix B; `SamAutomaticMaskGenerator` of segment
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -28,13 +30,27 @@ from pipeline.config import GeneratorConfig
 from pipeline.prompts import View, plan_views
 from pipeline.records import ImageMasks, StepTimer
 
+# On a CPU, of the largest tensor of a batch of prompts: about what the caches hold.
+CPU_TENSOR_BYTES = 32 * 2**20
+
 
 class MaskGenerator:
-    """Finds the masks of one image after the other; keeps nothing in between."""
+    """Finds the masks of one image after the other; keeps nothing in between.
+
+    On a CPU each thread that torch may use takes batches of prompts of its own: all that a batch needs stays in the
+    caches of one core, and no thread waits for another.
+    """
 
     def __init__(self, sam: Sam, config: GeneratorConfig) -> None:
         self.sam = sam
         self.config = config
+        self._batch_size = config.points_per_batch
+        self._threads = 1
+        if sam.device.type == "cpu":
+            bytes_per_prompt = 4 * sam.config.mask_size**2 * sam.config.embed_dim // 8
+            self._batch_size = min(config.points_per_batch, max(1, CPU_TENSOR_BYTES // bytes_per_prompt))
+            self._threads = torch.get_num_threads()
+        self._pool = _single_threads(self._threads) if self._threads > 1 else None
 
     @torch.inference_mode()
     def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
@@ -91,23 +107,27 @@ class MaskGenerator:
             image_3SS = preprocess(pixels_HW3[y0:y1, x0:x1], self.sam.config)
             embedding = self.sam.encode_images(image_3SS[None].to(self.sam.device))
         filters = self._mask_filters(height, width)
+
+        def find(points_N2: Tensor) -> tuple[MaskBatch, Counter[str]]:
+            return self._point_masks(embedding, points_N2, view, filters, timer)
+
+        points = torch.from_numpy(view.points_P2).to(self.sam.device).split(self._batch_size)
         batches = [MaskBatch.empty(self.sam.config.mask_size, self.sam.device)]
-        for points_N2 in torch.from_numpy(view.points_P2).to(self.sam.device).split(self.config.points_per_batch):
-            batches.append(self._point_masks(embedding, points_N2, view, filters, timer, dropped))
+        for batch, dropped_of_batch in self._pool.map(find, points) if self._pool else map(find, points):
+            batches.append(batch)
+            dropped.update(dropped_of_batch)
         with timer.step("filter"):
             return chain.apply(MaskBatch.concat(batches), [chain.box_nms(self.config.box_nms_thresh)], dropped)
 
+    @torch.inference_mode()  # each thread has a mode of its own
     def _point_masks(
-        self,
-        embedding: ImageEmbedding,
-        points_N2: Tensor,
-        view: View,
-        filters: list[chain.Filter],
-        timer: StepTimer,
-        dropped: Counter[str],
-    ) -> MaskBatch:
-        """The masks at some points of a view that pass; those whose predicted IoU does not are never computed."""
-        with timer.step("prompt"):
+        self, embedding: ImageEmbedding, points_N2: Tensor, view: View, filters: list[chain.Filter], timer: StepTimer
+    ) -> tuple[MaskBatch, Counter[str]]:
+        """The masks at some points of a view that pass, and how many did not, by filter.
+
+        Those whose predicted IoU does not pass are never computed.
+        """
+        with timer.step("prompt", self._threads):
             inputs_N2 = to_input_frame(points_N2, view.height, view.width, self.sam.config.image_size)
             decoded = self.sam.decode_points(embedding, inputs_N2)
             iou_NM = decoded.predicted_iou_NM
@@ -116,8 +136,8 @@ class MaskGenerator:
             # A lone click is ambiguous: its candidates are the three ambiguity masks, not the single one.
             keep_NM[:, 0] = False
             logits_Khw = self.sam.decode_masks(decoded, keep_NM)
-        dropped["predicted_iou"] += keep_NM[:, 1:].numel() - len(logits_Khw)
-        with timer.step("filter"):
+        dropped = Counter({"predicted_iou": keep_NM[:, 1:].numel() - len(logits_Khw)})
+        with timer.step("filter", self._threads):
             measures = tail.measure(logits_Khw, self._upsampling(view.crop_box), self.config.stability_score_offset)
             crop_box_4 = torch.tensor(view.crop_box, device=self.sam.device)
             candidates = MaskBatch(
@@ -129,7 +149,7 @@ class MaskGenerator:
                 points=points_N2[keep_NM.nonzero()[:, 0]] + crop_box_4[:2],
                 crop_boxes=crop_box_4.expand(len(logits_Khw), 4),
             )
-            return chain.apply(candidates, filters, dropped)
+            return chain.apply(candidates, filters, dropped), dropped
 
     def _upsampling(self, crop_box: tuple[int, int, int, int]) -> Upsampling:
         x0, y0, x1, y1 = crop_box
@@ -176,6 +196,15 @@ class MaskGenerator:
         scores_N = torch.tensor([0.0 if mask.edited else 1.0 for mask in kept])
         rows = nms(boxes_N4, scores_N, max(self.config.box_nms_thresh, self.config.crop_nms_thresh))
         return [kept[row] for row in rows.tolist()]
+
+
+def _single_threads(count: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch uses that one only."""
+    pool = ThreadPoolExecutor(count, "maskmill", torch.set_num_threads, (1,))
+    all_started = threading.Barrier(count)
+    list(pool.map(lambda _: all_started.wait(), range(count)))
+    torch.set_num_threads(count)  # again: what was set last is what threads begin with that come later
+    return pool
 
 
 class _EncodedMask(NamedTuple):

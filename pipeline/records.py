@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -106,18 +107,21 @@ class ImageResult:
 
 @dataclass
 class StepTimer:
-    """Adds up the milliseconds spent in each step of one image."""
+    """Adds up the milliseconds spent in each step of one image. Threads may share it."""
 
     clock: Clock = time.perf_counter
     milliseconds: dict[str, float] = field(default_factory=dict[str, float])
     current: str = STEPS[0]  # the step that was entered last: where an image ended that raised
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
-    def step(self, name: str) -> Generator[None]:
-        """Times the block as step `name`."""
+    def step(self, name: str, threads: int = 1) -> Generator[None]:
+        """Times the block as step `name`, one of so many threads that are in such blocks at the same time."""
         self.current = name
         start = self.clock()
         try:
             yield
         finally:
-            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + 1000 * (self.clock() - start)
+            with self._lock:
+                spent = 1000 * (self.clock() - start) / threads
+                self.milliseconds[name] = self.milliseconds.get(name, 0.0) + spent
