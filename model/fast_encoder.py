@@ -130,7 +130,7 @@ def _attend_in_pieces(q_XNLF: Tensor, k_XNLF: Tensor, v_XNLD: Tensor, *biases: T
     """(X, N, L, D). On CPUs PyTorch's kernel takes twice as long as plain products of this size."""
     tensors = [q_XNLF, k_XNLF, v_XNLD.mT, *biases]
     if v_XNLD.shape[2] > QUERIES_AT_ONCE:
-        tensors = [x.flatten(0, 1).unsqueeze(1) for x in tensors]  # head by head
+        tensors = [x.contiguous().flatten(0, 1).unsqueeze(1) for x in tensors]  # head by head
     return torch.stack([_attend_piece(*piece) for piece in zip(*tensors, strict=True)]).view_as(v_XNLD)
 
 
