@@ -24,8 +24,8 @@ from filters.upsampling import Upsampling
 
 _Result = TypeVar("_Result")
 
-# Pixels of a span: all are above the upper threshold, or nobody knows.
-INSIDE, MIXED = 1, 0
+# Pixels of a span: all at most the lower threshold, all above the upper one, or nobody knows.
+OUTSIDE, INSIDE, MIXED = (np.int32(kind) for kind in range(3))
 
 _POOL = ThreadPoolExecutor(thread_name_prefix="mask-tail")
 
@@ -62,6 +62,7 @@ def _by_thread(function: Callable[[slice], _Result], count: int) -> list[_Result
 class _Buffers(NamedTuple):
     spans_w3: Any
     bounds_2w: Any
+    kinds_w: Any
     coarse_3S: Any
     input_S: Any
     fine_RW: Any
@@ -90,6 +91,7 @@ def _buffers(upsampling):
     return _Buffers(
         spans_w3=np.empty((h, 3), np.int64),
         bounds_2w=np.empty((2, h + 2), np.float32),
+        kinds_w=np.empty(h + 1, np.int32),
         coarse_3S=np.empty((3, S), np.float32),
         input_S=np.empty(S, np.float32),
         fine_RW=np.empty((np.bincount(upsampling.to_input.near).max() + 1, W), np.float32),
@@ -104,7 +106,8 @@ def _find_spans(logits_hw, upsampling, i, low, high, buffers):
     Left out is where all logits, and so all pixels, are at most `low`.
     """
     h, w = logits_hw.shape
-    highest, lowest = buffers.bounds_2w
+    (highest, lowest), kinds = buffers.bounds_2w, buffers.kinds_w
+    one, two = np.uint64(1), np.uint64(2)
     upper, middle, lower = logits_hw[i], logits_hw[min(i + 1, h - 1)], logits_hw[min(i + 2, h - 1)]
     any_above = False
     for j in range(np.uint64(w)):
@@ -116,20 +119,23 @@ def _find_spans(logits_hw, upsampling, i, low, high, buffers):
     if not any_above:
         return 0
     highest[w:], lowest[w:] = highest[w - 1], lowest[w - 1]
-    spans = 0
-    for j in range(w):
-        if highest[j] <= low and highest[j + 1] <= low and highest[j + 2] <= low:
+    for j in range(np.uint64(w)):
+        most = highest[j] if highest[j] > highest[j + one] else highest[j + one]
+        least = lowest[j] if lowest[j] < lowest[j + one] else lowest[j + one]
+        most = most if most > highest[j + two] else highest[j + two]
+        least = least if least < lowest[j + two] else lowest[j + two]
+        kinds[j] = (MIXED if most > low else OUTSIDE) if least <= high else INSIDE
+    kinds[w] = -1
+    spans, first = 0, np.uint64(0)
+    for j in range(np.uint64(w)):
+        if kinds[j] == kinds[j + one]:
             continue
-        inside = lowest[j] > high and lowest[j + 1] > high and lowest[j + 2] > high
-        kind = INSIDE if inside else MIXED
-        x0, x1 = upsampling.column_cells[j], upsampling.column_cells[j + 1]
-        last = buffers.spans_w3[spans - 1]
-        if spans > 0 and last[2] == x0 and last[0] == kind:
-            last[2] = x1
-        elif x0 < x1:
+        x0, x1 = upsampling.column_cells[first], upsampling.column_cells[j + one]
+        if kinds[j] != OUTSIDE and x0 < x1:
             span = buffers.spans_w3[spans]
-            span[0], span[1], span[2] = kind, x0, x1
+            span[0], span[1], span[2] = kinds[j], x0, x1
             spans += 1
+        first = j + one
     return spans
 
 

@@ -33,6 +33,9 @@ from pipeline.records import ImageMasks, StepTimer
 # On a CPU, of the largest tensor of a batch of prompts: about what the caches hold.
 CPU_TENSOR_BYTES = 32 * 2**20
 
+# The borders of so many masks are in memory before they are compressed.
+ENCODED_AT_ONCE = 64
+
 
 class MaskGenerator:
     """Finds the masks of one image after the other; keeps nothing in between.
@@ -178,9 +181,10 @@ class MaskGenerator:
             rows = (batch.crop_boxes == crop_box_4).all(dim=1).nonzero()[:, 0]
             x0, y0, x1, y1 = crop_box_4.tolist()
             upsampling = self._upsampling((x0, y0, x1, y1))
-            of_crop = tail.encode(batch.logits[rows], upsampling, (x0, y0), height, width)
-            for row, text in zip(rows.tolist(), of_crop, strict=True):
-                counts[row] = text
+            for block in rows.split(ENCODED_AT_ONCE):
+                of_block = tail.encode(batch.logits[block], upsampling, (x0, y0), height, width)
+                for row, text in zip(block.tolist(), of_block, strict=True):
+                    counts[row] = text
         return counts
 
     def _remove_small_regions(self, masks: list[_EncodedMask], height: int, width: int) -> list[_EncodedMask]:
