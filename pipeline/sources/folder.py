@@ -7,10 +7,11 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 from pipeline.records import ImageRecord, Shard
-from pipeline.sources.names import fetch, is_image, is_tar, mixed
+from pipeline.sources.names import fetch, fetch_ahead, is_image, is_tar, mixed
 from pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -51,5 +52,6 @@ class ImageFolder:
             logger.warning("%s: %d files are no images and were left out (%s)", self.uri, left_out.total(), kinds)
 
     def read(self, shard: Shard) -> Iterator[ImageRecord]:
-        for image_id in shard.image_ids or ():
-            yield ImageRecord(image_id, f"{self.storage.uri}/{image_id}", fetch(self.storage, image_id))
+        image_ids = shard.image_ids or ()
+        for image_id, data in zip(image_ids, fetch_ahead(partial(fetch, self.storage), image_ids), strict=True):
+            yield ImageRecord(image_id, f"{self.storage.uri}/{image_id}", data)

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import SourceError, StorageError
 from pipeline.records import Failure, ImageRecord, Shard
 from pipeline.sources.manifest_rows import bad_line, read_lines
-from pipeline.sources.names import clean_path, fetch
+from pipeline.sources.names import clean_path, fetch, fetch_ahead
 from pipeline.storage import Storage, is_key, one_line, open_storage
 
 SUSPECTS = 1000  # ids of equal hashes that are looked at once more: enough to name a few
@@ -96,8 +96,10 @@ class Manifest:
             )
 
     def read(self, shard: Shard) -> Iterator[ImageRecord]:
-        for image_id in shard.image_ids or ():
-            yield ImageRecord(image_id, shard.uris[image_id], self._fetch(shard.uris[image_id]))
+        image_ids = shard.image_ids or ()
+        addresses = [shard.uris[image_id] for image_id in image_ids]
+        for image_id, address, data in zip(image_ids, addresses, fetch_ahead(self._fetch, addresses), strict=True):
+            yield ImageRecord(image_id, address, data)
 
     def _fetch(self, address: str) -> bytes | Failure:
         key = address.removeprefix(f"{self.storage.uri}/")

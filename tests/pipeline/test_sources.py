@@ -1,12 +1,16 @@
 """What all sources have in common, and which source an address means."""
 
 import pickle
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from pipeline.errors import SourceError, StorageError
-from pipeline.sources import is_image, open_source
+from pipeline.sources import ImageFolder, Manifest, is_image, open_source
+from pipeline.storage import LocalStorage
 from tests.pipeline.sources import contents, records, shards, tar_bytes, write
 
 
@@ -53,6 +57,28 @@ def test_source_is_the_same_when_it_is_pickled_or_opened_by_its_uri(tmp_path: Pa
     for other in (pickle.loads(pickle.dumps(source)), open_source(source.uri)):
         assert other == source
         assert records(other) == records(source) != []
+
+
+@dataclass(frozen=True)
+class Together(LocalStorage):
+    """Opens nothing before two objects are asked for."""
+
+    asked: threading.Barrier = field(default_factory=lambda: threading.Barrier(2))
+
+    def open(self, key: str) -> BinaryIO:
+        self.asked.wait(60)
+        return super().open(key)
+
+
+@pytest.mark.parametrize("name", ["", "list.csv"])
+def test_images_that_are_objects_of_their_own_are_fetched_at_once(tmp_path: Path, name: str):
+    write(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "list.csv").write_text("uri\na.jpg\nb.jpg\n")
+    source = open_source(str(tmp_path / name))
+    assert isinstance(source, ImageFolder | Manifest)
+    (shard,) = shards(source)
+    read = replace(source, storage=Together(tmp_path)).read(shard)
+    assert {record.image_id: record.data for record in read} == {"a.jpg": b"a.jpg", "b.jpg": b"b.jpg"}
 
 
 def test_relative_source_means_the_same_when_the_working_folder_changes(
