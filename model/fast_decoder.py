@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from model.config import SamConfig
 from model.image_encoder import ImageEmbedding
+from model.layers import fast_linear
 from model.mask_decoder import DecodedPrompts, MaskDecoder
 from model.token_side import PreparedImage, TokenSideTransformer
 from model.transformer import TwoWayTransformer
@@ -91,9 +92,9 @@ class FastMaskDecoder(MaskDecoder):
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
         tokens_RLC = decoded.image_tokens_NCHW.flatten(2).transpose(1, 2)[rows]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips] or [None, None]
-        half_RXC = F.linear(tokens_RLC, *self._double_1).unflatten(2, (4, -1)).flatten(1, 2)
+        half_RXC = fast_linear(tokens_RLC, *self._double_1).unflatten(2, (4, -1)).flatten(1, 2)
         half_RXC = _norm_and_gelu(half_RXC, skips[0], self._norm)
-        full_RXC = F.linear(half_RXC, *self._double_2).unflatten(2, (4, -1)).flatten(1, 2)
+        full_RXC = fast_linear(half_RXC, *self._double_2).unflatten(2, (4, -1)).flatten(1, 2)
         full_RXC = _gelu(full_RXC, skips[1])
         mlps = self.output_hypernetworks_mlps
         weights_RMC = torch.stack([mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(mlps)], dim=1)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.image_encoder import Attention, Block, ImageEncoder, join_windows, relative_distances, split_windows
+from model.layers import fast_linear, is_float32_on_cpu
 
 # What is worked on together on a CPU, so that scores and hidden features stay in its cache.
 QUERIES_AT_ONCE = 512
@@ -55,8 +56,8 @@ class FastBlock(nn.Module):
         """The perceptron."""
         lin1, lin2 = self.mlp.lin1, self.mlp.lin2
         parts = x_BHWC.flatten(0, 2).split(CELLS_AT_ONCE if x_BHWC.device.type == "cpu" else x_BHWC.numel())
-        hidden = (self.mlp.activation(_linear(part, lin1.weight, lin1.bias)) for part in parts)
-        return torch.cat([_linear(part, lin2.weight, lin2.bias) for part in hidden]).view_as(x_BHWC)
+        hidden = (self.mlp.activation(fast_linear(part, lin1.weight, lin1.bias)) for part in parts)
+        return torch.cat([fast_linear(part, lin2.weight, lin2.bias) for part in hidden]).view_as(x_BHWC)
 
 
 class FastAttention(nn.Module):
@@ -91,13 +92,13 @@ class FastAttention(nn.Module):
             self.register_buffer(name, tensor.detach().to(dtype).contiguous(), persistent=False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_XHWC = _linear(x_BHWC, self.qkv.weight, self._qkv_bias)
+        x_XHWC = fast_linear(x_BHWC, self.qkv.weight, self._qkv_bias)
         if self.window_size:
             x_XHWC = split_windows(x_XHWC, self.window_size)
         x_XHWC = self._attend(*x_XHWC.unflatten(-1, (3, self.heads, -1)).unbind(3))
         if self.window_size:
             x_XHWC = join_windows(x_XHWC, self.window_size, grid=x_BHWC.shape[1:3])
-        return _linear(x_XHWC, self.proj.weight, self._proj_bias)
+        return fast_linear(x_XHWC, self.proj.weight, self._proj_bias)
 
     def _attend(self, q_XHWND: Tensor, k_XHWND: Tensor, v_XHWND: Tensor) -> Tensor:
         """(X, H, W, C)."""
@@ -107,7 +108,7 @@ class FastAttention(nn.Module):
             by_row_XHWNH = torch.einsum("xhwnd,hdk->xhwnk", q_XHWND, self._rows_HDH)
             by_column_XHWNW = torch.einsum("xhwnd,wdk->xhwnk", q_XHWND, self._columns_WDW)
             biases = [_by_head(by_row_XHWNH), _by_head(by_column_XHWNW)]
-            if not _is_slow(q_XHWND):
+            if not is_float32_on_cpu(q_XHWND):  # there products cost so much that it is sums that should be made
                 q_XNLF = torch.cat([q_XNLF, *biases], dim=-1)
                 k_XNLF = torch.cat([k_XNLF, self._cells_LP.expand(*k_XNLF.shape[:2], -1, -1)], dim=-1)
                 biases = []
@@ -150,20 +151,4 @@ def _attend_piece(q_NLF: Tensor, k_NLF: Tensor, v_NDL: Tensor, *biases: Tensor) 
 
 def _multiply(x_NQF: Tensor, y_NKF: Tensor) -> Tensor:
     """(N, Q, K)."""
-    return _linear(x_NQF[0], y_NKF[0])[None] if len(x_NQF) == 1 else x_NQF @ y_NKF.mT
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`."""
-    rows = x.numel() // x.shape[-1]
-    if not _is_slow(x) or rows % 16:
-        return F.linear(x, weight, bias)
-    # PyTorch gives float32 products to MKL, which needs twice as long as oneDNN on AMD's processors. oneDNN gets all
-    # convolutions of at least 16 images.
-    x_16C1J = x.reshape(16, 1, rows // 16, -1).permute(0, 3, 1, 2)
-    return F.conv2d(x_16C1J, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
-
-
-def _is_slow(x: Tensor) -> bool:
-    """Whether products cost so much more than sums that it is sums that should be made."""
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    return fast_linear(x_NQF[0], y_NKF[0])[None] if len(x_NQF) == 1 else x_NQF @ y_NKF.mT

@@ -88,7 +88,6 @@ PRESETS: dict[str, GeneratorConfig] = {
     # For the embedded model, which is less sure of its masks than the published ones, and leaves specks. Chosen with
     # benchmarks/thresholds.py on BSDS500's validation split (docs/model-card.md).
     "mini": GeneratorConfig(
-        points_per_batch=8,  # stays in a CPU's caches: half the time of 64, the same masks
         pred_iou_thresh=0.25,
         stability_score_thresh=0.4,
         box_nms_thresh=0.5,
