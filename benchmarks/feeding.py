@@ -27,6 +27,7 @@ from PIL import Image
 from filters import rle
 from filters.chain import FILTERS
 from pipeline import cluster
+from pipeline.generator import ResizedImage
 from pipeline.ledger import Ledger
 from pipeline.records import ImageMasks, StepTimer
 from pipeline.sources import ImageFolder
@@ -71,7 +72,12 @@ class SleepingDevice:
     def __call__(self) -> SleepingDevice:
         return self
 
-    def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
+    def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
+        """No view: it looks at none."""
+        height, width = pixels_HW3.shape[:2]
+        return ResizedImage(height, width, views=())
+
+    def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
         """The same masks for every image of a size."""
         start = time.monotonic()
         with timer.step("encode"):
@@ -79,7 +85,7 @@ class SleepingDevice:
         end = time.monotonic()
         with self.record.open("a") as stream:
             stream.write(f"{start} {end}\n")
-        return _masks(*pixels_HW3.shape[:2])
+        return _masks(image.height, image.width)
 
 
 def _masks(height: int, width: int) -> ImageMasks:

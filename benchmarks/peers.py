@@ -41,8 +41,8 @@ class Maskmill:
     def __call__(self, data: bytes) -> list[bytes]:
         self.timer = StepTimer(self.clock)
         with self.timer.step("decode"):
-            pixels_HW3 = decode_image(data, MAX_PIXELS).pixels
-        self.masks = self._generator.generate(pixels_HW3, self.timer)
+            image = self._generator.prepare(decode_image(data, MAX_PIXELS).pixels)
+        self.masks = self._generator.generate(image, self.timer)
         return list(self.masks.rle_counts)
 
 

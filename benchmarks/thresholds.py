@@ -70,7 +70,7 @@ def main() -> None:
     images = []
     for index in range(min(arguments.images, len(annotated))):
         image = annotated[index]
-        masks = generator.generate(image.read_pixels(), StepTimer())
+        masks = generator.generate(generator.prepare(image.read_pixels()), StepTimer())
         segments = [image.rles[k] for k in select_segments(image)]
         images.append(Candidates(masks, overlap.iou(masks.rle_counts, segments, image.height, image.width)))
         print(f"{index + 1}: {len(masks.area)} masks, {len(segments)} segments", flush=True)

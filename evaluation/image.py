@@ -85,7 +85,8 @@ class ImageEvaluator:
     ) -> dict[str, RecallCurve]:
         masks: dict[str, list[bytes]] = {}
         if "recall" in self.measures:
-            generated = MaskGenerator(self.sam, self.config).generate(pixels_HW3, StepTimer())
+            generator = MaskGenerator(self.sam, self.config)
+            generated = generator.generate(generator.prepare(pixels_HW3), StepTimer())
             best_first = np.argsort(-generated.predicted_iou, kind="stable")
             masks[MODEL] = [generated.rle_counts[i] for i in best_first]
         if "baselines" in self.measures:

@@ -1,6 +1,7 @@
 """Image pixels to the network's input, and coordinates and logits between the two frames.
 
-Shapes: H W image side in pixels, S input side in pixels, N masks, h w mask side in logit pixels.
+Shapes: H W image side in pixels, S input side in pixels, N masks, h w side of a mask in logit pixels or of a resized
+image in input pixels.
 Source: `utils/transforms.py` and `modeling/sam.py` of segment-anything, whose numbers these equal exactly.
 """
 
@@ -24,15 +25,24 @@ def resized_size(height: int, width: int, image_size: int) -> tuple[int, int]:
 
 
 def preprocess(pixels_HW3: NDArray[np.uint8], config: SamConfig) -> Tensor:
-    """The network's input (3, S, S), float32: resized, normalised, then zero-padded at the right and bottom."""
-    S = config.image_size
-    height, width = resized_size(pixels_HW3.shape[0], pixels_HW3.shape[1], S)
+    """The network's input (3, S, S), float32, of an RGB image."""
+    return normalise(resize(pixels_HW3, config.image_size), config)
+
+
+def resize(pixels_HW3: NDArray[np.uint8], image_size: int) -> Tensor:
+    """The image with its longest side at `image_size`, (resized height, resized width, 3) uint8 on the CPU."""
+    height, width = resized_size(pixels_HW3.shape[0], pixels_HW3.shape[1], image_size)
     # PIL's filter widens as it shrinks (antialiasing), and its result is uint8: what the weights were trained on.
     resized = Image.fromarray(pixels_HW3).resize((width, height), Image.Resampling.BILINEAR)
-    x_3hw = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-    mean_311 = torch.tensor(config.pixel_mean).view(3, 1, 1)
-    std_311 = torch.tensor(config.pixel_std).view(3, 1, 1)
-    return F.pad((x_3hw - mean_311) / std_311, (0, S - width, 0, S - height))
+    return torch.from_numpy(np.array(resized))
+
+
+def normalise(resized_hw3: Tensor, config: SamConfig) -> Tensor:
+    """The network's input (3, S, S), float32 on the same device: zero-padded at the right and bottom."""
+    S, (height, width, _) = config.image_size, resized_hw3.shape
+    mean_311 = torch.tensor(config.pixel_mean).view(3, 1, 1).to(resized_hw3.device, non_blocking=True)
+    std_311 = torch.tensor(config.pixel_std).view(3, 1, 1).to(resized_hw3.device, non_blocking=True)
+    return F.pad((resized_hw3.permute(2, 0, 1) - mean_311) / std_311, (0, S - width, 0, S - height))
 
 
 def to_input_frame(xy: Tensor, height: int, width: int, image_size: int) -> Tensor:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +26,7 @@ from filters.nms import nms
 from filters.regions import remove_small_regions
 from filters.upsampling import Upsampling, plan_upsampling
 from model.image_encoder import ImageEmbedding
-from model.preprocess import preprocess, resized_size, to_input_frame
+from model.preprocess import normalise, resize, resized_size, to_input_frame
 from model.sam import Sam
 from pipeline.config import GeneratorConfig
 from pipeline.prompts import View, plan_views
@@ -36,6 +38,18 @@ CPU_TENSOR_BYTES = 32 * 2**20
 # The borders of so many masks are in memory before they are compressed.
 ENCODED_AT_ONCE = 64
 
+# Views of an image that a GPU encodes at once.
+GPU_VIEWS_PER_BATCH = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ResizedImage:
+    """What the network needs to see of an image: each view at the scale of its input. Holds no other pixels."""
+
+    height: int  # of the image, in pixels
+    width: int
+    views: tuple[Tensor, ...]  # (h, w, 3) uint8 on the CPU, in the order of `plan_views`
+
 
 class MaskGenerator:
     """Finds the masks of one image after the other; keeps nothing in between.
@@ -44,30 +58,44 @@ class MaskGenerator:
     caches of one core, and no thread waits for another.
     """
 
-    def __init__(self, sam: Sam, config: GeneratorConfig) -> None:
+    def __init__(self, sam: Sam, config: GeneratorConfig, views_per_batch: int | None = None) -> None:
+        """`views_per_batch` views are encoded at once; by default one on a CPU, whose caches hold no more."""
         self.sam = sam
         self.config = config
+        self._on_cpu = sam.device.type == "cpu"
+        self._views_per_batch = views_per_batch or (1 if self._on_cpu else GPU_VIEWS_PER_BATCH)
         self._batch_size = config.points_per_batch
         self._threads = 1
-        if sam.device.type == "cpu":
+        if self._on_cpu:
             bytes_per_prompt = 4 * sam.config.mask_size**2 * sam.config.embed_dim // 8
             self._batch_size = min(config.points_per_batch, max(1, CPU_TENSOR_BYTES // bytes_per_prompt))
             self._threads = torch.get_num_threads()
         self._pool = _single_threads(self._threads) if self._threads > 1 else None
 
+    def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
+        """Resizes the views of an RGB image of any size. Threads may do so while others generate."""
+        height, width = pixels_HW3.shape[:2]
+        boxes = [view.crop_box for view in plan_views(height, width, self.config)]
+        views = [resize(pixels_HW3[y0:y1, x0:x1], self.sam.config.image_size) for x0, y0, x1, y1 in boxes]
+        # Pinned memory is copied to a GPU at full speed, and nobody waits for it.
+        return ResizedImage(height, width, tuple(views if self._on_cpu else (view.pin_memory() for view in views)))
+
     @torch.inference_mode()
-    def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
-        """The masks of an RGB image of any size, in the order in which the published generator returns them.
+    def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
+        """The masks of an image, in the order in which the published generator returns them.
 
         Adds to the timer's steps `encode`, `prompt`, `filter` and `rle`.
         """
-        height, width = pixels_HW3.shape[:2]
+        height, width = image.height, image.width
         dropped: Counter[str] = Counter(dict.fromkeys(chain.FILTERS, 0))
         views = plan_views(height, width, self.config)
-        batches = [self._view_masks(pixels_HW3, view, timer, dropped) for view in views]
+        filters = self._mask_filters(height, width)
+        batches = [
+            self._view_masks(embedding, view, filters, timer, dropped)
+            for embedding, view in zip(self._embeddings(image, timer), views, strict=True)
+        ]
         with timer.step("filter"):
-            filters = self._image_filters(height, width, len(views))
-            batch = chain.apply(MaskBatch.concat(batches), filters, dropped)
+            batch = chain.apply(MaskBatch.concat(batches), self._image_filters(height, width, len(views)), dropped)
         encoded = self._encode(batch, height, width, timer, dropped)
         rows = torch.tensor([mask.row for mask in encoded], dtype=torch.int64, device=self.sam.device)
         batch = batch.select(rows)
@@ -100,16 +128,26 @@ class MaskGenerator:
             filters.append(chain.coverage(self.config.max_coverage, height, width))
         return filters
 
+    def _embeddings(self, image: ResizedImage, timer: StepTimer) -> Iterator[ImageEmbedding]:
+        """One for each view."""
+        for first in range(0, len(image.views), self._views_per_batch):
+            with timer.step("encode"):
+                resized = image.views[first : first + self._views_per_batch]
+                on_device = (x_hw3.to(self.sam.device, non_blocking=True) for x_hw3 in resized)
+                images = [normalise(x_hw3, self.sam.config) for x_hw3 in on_device]
+                embeddings = self.sam.encode_images(torch.stack(images))
+            for i in range(len(resized)):
+                yield embeddings[i : i + 1]
+
     def _view_masks(
-        self, pixels_HW3: NDArray[np.uint8], view: View, timer: StepTimer, dropped: Counter[str]
+        self,
+        embedding: ImageEmbedding,
+        view: View,
+        filters: list[chain.Filter],
+        timer: StepTimer,
+        dropped: Counter[str],
     ) -> MaskBatch:
         """The masks that remain of one view of the image."""
-        height, width = pixels_HW3.shape[:2]
-        x0, y0, x1, y1 = view.crop_box
-        with timer.step("encode"):
-            image_3SS = preprocess(pixels_HW3[y0:y1, x0:x1], self.sam.config)
-            embedding = self.sam.encode_images(image_3SS[None].to(self.sam.device))
-        filters = self._mask_filters(height, width)
 
         def find(points_N2: Tensor) -> tuple[MaskBatch, Counter[str]]:
             return self._point_masks(embedding, points_N2, view, filters, timer)

@@ -22,7 +22,7 @@ from model.errors import CheckpointError
 from model.optimize import optimize
 from pipeline.config import RunConfig
 from pipeline.errors import ImageError
-from pipeline.generator import MaskGenerator
+from pipeline.generator import MaskGenerator, ResizedImage
 from pipeline.images import decode_image
 from pipeline.ledger import Ledger
 from pipeline.records import (
@@ -40,7 +40,7 @@ from pipeline.records import (
 from pipeline.sources import Source
 from pipeline.table import encode_part
 
-# Images of a shard that are fetched and decoded while the device is busy: each holds three bytes for every pixel.
+# Images of a shard that are fetched, decoded and resized while the device is busy.
 AHEAD = 4
 MAX_REASON_CHARACTERS = 500
 
@@ -48,8 +48,12 @@ MAX_REASON_CHARACTERS = 500
 class Engine(Protocol):
     """What finds the masks of an image: MaskGenerator, or a fake."""
 
-    def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
-        """The masks of an RGB image. What it raises ends that image only."""
+    def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
+        """All that is done to an RGB image ahead of the device, by any thread. What it raises ends that image only."""
+        ...
+
+    def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
+        """The masks of an image. What it raises ends that image only."""
         ...
 
 
@@ -138,14 +142,14 @@ def process_shard(
     """Commits the part of a shard, and tells of each image what it enters and how it ends, in the source's order.
 
     `turn` is a lock that shards of one engine share, held from the first inference to the last. So while one has its
-    turn, the next one fetches and decodes up to `ahead` images, and the last one is encoded and committed.
+    turn, the next one fetches and prepares up to `ahead` images, and the last one is encoded and committed.
 
     An image that cannot be fetched, decoded or inferred becomes a failed row. A shard that somebody else commits first
     is a success like any other. Raises StorageError where the source or the output cannot be reached, and what says
     that the device is lost.
     """
     if not job.ledger.is_committed(shard):
-        reading = _one_by_one(job, shard) if attempt.careful else _decode_ahead(job, shard, ahead)
+        reading = _one_by_one(job, engine, shard) if attempt.careful else _decode_ahead(job, engine, shard, ahead)
         with reading as images, turn or nullcontext():
             results = yield from _infer_all(engine, shard, images, attempt)
         reached = {result.image_id for result in results}
@@ -178,10 +182,10 @@ def _infer_all(
 
 @dataclass(frozen=True)
 class _Image:
-    """An image on its way to the device: its pixels or why there are none. `record` holds no data any more."""
+    """An image on its way to the device: what the engine prepared, or why it could not. `record` holds no data."""
 
     record: ImageRecord
-    pixels: NDArray[np.uint8] | Failure
+    prepared: ResizedImage | Failure
     sha256: str | None
     timer: StepTimer
 
@@ -191,18 +195,18 @@ _Fetched = tuple[ImageRecord, "Callable[[], _Image]"]
 
 
 @contextmanager
-def _one_by_one(job: Job, shard: Shard) -> Iterator[Iterator[_Fetched]]:
+def _one_by_one(job: Job, engine: Engine, shard: Shard) -> Iterator[Iterator[_Fetched]]:
     """The images of a shard in order, each fetched when it is asked for and decoded when the caller says so."""
-    yield ((record, partial(_decode, job, record, timer)) for record, timer in _fetch(job, shard))
+    yield ((record, partial(_decode, job, engine, record, timer)) for record, timer in _fetch(job, shard))
 
 
 @contextmanager
-def _decode_ahead(job: Job, shard: Shard, ahead: int) -> Iterator[Iterator[_Fetched]]:
+def _decode_ahead(job: Job, engine: Engine, shard: Shard, ahead: int) -> Iterator[Iterator[_Fetched]]:
     """The images of a shard in order. Threads fetch and decode `ahead` of them at once, and go on as they are taken."""
     fetched = _fetch(job, shard)
 
     def decode(fetch: Future[tuple[ImageRecord, StepTimer] | None]) -> tuple[ImageRecord, _Image] | None:
-        return (record := fetch.result()) and (record[0], _decode(job, *record))
+        return (record := fetch.result()) and (record[0], _decode(job, engine, *record))
 
     # One fetcher: a source is read in order, by one thread at a time.
     with ThreadPoolExecutor(1) as fetcher, ThreadPoolExecutor(ahead) as decoders:
@@ -229,18 +233,23 @@ def _fetch(job: Job, shard: Shard) -> Iterator[tuple[ImageRecord, StepTimer]]:
             yield record, timer
 
 
-def _decode(job: Job, record: ImageRecord, timer: StepTimer) -> _Image:
+def _decode(job: Job, engine: Engine, record: ImageRecord, timer: StepTimer) -> _Image:
+    """The image as the engine prepares it, which counts as decoding: both go on ahead of the device."""
     if isinstance(record.data, Failure):
         return _Image(record, record.data, None, timer)
     without_data = ImageRecord(record.image_id, record.source_uri, b"")
     try:
         with timer.step("decode"):
             decoded = job.decode(record.data, job.max_image_pixels)
-    except Exception as error:  # noqa: BLE001  # whatever a decoder raises on hostile bytes is that image's failure
+            prepared = engine.prepare(decoded.pixels)
+    except Exception as error:
+        if _is_device_lost(error):
+            raise
+        # Whatever else a decoder raises on hostile bytes is that image's failure.
         reason = str(error) if isinstance(error, ImageError) else _reason(error)
         sha256 = hashlib.sha256(record.data).hexdigest()
         return _Image(without_data, Failure("decode", reason), sha256, timer)
-    return _Image(without_data, decoded.pixels, decoded.sha256, timer)
+    return _Image(without_data, prepared, decoded.sha256, timer)
 
 
 def _out_of_reach(shard: Shard, image_id: str, attempt: Attempt) -> ImageResult:
@@ -255,15 +264,14 @@ def _quarantined(record: ImageRecord, failure: Failure, attempt: Attempt) -> Ima
 
 def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
     outcome: ImageMasks | Failure
-    if isinstance(image.pixels, Failure):
-        outcome = image.pixels
+    if isinstance(image.prepared, Failure):
+        outcome = image.prepared
     else:
         image.timer.current = "encode"  # the engine's first step, until it says otherwise
         try:
-            outcome = engine.generate(image.pixels, image.timer)
+            outcome = engine.generate(image.prepared, image.timer)
         except Exception as error:
-            # After such an error every call on the device fails: not the fault of the images that follow.
-            if "CUDA error" in str(error):
+            if _is_device_lost(error):
                 raise
             outcome = Failure(image.timer.current, _reason(error))
     return ImageResult(
@@ -275,6 +283,11 @@ def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
         status="failed" if isinstance(outcome, Failure) else "ok",
         attempt=attempt.number,
     )
+
+
+def _is_device_lost(error: Exception) -> bool:
+    """After such an error every call on the device fails: not the fault of the images that follow."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
 
 def _reason(error: Exception) -> str:

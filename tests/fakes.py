@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from filters import rle
 from filters.chain import FILTERS
+from pipeline.generator import ResizedImage
 from pipeline.images import decode_image
 from pipeline.records import DecodedImage, ImageMasks, ImageResult, StepTimer
 
@@ -38,6 +40,12 @@ LOSE_DEVICE_ALWAYS: Colour = (255, 0, 55)
 def frozen_clock() -> float:
     """A clock that stands still: every step takes 0 ms, so that parts can be compared byte by byte."""
     return 0.0
+
+
+def as_it_is(pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
+    """For an engine that takes images at any size: one view, not resized."""
+    height, width = pixels_HW3.shape[:2]
+    return ResizedImage(height, width, (torch.tensor(pixels_HW3),))
 
 
 def image_masks(masks_NHW: NDArray[np.bool_]) -> ImageMasks:
@@ -82,7 +90,11 @@ class FakeEngine:
         """Itself: an engine without state is its own factory."""
         return self
 
-    def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
+    def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
+        return as_it_is(pixels_HW3)
+
+    def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
+        pixels_HW3 = image.views[0].numpy()
         if self.seconds:
             time.sleep(self.seconds)
             with (self.folder / "generated").open("a") as stream:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.generator import ResizedImage
 from pipeline.records import ImageMasks, StepTimer
 from pipeline.worker import run_local
 from tests import runs
 from tests.evaluation.drawings import Mask, rectangle
-from tests.fakes import image_masks
+from tests.fakes import as_it_is, image_masks
 
 HEIGHT, WIDTH = 40, 50
 # By the image's letter; None for an image on which the engine fails.
@@ -35,8 +36,11 @@ class DrawnEngine:
     def __call__(self) -> DrawnEngine:
         return self
 
-    def generate(self, pixels_HW3: NDArray[np.uint8], timer: StepTimer) -> ImageMasks:
-        masks = self.drawn[chr(pixels_HW3[0, 0, 0])]
+    def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
+        return as_it_is(pixels_HW3)
+
+    def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
+        masks = self.drawn[chr(int(image.views[0][0, 0, 0]))]
         if masks is None:
             raise ValueError("no masks")
         return image_masks(np.array(masks, np.bool_).reshape(-1, HEIGHT, WIDTH))

@@ -20,7 +20,8 @@ def test_candidates_are_those_of_the_generator_without_its_thresholds() -> None:
     config = GeneratorConfig(
         points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=NMS_THRESHOLD
     )
-    generated = MaskGenerator(ColourSam(), config).generate(PIXELS, StepTimer())
+    generator = MaskGenerator(ColourSam(), config)
+    generated = generator.generate(generator.prepare(PIXELS), StepTimer())
     score = (generated.predicted_iou.astype(np.float64) + generated.stability_score) / 2
     best_first = np.argsort(-score, kind="stable")
     found = find_candidates(ColourSam(), PIXELS, 4, 1000)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.config import VARIANTS
-from model.preprocess import preprocess, resized_size, to_image_logits, to_input_frame
+from model.preprocess import normalise, preprocess, resize, resized_size, to_image_logits, to_input_frame
 from tests.model.networks import SMALL_CONFIGS, random_sam
 from tests.oracles import ResizeLongestSide, published_sam
 
@@ -26,6 +26,15 @@ def test_preprocess_equals_released(height: int, width: int) -> None:
     assert ours.dtype == torch.float32
     assert ours.shape == (3, CONFIG.image_size, CONFIG.image_size)
     assert torch.equal(ours, RELEASED.preprocess(resized))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_gpu_normalises_to_the_same_bits(height: int, width: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    resized = resize(pixels, CONFIG.image_size)
+    assert torch.equal(normalise(resized.cuda(), CONFIG).cpu(), normalise(resized, CONFIG))
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

@@ -4,16 +4,21 @@ import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
 import skimage.measure
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from filters import rle
 from filters.chain import FILTERS
+from model.image_encoder import ImageEmbedding
+from model.mask_decoder import DecodedPrompts
 from pipeline.config import PRESETS, GeneratorConfig
 from pipeline.generator import MaskGenerator
 from pipeline.prompts import plan_views
@@ -26,7 +31,8 @@ CAT = skimage.data.chelsea()[60:200, 100:300]
 
 
 def _generate(pixels_HW3: NDArray[np.uint8], config: GeneratorConfig) -> ImageMasks:
-    return MaskGenerator(ColourSam(), config).generate(pixels_HW3, StepTimer())
+    generator = MaskGenerator(ColourSam(), config)
+    return generator.generate(generator.prepare(pixels_HW3), StepTimer())
 
 
 def _candidates(pixels_HW3: NDArray[np.uint8], config: GeneratorConfig) -> int:
@@ -73,9 +79,59 @@ def test_masks_do_not_depend_on_points_per_batch(config):
         np.testing.assert_array_equal(masks.points, together.points)
 
 
+@pytest.mark.parametrize("views_per_batch", [2, 5, 100])
+def test_masks_do_not_depend_on_views_per_batch(views_per_batch):
+    one_by_one, generator = _generate(CAT, SA1B), MaskGenerator(ColourSam(), SA1B, views_per_batch)
+    masks = generator.generate(generator.prepare(CAT), StepTimer())
+    assert len(set(map(tuple, masks.crop_boxes.tolist()))) > 5
+    assert masks.rle_counts == one_by_one.rle_counts
+    for column in ("predicted_iou", "stability_score", "points", "crop_boxes"):
+        np.testing.assert_array_equal(getattr(masks, column), getattr(one_by_one, column))
+
+
+class RecordingSam(ColourSam):
+    """Keeps the embeddings that points are decoded with, and how many images were encoded at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoded: list[int] = []
+        self.decoded: list[ImageEmbedding] = []
+
+    def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
+        self.encoded.append(len(images_B3SS))
+        return super().encode_images(images_B3SS)
+
+    def decode_points(self, embedding: ImageEmbedding, points_N2: Tensor) -> DecodedPrompts:
+        self.decoded.append(embedding)
+        return super().decode_points(embedding, points_N2)
+
+
+def test_all_points_of_a_view_are_decoded_with_one_embedding_object():
+    """A decoder keeps what it computed of the last embedding, which it knows by its identity."""
+    height, width = CAT.shape[:2]
+    sam, views = RecordingSam(), len(plan_views(height, width, SA1B))
+    generator = MaskGenerator(sam, replace(SA1B, points_per_batch=3), views_per_batch=8)
+    generator.generate(generator.prepare(CAT), StepTimer())
+    assert sam.encoded == [8, 8, 5]
+    assert len(sam.decoded) > 2 * views
+    assert {len(embedding) for embedding in sam.decoded} == {1}
+    assert len(list(groupby(sam.decoded, key=id))) == views
+
+
+def test_prepared_image_keeps_no_pixels_but_those_the_network_sees():
+    pixels_HW3 = np.zeros((900, 1200, 3), np.uint8)
+    image = MaskGenerator(ColourSam(), SA1B).prepare(pixels_HW3)
+    assert (image.height, image.width) == (900, 1200)
+    assert len(image.views) == len(plan_views(900, 1200, SA1B))
+    for view_hw3 in image.views:
+        assert (max(view_hw3.shape), view_hw3.dtype) == (ColourSam().config.image_size, torch.uint8)
+        assert view_hw3.untyped_storage().nbytes() == view_hw3.numel()
+
+
 def test_all_steps_of_the_engine_are_timed():
     timer = StepTimer()
-    MaskGenerator(ColourSam(), OFFICIAL).generate(CAT, timer)
+    generator = MaskGenerator(ColourSam(), OFFICIAL)
+    generator.generate(generator.prepare(CAT), timer)
     assert set(timer.milliseconds) == {"encode", "prompt", "filter", "rle"}
 
 

@@ -55,7 +55,7 @@ def test_masks_are_the_published_ones(photograph, case):
     if photograph == "large":
         config = replace(config, points_per_side=3, crop_n_layers=min(config.crop_n_layers, 1))
     pixels = PHOTOGRAPHS[photograph]()
-    masks = MaskGenerator(ColourSam(), config).generate(pixels, StepTimer())
+    masks = generate(ColourSam(), config, pixels)
     published = oracles.published_generator(oracles.published_colour_sam(), config).generate(pixels)
     assert len(masks) > 5
     # The same logits on both sides: nothing may differ.
@@ -78,7 +78,7 @@ def test_masks_of_the_embedded_model_are_the_published_ones(embedded_sam, photog
     if photograph == "large":
         config = replace(config, points_per_side=3)
     pixels = PHOTOGRAPHS[photograph]()
-    masks = MaskGenerator(optimize(embedded_sam, "exact", "cpu"), config).generate(pixels, StepTimer())
+    masks = generate(optimize(embedded_sam, "exact", "cpu"), config, pixels)
     published = oracles.published_generator(oracles.published_sam(embedded_sam), config).generate(pixels)
     assert len(masks) > 0
     assert_same(masks, published)
@@ -93,9 +93,14 @@ def test_masks_of_the_published_architecture_are_the_published_ones():
     # Every mask: random ones lie all over the image, so that NMS would leave one.
     config = replace(OFFICIAL, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
     pixels = PHOTOGRAPHS["portrait"]()
-    masks = MaskGenerator(optimize(sam, "exact", "cpu"), config).generate(pixels, StepTimer())
+    masks = generate(optimize(sam, "exact", "cpu"), config, pixels)
     assert len(masks) == 3 * 64
     assert_same(masks, oracles.published_generator(oracles.published_sam(sam), config).generate(pixels))
+
+
+def generate(sam: Sam, config: GeneratorConfig, pixels: Pixels) -> ImageMasks:
+    generator = MaskGenerator(sam, config)
+    return generator.generate(generator.prepare(pixels), StepTimer())
 
 
 def assert_same(masks: ImageMasks, published: list[dict]) -> None:

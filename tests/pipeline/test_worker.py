@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from model.checkpoint import file_sha256, save_checkpoint
 from model.config import VARIANTS
@@ -20,10 +22,10 @@ from model.errors import CheckpointError
 from model.sam import Sam
 from pipeline.config import PRESETS, RunConfig
 from pipeline.errors import StorageError
-from pipeline.generator import MaskGenerator
+from pipeline.generator import MaskGenerator, ResizedImage
 from pipeline.images import decode_image
 from pipeline.ledger import Ledger, images_key, masks_key
-from pipeline.records import DecodedImage, Failure, ImageRecord, Shard
+from pipeline.records import DecodedImage, Failure, ImageMasks, ImageRecord, Shard, StepTimer
 from pipeline.storage import LocalStorage, open_storage
 from pipeline.table import encode_part, images_part, read_images
 from pipeline.worker import AHEAD, Attempt, Job, Progress, SamFactory, process_shard
@@ -126,7 +128,7 @@ def test_failures_become_rows_and_the_others_go_on(job: Job):
 @pytest.mark.parametrize("error", [MemoryError("out of memory"), RuntimeError("CUDA out of memory.")])
 def test_running_out_of_memory_ends_that_image_only(job: Job, error: Exception):
     class Exhausted(FakeEngine):
-        def generate(self, pixels_HW3: Any, timer: Any) -> Any:
+        def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
             raise error
 
     job = with_images(job, {"a": picture(1)})
@@ -140,6 +142,35 @@ def test_lost_device_fails_the_shard_and_no_image(job: Job):
     job = with_images(job, {"a": picture(1, LOSE_DEVICE)})
     with pytest.raises(RuntimeError, match="CUDA error"):
         process(job)
+    assert not job.ledger.is_committed(SHARD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unprepared(FakeEngine):
+    """Fails to prepare any image."""
+
+    error: Exception
+
+    def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
+        raise self.error
+
+
+@pytest.mark.parametrize("attempt", [Attempt(1), Attempt(2)])
+def test_image_that_cannot_be_prepared_becomes_a_row(job: Job, attempt: Attempt):
+    job = with_images(job, {"a": picture(1), "b": b"no image"})
+    list(process_shard(job, Unprepared(Path(), error=MemoryError("out of memory")), SHARD, attempt))
+    row = image_rows(job)["a"]
+    assert (row["status"], row["error_step"], row["error"]) == ("failed", "decode", "MemoryError: out of memory")
+    assert row["sha256"] == hashlib.sha256(picture(1)).hexdigest()
+    assert row["encode_ms"] is None
+
+
+@pytest.mark.parametrize("attempt", [Attempt(1), Attempt(2)])
+def test_device_lost_while_images_are_prepared_fails_the_shard_and_no_image(job: Job, attempt: Attempt):
+    job = with_images(job, {"a": picture(1)})
+    engine = Unprepared(Path(), error=RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        list(process_shard(job, engine, SHARD, attempt))
     assert not job.ledger.is_committed(SHARD)
 
 
@@ -166,17 +197,22 @@ def test_images_are_read_ahead_but_not_without_bound(job: Job):
 
 def test_next_shard_is_read_and_the_last_one_committed_while_a_shard_has_its_turn(job: Job):
     """The engine and the store wait for each other's next shard: one after the other they would wait for ever."""
-    next_is_read, next_is_inferred, committed = threading.Event(), threading.Event(), threading.Event()
+    next_is_prepared, next_is_inferred, committed = threading.Event(), threading.Event(), threading.Event()
 
     @dataclass(frozen=True)
     class Waiting(FakeEngine):
-        def generate(self, pixels_HW3: Any, timer: Any) -> Any:
+        def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
+            if tuple(pixels_HW3[0, 0]) == mark:
+                next_is_prepared.set()
+            return super().prepare(pixels_HW3)
+
+        def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
             if turn_of.pop() == 0:
-                assert next_is_read.wait(60), "nothing of the next shard is read while this one has its turn"
+                assert next_is_prepared.wait(60), "nothing of the next shard is prepared while this one has its turn"
             else:
                 next_is_inferred.set()
                 assert committed.wait(60)
-            return super().generate(pixels_HW3, timer)
+            return super().generate(image, timer)
 
     @dataclass(frozen=True)
     class WaitingStorage(LocalStorage):
@@ -186,15 +222,11 @@ def test_next_shard_is_read_and_the_last_one_committed_while_a_shard_has_its_tur
                 committed.set()
             return super().create(key, data)
 
-    def decode(data: bytes, max_pixels: int) -> DecodedImage:
-        if data == images["next"]:
-            next_is_read.set()
-        return decode_image(data, max_pixels)
-
     turn_of = [1, 0]  # the shards in reverse
-    images = {"first": picture(1), "next": picture(2)}
+    mark = (0, 0, 1)
+    images = {"first": picture(1), "next": picture(2, mark)}
     ledger = Ledger(WaitingStorage(Path(job.ledger.storage.uri)), "id")
-    jobs = [replace(with_images(job, {name: data}), ledger=ledger, decode=decode) for name, data in images.items()]
+    jobs = [replace(with_images(job, {name: data}), ledger=ledger) for name, data in images.items()]
     engine, turn = Waiting(Path()), threading.Lock()
     first, second = (
         process_shard(job, engine, Shard(index, "/photographs"), turn=turn) for index, job in enumerate(jobs)
