@@ -31,7 +31,7 @@ class PreparedImage(NamedTuple):
     tokens_BLC: Tensor
     placed_BLC: Tensor  # with their positions
     positions_1LC: Tensor
-    # The first block's, head by head: of tokens that ask the image, and of the image that asks tokens.
+    # The first block's, head by head, in float32: of tokens that ask the image, and of the image that asks tokens.
     key_hBDL: Tensor
     value_hBLD: Tensor
     query_hBDL: Tensor
@@ -58,14 +58,13 @@ class TokenSideTransformer:
         value_BLD = F.linear(image_BLC, ask_image.v_proj.weight)
         query_BLD = ask_tokens.q_proj(placed_BLC)
         heads = [x.unflatten(-1, (ask_image.heads, -1)).permute(2, 0, 3, 1) for x in (key_BLD, value_BLD, query_BLD)]
-        key_hBDL, value_hBDL, query_hBDL = (x.to(self._dtype) for x in heads)
         return PreparedImage(
             tokens_BLC=image_BLC.to(self._dtype),
             placed_BLC=placed_BLC.to(self._dtype),
             positions_1LC=positions_1LC.to(self._dtype),
-            key_hBDL=key_hBDL.contiguous(),
-            value_hBLD=value_hBDL.transpose(2, 3).contiguous(),
-            query_hBDL=query_hBDL.contiguous(),
+            key_hBDL=heads[0].contiguous(),
+            value_hBLD=heads[1].mT.contiguous(),
+            query_hBDL=heads[2].contiguous(),
         )
 
     def __call__(self, tokens_NTC: Tensor, image: PreparedImage) -> tuple[Tensor, Tensor]:
@@ -133,15 +132,14 @@ class _TokensToImage:
         (N, T, _), heads = query_NTC.shape, self._attention.heads
         # As long as an image token: these are its keys without projection.
         query_NYC = _rows_by_prompt(self._query(query_NTC) @ self._key_hDC, N).to(self._dtype)
-        seen_NYC = (query_NYC @ key_NLC.transpose(1, 2)).softmax(dim=-1) @ value_NLC
+        seen_NYC = attention_scores(query_NYC, key_NLC).softmax(dim=-1).to(self._dtype) @ value_NLC
         seen_hXC = seen_NYC.float().unflatten(1, (heads, T)).transpose(0, 1).flatten(1, 2)
         return self._project_out(seen_hXC @ self._value_hCD, N)
 
     def prepared(self, query_NTC: Tensor, image: PreparedImage) -> Tensor:
         """The same for the first block's image."""
-        query_hXD = self._query(query_NTC).to(self._dtype)
-        share_hXL = _by_image(query_hXD, image.key_hBDL).softmax(dim=-1)
-        return self._project_out(_by_image(share_hXL, image.value_hBLD).float(), len(query_NTC))
+        share_hXL = _by_image(self._query(query_NTC), image.key_hBDL).softmax(dim=-1)
+        return self._project_out(_by_image(share_hXL, image.value_hBLD), len(query_NTC))
 
     def _query(self, query_NTC: Tensor) -> Tensor:
         query_hXD = _split_heads(self._attention.q_proj(query_NTC), self._attention.heads)
@@ -171,8 +169,8 @@ class _ImageToTokens:
 
     def prepared_shares(self, key_NTC: Tensor, image: PreparedImage) -> Tensor:
         """The same for the first block's image."""
-        score_hXL = _by_image(self._key(key_NTC).to(self._dtype), image.query_hBDL)
-        return _rows_by_prompt(score_hXL.unflatten(1, key_NTC.shape[:2]).softmax(dim=2).flatten(1, 2), len(key_NTC))
+        score_hNTL = _by_image(self._key(key_NTC), image.query_hBDL).unflatten(1, key_NTC.shape[:2])
+        return _rows_by_prompt(score_hNTL.softmax(dim=2).flatten(1, 2).to(self._dtype), len(key_NTC))
 
     def values(self, value_NTC: Tensor) -> Tensor:
         """What an image token gets of each token, head by head: (N, Y, C)."""
@@ -182,7 +180,9 @@ class _ImageToTokens:
         return _rows_by_prompt(value_hXC, len(value_NTC)).to(self._dtype)
 
     def _key(self, key_NTC: Tensor) -> Tensor:
-        key_hXD = _split_heads(self._attention.k_proj(key_NTC), self._attention.heads)
+        # What the keys of a head have in common makes no difference to shares, only to how scores are rounded.
+        key_NTD = self._attention.k_proj(key_NTC)
+        key_hXD = _split_heads(key_NTD - key_NTD.mean(dim=1, keepdim=True), self._attention.heads)
         return key_hXD * key_hXD.shape[-1] ** -0.5
 
 
@@ -202,6 +202,16 @@ def _split_heads(x_NTC: Tensor, heads: int) -> Tensor:
 def _rows_by_prompt(x_hXC: Tensor, prompts: int) -> Tensor:
     """(N, Y, C)."""
     return x_hXC.unflatten(1, (prompts, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def attention_scores(query_NYC: Tensor, key_NLC: Tensor) -> Tensor:
+    """(N, Y, L) in float32. A product comes out rounded to the dtype of its factors, which is too coarse for a softmax:
+    in bf16 what was rounded away is computed as well.
+    """
+    score_NYL = query_NYC @ key_NLC.mT
+    if score_NYL.dtype == torch.float32:
+        return score_NYL
+    return score_NYL.float() + torch.baddbmm(score_NYL.neg(), query_NYC, key_NLC.mT)
 
 
 def _by_image(x_hXK: Tensor, y_hBKZ: Tensor) -> Tensor:
