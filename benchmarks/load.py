@@ -119,7 +119,7 @@ def thresholds_by_rank(config: GeneratorConfig, photographs: Sequence[Candidates
         stability_score_thresh=stability_threshold,
         box_nms_thresh=next(
             threshold
-            for threshold in [*np.arange(config.box_nms_thresh, 1, 0.01).tolist(), 1.0]
+            for threshold in [*np.arange(config.box_nms_thresh, 0.995, 0.01).tolist(), 1.0]
             if threshold == 1 or left_by_nms(threshold) >= MASKS_LEFT_BY_NMS
         ),
     )

@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model import passes
 from model.config import SamConfig
 from model.image_encoder import ImageEmbedding
 from model.layers import fast_linear
@@ -93,46 +93,13 @@ class FastMaskDecoder(MaskDecoder):
         tokens_RLC = decoded.image_tokens_NCHW.flatten(2).transpose(1, 2)[rows]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips] or [None, None]
         half_RXC = fast_linear(tokens_RLC, *self._double_1).unflatten(2, (4, -1)).flatten(1, 2)
-        half_RXC = _norm_and_gelu(half_RXC, skips[0], self._norm)
+        half_RXC = passes.norm_and_gelu(half_RXC, skips[0], self._norm)
         full_RXC = fast_linear(half_RXC, *self._double_2).unflatten(2, (4, -1)).flatten(1, 2)
-        full_RXC = _gelu(full_RXC, skips[1])
+        full_RXC = passes.gelu(full_RXC, skips[1])
         mlps = self.output_hypernetworks_mlps
         weights_RMC = torch.stack([mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(mlps)], dim=1)
         logits_RXM = full_RXC @ weights_RMC.transpose(1, 2).to(self._dtype)
-        return _to_pixels(logits_RXM, keep_NM[rows], decoded.image_tokens_NCHW.shape[-2:])
-
-
-# A CPU makes one pass over memory of each of these; a GPU, whose compiler can, several.
-
-
-def _norm_and_gelu(x_RXC: Tensor, skip_BXC: Tensor | None, norm: nn.LayerNorm) -> Tensor:
-    if x_RXC.device.type == "cpu":
-        from model import cpu_kernels
-
-        cpu_kernels.norm_and_gelu(x_RXC, skip_BXC, norm.weight, norm.bias, norm.eps)
-        return x_RXC
-    x_RXC = x_RXC if skip_BXC is None else x_RXC + skip_BXC
-    return F.gelu(norm(x_RXC.float())).to(x_RXC.dtype)
-
-
-def _gelu(x_RXC: Tensor, skip_BXC: Tensor | None) -> Tensor:
-    if x_RXC.device.type == "cpu":
-        from model import cpu_kernels
-
-        cpu_kernels.gelu(x_RXC, skip_BXC)
-        return x_RXC
-    return F.gelu(x_RXC if skip_BXC is None else x_RXC + skip_BXC)
-
-
-def _to_pixels(logits_RXM: Tensor, keep_RM: Tensor, grid: torch.Size) -> Tensor:
-    """Logits (K, 4H, 4W), float32, of which the 16 pixels of a cell lie as two doublings made them."""
-    if logits_RXM.device.type == "cpu":
-        from model import cpu_kernels
-
-        return cpu_kernels.to_pixels(logits_RXM, keep_RM.nonzero(), grid)
-    logits_KX = logits_RXM.transpose(1, 2)[keep_RM].float()
-    cells = logits_KX.unflatten(1, (*grid, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6)
-    return cells.flatten(1, 3).flatten(2, 4)
+        return passes.to_pixels(logits_RXM, keep_NM[rows], decoded.image_tokens_NCHW.shape[-2:])
 
 
 def _as_linear(convolution: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

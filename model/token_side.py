@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model import passes
 from model.transformer import CrossAttention, TwoWayBlock, TwoWayTransformer
 
 
@@ -80,7 +81,7 @@ class _Block:
     """`TwoWayBlock`."""
 
     def __init__(self, block: TwoWayBlock, dtype: torch.dtype) -> None:
-        self.block, self._dtype = block, dtype
+        self.block = block
         self._tokens_to_image = _TokensToImage(block.cross_attn_token_to_image, dtype)
         self._image_to_tokens = _ImageToTokens(block.cross_attn_image_to_token, dtype)
 
@@ -108,16 +109,7 @@ class _Block:
     ) -> tuple[Tensor, Tensor]:
         """The image tokens (N, L, C), without and with their positions."""
         attended_NLC = share_NYL.transpose(1, 2) @ self._image_to_tokens.values(x_NTC)
-        norm = self.block.norm4
-        if attended_NLC.device.type == "cpu":
-            from model import cpu_kernels
-
-            placed_NLC = cpu_kernels.add_and_norm(
-                attended_NLC, image_BLC, positions_1LC, norm.weight, norm.bias, norm.eps
-            )
-            return attended_NLC, placed_NLC
-        image_NLC = norm((image_BLC + attended_NLC).float()).to(self._dtype)
-        return image_NLC, image_NLC + positions_1LC
+        return passes.add_and_norm(attended_NLC, image_BLC, positions_1LC, self.block.norm4)
 
 
 class _TokensToImage:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import cpu_kernels
+from model import cpu_kernels, passes
 from model.config import SamConfig
 from model.fast_decoder import FastMaskDecoder
 from model.image_encoder import ImageEmbedding
@@ -52,11 +52,16 @@ def error(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item() if expected.numel() else 0.0
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 @torch.no_grad()
-def test_equals_the_published_decoder(config: SamConfig, shared: bool, with_mask: bool) -> None:
+def test_equals_the_published_decoder(
+    config: SamConfig, shared: bool, with_mask: bool, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernels:  # as on a GPU
+        monkeypatch.setattr(passes, "_has_kernels", lambda x: False)
     sam = random_sam(config)
     embedding = embeddings(config, 1 if shared else 3)
     # All masks of a prompt, some, and none.

@@ -1,0 +1,74 @@
+"""What the mask decoder does between its products: one pass over memory each on a CPU, torch's several elsewhere.
+
+Where they are said to work in place, the tensor given may or may not hold the result; only what is returned counts.
+
+Shapes: B images (1 where all prompts share one, else N), N prompts, L image tokens, X pixels, C channels, M masks per
+prompt, K chosen masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def add_and_norm(
+    attended_NLC: Tensor, image_BLC: Tensor, positions_1LC: Tensor, norm: nn.LayerNorm
+) -> tuple[Tensor, Tensor]:
+    """Layer norm of the sum of the first two, in place of the first; and the same with positions added."""
+    if _has_kernels(attended_NLC):
+        from model import cpu_kernels
+
+        return attended_NLC, cpu_kernels.add_and_norm(
+            attended_NLC, image_BLC, positions_1LC, norm.weight, norm.bias, norm.eps
+        )
+    image_NLC = _normalise(image_BLC + attended_NLC, norm).to(attended_NLC.dtype)
+    return image_NLC, image_NLC + positions_1LC
+
+
+def norm_and_gelu(x_NXC: Tensor, skip_BXC: Tensor | None, norm: nn.LayerNorm) -> Tensor:
+    """The skip added, layer norm, GELU; in place of the first."""
+    if _has_kernels(x_NXC):
+        from model import cpu_kernels
+
+        cpu_kernels.norm_and_gelu(x_NXC, skip_BXC, norm.weight, norm.bias, norm.eps)
+        return x_NXC
+    return F.gelu(_normalise(_add(x_NXC, skip_BXC), norm)).to(x_NXC.dtype)
+
+
+def gelu(x_NXC: Tensor, skip_BXC: Tensor | None) -> Tensor:
+    """The skip added, GELU; in place of the first."""
+    if _has_kernels(x_NXC):
+        from model import cpu_kernels
+
+        cpu_kernels.gelu(x_NXC, skip_BXC)
+        return x_NXC
+    return F.gelu(_add(x_NXC, skip_BXC))
+
+
+def to_pixels(logits_NXM: Tensor, keep_NM: Tensor, grid: Sequence[int]) -> Tensor:
+    """Logits (K, 4H, 4W), float32, of the masks to keep, of a grid (H, W) of cells whose 16 pixels lie as two doublings
+    made them.
+    """
+    if _has_kernels(logits_NXM):
+        from model import cpu_kernels
+
+        return cpu_kernels.to_pixels(logits_NXM, keep_NM.nonzero(), grid)
+    logits_KX = logits_NXM.transpose(1, 2)[keep_NM].float()
+    cells = logits_KX.unflatten(1, (*grid, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6)
+    return cells.flatten(1, 3).flatten(2, 4)
+
+
+def _add(x_NXC: Tensor, skip_BXC: Tensor | None) -> Tensor:
+    return x_NXC if skip_BXC is None else x_NXC + skip_BXC
+
+
+def _normalise(x_NXC: Tensor, norm: nn.LayerNorm) -> Tensor:
+    # Not by calling it: a `LayerNorm2d` expects channels first.
+    return F.layer_norm(x_NXC.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _has_kernels(x: Tensor) -> bool:
+    return x.device.type == "cpu"
