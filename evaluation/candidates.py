@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from filters import rle
-from filters.boxes import xywh_to_xyxy
+from filters import tail
 from filters.nms import nms
-from filters.scores import MASK_THRESHOLD, stability_score
 from model.preprocess import preprocess, to_image_logits, to_input_frame
 from model.sam import Sam
+from pipeline.generator import crop_upsampling
 from pipeline.prompts import square_grid
 
 POINTS_PER_SIDE = 64
@@ -44,18 +43,17 @@ def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: in
     Masks without a pixel are none. The paper's grid has POINTS_PER_SIDE.
     """
     height, width = pixels_HW3.shape[:2]
+    upsampling = crop_upsampling(sam.config, height, width)
     counts: list[bytes] = []
-    rows: list[tuple[float, float]] = []
+    boxes, scores = [torch.empty(0, 4, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.float64)]
     for logits_Khw, iou_K in grid_logits(sam, pixels_HW3, points_per_side):
-        each_mask = (mask for block in image_logits(sam, logits_Khw, height, width) for mask in block.split(1))
-        for logits_1HW, predicted_iou in zip(each_mask, iou_K.tolist(), strict=True):
-            mask_HW = (logits_1HW[0] > MASK_THRESHOLD).cpu().numpy()
-            if mask_HW.any():
-                counts.append(rle.encode(mask_HW))
-                rows.append((predicted_iou, float(stability_score(logits_1HW, STABILITY_OFFSET))))
-    scores_K2 = torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
-    boxes_K4 = torch.tensor([rle.bbox(c, height, width) for c in counts], dtype=torch.int64).reshape(-1, 4)
-    kept = nms(xywh_to_xyxy(boxes_K4), scores_K2[:, 0], NMS_THRESHOLD)
+        measures = tail.measure(logits_Khw, upsampling, STABILITY_OFFSET)
+        rows = measures.area.nonzero()[:, 0]
+        counts += tail.encode(logits_Khw[rows], upsampling, (0, 0), height, width)
+        boxes.append(measures.boxes[rows].cpu())
+        scores.append(torch.stack([iou_K[rows], measures.stability_score[rows]], dim=1).double().cpu())
+    boxes_K4, scores_K2 = torch.cat(boxes), torch.cat(scores)
+    kept = nms(boxes_K4, scores_K2[:, 0], NMS_THRESHOLD)
     mean_K = scores_K2[kept].mean(dim=1)
     best = mean_K.argsort(descending=True, stable=True)[:limit]
     return Candidates(tuple(counts[i] for i in kept[best].tolist()), mean_K[best].numpy())

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from evaluation.candidates import grid_logits, image_logits
-from filters.boxes import masks_to_boxes
+from filters import tail
 from filters.nms import nms
-from filters.scores import MASK_THRESHOLD
 from model.sam import Sam
+from pipeline.generator import crop_upsampling
 
 POINTS_PER_SIDE = 16
 NMS_THRESHOLD = 0.7  # the paper names none: the generator's
@@ -84,8 +84,7 @@ def _probabilities(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> Iterator[NDArray[
     height, width = pixels_HW3.shape[:2]
     logits, ious = zip(*grid_logits(sam, pixels_HW3, POINTS_PER_SIDE), strict=True)
     logits_Khw = torch.cat(logits)
-    masks = (logits_khw > MASK_THRESHOLD for logits_khw in image_logits(sam, logits_Khw, height, width))
-    boxes_K4 = torch.cat([masks_to_boxes(masks_kHW) for masks_kHW in masks])
-    kept = nms(boxes_K4, torch.cat(ious), NMS_THRESHOLD)
+    measures = tail.measure(logits_Khw, crop_upsampling(sam.config, height, width), offset=0)
+    kept = nms(measures.boxes, torch.cat(ious), NMS_THRESHOLD)
     for logits_kHW in image_logits(sam, logits_Khw[kept], height, width):
         yield from logits_kHW.sigmoid().float().cpu().numpy()

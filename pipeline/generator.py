@@ -25,6 +25,7 @@ from filters.masks import MaskBatch
 from filters.nms import nms
 from filters.regions import remove_small_regions
 from filters.upsampling import Upsampling, plan_upsampling
+from model.config import SamConfig
 from model.image_encoder import ImageEmbedding
 from model.preprocess import normalise, resize, resized_size, to_input_frame
 from model.sam import Sam
@@ -179,7 +180,8 @@ class MaskGenerator:
             logits_Khw = self.sam.decode_masks(decoded, keep_NM)
         dropped = Counter({"predicted_iou": keep_NM[:, 1:].numel() - len(logits_Khw)})
         with timer.step("filter", self._threads):
-            measures = tail.measure(logits_Khw, self._upsampling(view.crop_box), self.config.stability_score_offset)
+            upsampling = crop_upsampling(self.sam.config, view.height, view.width)
+            measures = tail.measure(logits_Khw, upsampling, self.config.stability_score_offset)
             crop_box_4 = torch.tensor(view.crop_box, device=self.sam.device)
             candidates = MaskBatch(
                 logits=logits_Khw,
@@ -191,12 +193,6 @@ class MaskGenerator:
                 crop_boxes=crop_box_4.expand(len(logits_Khw), 4),
             )
             return chain.apply(candidates, filters, dropped), dropped
-
-    def _upsampling(self, crop_box: tuple[int, int, int, int]) -> Upsampling:
-        x0, y0, x1, y1 = crop_box
-        config, height, width = self.sam.config, y1 - y0, x1 - x0
-        resized = resized_size(height, width, config.image_size)
-        return plan_upsampling(config.mask_size, config.image_size, resized, height, width)
 
     def _encode(
         self, batch: MaskBatch, height: int, width: int, timer: StepTimer, dropped: Counter[str]
@@ -218,7 +214,7 @@ class MaskGenerator:
         for crop_box_4 in batch.crop_boxes.unique(dim=0):
             rows = (batch.crop_boxes == crop_box_4).all(dim=1).nonzero()[:, 0]
             x0, y0, x1, y1 = crop_box_4.tolist()
-            upsampling = self._upsampling((x0, y0, x1, y1))
+            upsampling = crop_upsampling(self.sam.config, y1 - y0, x1 - x0)
             for block in rows.split(ENCODED_AT_ONCE):
                 of_block = tail.encode(batch.logits[block], upsampling, (x0, y0), height, width)
                 for row, text in zip(block.tolist(), of_block, strict=True):
@@ -238,6 +234,12 @@ class MaskGenerator:
         scores_N = torch.tensor([0.0 if mask.edited else 1.0 for mask in kept])
         rows = nms(boxes_N4, scores_N, max(self.config.box_nms_thresh, self.config.crop_nms_thresh))
         return [kept[row] for row in rows.tolist()]
+
+
+def crop_upsampling(config: SamConfig, height: int, width: int) -> Upsampling:
+    """From the logits of a network to the pixels of a crop that it has seen whole."""
+    resized = resized_size(height, width, config.image_size)
+    return plan_upsampling(config.mask_size, config.image_size, resized, height, width)
 
 
 def _single_threads(count: int) -> ThreadPoolExecutor:
