@@ -82,7 +82,7 @@ class _Plan(NamedTuple):
 
     def grid(self, logits_Nhw: Tensor) -> tuple[int, int]:
         """A program for each strip of each mask."""
-        return len(logits_Nhw), triton.cdiv(self.width, _STRIP)
+        return len(logits_Nhw), -(-self.width // _STRIP)
 
 
 _plans: dict[tuple[int, torch.device], tuple[Upsampling, _Plan]] = {}
@@ -120,11 +120,12 @@ def _strips(logits_Nhw: Tensor, plan: _Plan, threshold: float) -> tuple[Tensor |
     return logits_Nhw.contiguous(), windows_N4, *plan.to_input, *plan.rows, *plan.columns
 
 
+_function: Any = triton.jit
 # Sizes are arguments like any other: no kernel is compiled again for another image.
 _kernel: Any = triton.jit(do_not_specialize=["last_logit", "last_row", "last_column", "width", "stride"])
 
 
-@triton.jit
+@_function
 def _taps(positions, pixel, last):
     """Near and far tap and their weights: see `filters.upsampling.Taps`."""
     position = tl.load(positions + pixel)
@@ -133,12 +134,12 @@ def _taps(positions, pixel, last):
     return near, tl.minimum(near + 1, last), 1 - far_weight, far_weight
 
 
-@triton.jit
+@_function
 def _mix(near, far, taps):
     return tl.fma(near, taps[2], far * taps[3])
 
 
-@triton.jit
+@_function
 def _input(near_row, far_row, row, column):
     """Pixels (X,) of the network's input from two rows of logits; row and column are taps."""
     near = _mix(tl.load(near_row + column[0]), tl.load(near_row + column[1]), column)
@@ -146,7 +147,7 @@ def _input(near_row, far_row, row, column):
     return _mix(near, far, row)
 
 
-@triton.jit
+@_function
 def _input_row(r, strip):
     """Row r of the network's input, resized to the columns (X,) of the strip."""
     logits, to_input, last_logit, column, left, right = strip
@@ -155,7 +156,7 @@ def _input_row(r, strip):
     return _mix(_input(near_row, far_row, row, left), _input(near_row, far_row, row, right), column)
 
 
-@triton.jit
+@_function
 def _pixels(y, r, near, far, rows, last_row, strip):
     """Row y of the pixels (X,), and what to call this with for the next row: near is row r of the input."""
     row = _taps(rows, y, last_row)
@@ -165,7 +166,7 @@ def _pixels(y, r, near, far, rows, last_row, strip):
     return _mix(near, far, row), row[0], near, far
 
 
-@triton.jit
+@_function
 def _strip(logits, windows, to_input, last_logit, columns, last_column, STRIP: tl.constexpr):
     """The rows to walk down (first, end), the columns x, which of these are in the window, what `_input_row` takes."""
     n = tl.program_id(0).to(tl.int64)

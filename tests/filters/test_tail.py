@@ -28,8 +28,8 @@ def test_taps_are_those_of_torch(size, new_size):
     assert np.array_equal(ours, theirs)
 
 
-# Mask side, input side, height and width of the crop: larger and smaller than the input, long and thin. Where height and
-# width are together 128 or less torch adds in another order, and the last bits differ.
+# Mask side, input side, height and width of the crop: larger and smaller than the input, long and thin. Where height
+# and width are together 128 or less torch adds in another order, and the last bits differ.
 SIZES = [
     (64, 256, 300, 211),
     (64, 256, 256, 256),
