@@ -329,10 +329,11 @@ def test_shards_at_work_end_and_no_others_begin_when_a_signal_asks_to_stop(photo
         told.append(_)
 
     told: list[Progress] = []
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(RunStoppedError, match="run the same command again") as stopped:
         cluster.run(*photographs.open(images_per_shard=1), stop)
     assert stopped.value.signal_number == number
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     done = len(photographs.rows())
     assert 1 <= done < 7
     cluster.run(*photographs.open(), lambda _: None)
