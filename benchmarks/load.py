@@ -20,16 +20,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from evaluation.candidates import grid_logits
 from filters.boxes import masks_to_boxes
 from filters.nms import nms
+from filters.scores import stability_score
 from model.checkpoint import load_model
 from model.image_encoder import ImageEmbedding
 from model.mask_decoder import DecodedPrompts
 from model.optimize import optimize
-from model.preprocess import preprocess, resized_size, to_input_frame
+from model.preprocess import resized_size
 from model.sam import Sam
 from pipeline.config import GeneratorConfig
-from pipeline.prompts import plan_views
 
 # What released weights let through with the `official` thresholds, about.
 PROMPTS_PASSING_IOU = 0.6
@@ -58,8 +59,8 @@ class Candidates:
 
     def stability_scores(self, offset: float) -> Tensor:
         """(N, M) at the resolution of the logits; 0 for masks without pixels."""
-        logits_NMhw = self._visible_logits()
-        return (logits_NMhw > offset).sum((-1, -2)) / (logits_NMhw > -offset).sum((-1, -2)).clamp(min=1)
+        scores_K = stability_score(self._visible_logits().flatten(0, 1), offset)
+        return scores_K.nan_to_num(0).unflatten(0, self.logits_NMhw.shape[:2])
 
     def left_by_nms(self, keep_NM: Tensor, threshold: float) -> int:
         """How many of some of the masks NMS keeps."""
@@ -72,30 +73,20 @@ class CandidateFinder:
 
     def __init__(self, points_per_side: int, device: torch.device) -> None:
         self._sam = optimize(load_model("mini", None).sam, "exact", device)
-        self._config = GeneratorConfig(points_per_side=points_per_side)
+        self._points_per_side = points_per_side
 
-    @torch.inference_mode()
     def __call__(self, pixels_HW3: NDArray[np.uint8]) -> Candidates:
         """The candidates of an RGB photograph, on the CPU."""
         height, width = pixels_HW3.shape[:2]
-        side = self._sam.config.image_size
-        embedding = self._sam.encode_images(preprocess(pixels_HW3, self._sam.config)[None].to(self._sam.device))
-        (view,) = plan_views(height, width, self._config)
-        points_N2 = to_input_frame(torch.from_numpy(view.points_P2), height, width, side)
-        iou, logits = [], []
-        for batch_N2 in points_N2.to(self._sam.device).split(8):
-            decoded = self._sam.decode_points(embedding, batch_N2)
-            keep_NM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
-            keep_NM[:, 0] = False
-            iou.append(decoded.predicted_iou_NM[:, 1:].cpu())
-            logits.append(self._sam.decode_masks(decoded, keep_NM).unflatten(0, (len(batch_N2), -1)).cpu())
+        side, masks = self._sam.config.image_size, self._sam.config.multimask_outputs
+        batches = grid_logits(self._sam, pixels_HW3, self._points_per_side)
+        logits, iou = zip(*((logits_Khw.cpu(), iou_K.cpu()) for logits_Khw, iou_K in batches), strict=True)
         resized_height, resized_width = resized_size(height, width, side)
-        assert self._config.points_per_side is not None
         return Candidates(
-            points_per_side=self._config.points_per_side,
+            points_per_side=self._points_per_side,
             extent=(resized_width / side, resized_height / side),
-            predicted_iou_NM=torch.cat(iou),
-            logits_NMhw=torch.cat(logits),
+            predicted_iou_NM=torch.cat(iou).unflatten(0, (-1, masks)),
+            logits_NMhw=torch.cat(logits).unflatten(0, (-1, masks)),
         )
 
 

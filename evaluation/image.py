@@ -55,7 +55,7 @@ class ImageEvaluator:
     def __init__(self, sam: Sam, config: GeneratorConfig, settings: Settings) -> None:
         """`config` is of the automatic masks whose recall is measured."""
         self.sam = sam
-        self.config = config
+        self.generator = MaskGenerator(sam, config)
         self.settings = settings
         self.measures = frozenset(settings.measures)
 
@@ -85,8 +85,7 @@ class ImageEvaluator:
     ) -> dict[str, RecallCurve]:
         masks: dict[str, list[bytes]] = {}
         if "recall" in self.measures:
-            generator = MaskGenerator(self.sam, self.config)
-            generated = generator.generate(generator.prepare(pixels_HW3), StepTimer())
+            generated = self.generator.generate(self.generator.prepare(pixels_HW3), StepTimer())
             best_first = np.argsort(-generated.predicted_iou, kind="stable")
             masks[MODEL] = [generated.rle_counts[i] for i in best_first]
         if "baselines" in self.measures:

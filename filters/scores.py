@@ -5,8 +5,6 @@ Shapes: N masks, H W pixels.
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from torch import Tensor
 
 MASK_THRESHOLD = 0.0  # a pixel belongs to a mask where its logit is above this
@@ -26,7 +24,4 @@ def stability_score(logits_NHW: Tensor, offset: float) -> Tensor:
 
 def count_pixels(masks_NHW: Tensor) -> Tensor:
     """Areas (N,) int64 in pixels of boolean masks."""
-    if masks_NHW.device.type == "cpu":
-        # 40 times faster than torch's sum of booleans.
-        return torch.tensor([np.count_nonzero(mask_HW) for mask_HW in masks_NHW.numpy()], dtype=torch.int64)
     return masks_NHW.sum((1, 2))

@@ -8,9 +8,9 @@ Shapes: N masks, h w low-resolution logits, H W size of the crop, in pixels.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from filters import rle
@@ -30,15 +30,7 @@ def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float) -> Measur
 
     `offset` is that of `filters.scores.stability_score`.
     """
-    # Imported where it is needed: a machine has numba or Triton, not necessarily both.
-    if logits_Nhw.is_cuda:
-        from filters import tail_gpu
-
-        counts_N3, boxes_N4 = tail_gpu.measure(logits_Nhw, upsampling, offset)
-    else:
-        from filters import tail_cpu
-
-        counts_N3, boxes_N4 = (torch.from_numpy(x) for x in tail_cpu.measure(logits_Nhw.numpy(), upsampling, offset))
+    counts_N3, boxes_N4 = _kernels(logits_Nhw).measure(logits_Nhw, upsampling, offset)
     above_N, below_N, area_N = counts_N3.unbind(dim=1)
     return Measures(above_N / below_N, area_N, boxes_N4)
 
@@ -46,12 +38,13 @@ def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float) -> Measur
 def encode(logits_Nhw: Tensor, upsampling: Upsampling, corner: tuple[int, int], height: int, width: int) -> list[bytes]:
     """The `counts` of the masks in an image of (height, width) pixels whose crop begins at `corner` (x, y)."""
     offset = corner[0] * height + corner[1]
+    return rle.from_changes(_kernels(logits_Nhw).find_changes(logits_Nhw, upsampling, offset, height), height * width)
+
+
+def _kernels(logits_Nhw: Tensor) -> ModuleType:
+    # Imported where they are needed: a machine has numba or Triton, not necessarily both.
     if logits_Nhw.is_cuda:
-        from filters import tail_gpu
-
-        positions = tail_gpu.find_changes(logits_Nhw, upsampling, offset, height)
+        from filters import tail_gpu as kernels
     else:
-        from filters import tail_cpu
-
-        positions = tail_cpu.find_changes(logits_Nhw.numpy(), upsampling, offset, height)
-    return rle.from_changes(positions, height * width)
+        from filters import tail_cpu as kernels
+    return kernels

@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+from torch import Tensor
 
 from filters.upsampling import Upsampling
 
@@ -30,22 +31,23 @@ OUTSIDE, INSIDE, MIXED = (np.int32(kind) for kind in range(3))
 _POOL = ThreadPoolExecutor(thread_name_prefix="mask-tail")
 
 
-def measure(
-    logits_Nhw: NDArray[np.float32], upsampling: Upsampling, offset: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float) -> tuple[Tensor, Tensor]:
     """Pixels (N, 3) above `offset`, above `-offset` and above 0, and boxes (N, 4): see `filters.tail.measure`."""
-    counts_N3 = np.zeros((len(logits_Nhw), 3), np.int64)
-    boxes_N4 = np.zeros((len(logits_Nhw), 4), np.int64)
-    _by_thread(lambda n: _measure(logits_Nhw[n], upsampling, offset, counts_N3[n], boxes_N4[n]), len(logits_Nhw))
-    return counts_N3, boxes_N4
+    logits = logits_Nhw.numpy()
+    counts_N3 = np.zeros((len(logits), 3), np.int64)
+    boxes_N4 = np.zeros((len(logits), 4), np.int64)
+    _by_thread(lambda n: _measure(logits[n], upsampling, offset, counts_N3[n], boxes_N4[n]), len(logits))
+    return torch.from_numpy(counts_N3), torch.from_numpy(boxes_N4)
 
 
-def find_changes(
-    logits_Nhw: NDArray[np.float32], upsampling: Upsampling, offset: int, stride: int
-) -> list[NDArray[np.int64]]:
-    """See `filters.tail.find_changes`."""
+def find_changes(logits_Nhw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
+    """Where each mask's value changes along its columns, in order: positions `offset + x * stride + y`.
+
+    A position may come twice, where a mask goes from the end of one column to the start of the next.
+    """
+    logits = logits_Nhw.numpy()
     blocks = _by_thread(
-        lambda n: [_changes(logits_hw, upsampling, offset, stride) for logits_hw in logits_Nhw[n]], len(logits_Nhw)
+        lambda n: [_changes(logits_hw, upsampling, offset, stride) for logits_hw in logits[n]], len(logits)
     )
     return [positions for block in blocks for positions in block]
 
