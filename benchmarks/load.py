@@ -168,6 +168,10 @@ class ReplayedSam(Sam):
     def device(self) -> torch.device:
         return self._sam.device
 
+    def screen(self) -> Sam | None:
+        screen = self._sam.screen()
+        return None if screen is None else ReplayedSam(screen, self._replay)
+
     def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
         return self._sam.encode_images(images_B3SS)
 

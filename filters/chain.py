@@ -47,9 +47,12 @@ def stability_score(threshold: float) -> Filter:
     return Filter("stability_score", lambda batch: batch.stability_score >= threshold)
 
 
-def crop_edge(height: int, width: int) -> Filter:
-    """Drops masks that their crop probably cuts off; `height` and `width` are the image's, in pixels."""
-    return Filter("crop_edge", lambda batch: ~near_crop_edge(batch.boxes, batch.crop_boxes, height, width))
+def crop_edge(height: int, width: int, margin: int = 0) -> Filter:
+    """Drops masks that their crop probably cuts off; `height` and `width` are the image's, in pixels.
+
+    `margin` is how far boxes may be off, in pixels.
+    """
+    return Filter("crop_edge", lambda batch: ~near_crop_edge(batch.boxes, batch.crop_boxes, height, width, margin))
 
 
 def box_nms(threshold: float) -> Filter:

@@ -60,7 +60,8 @@ def evaluate(
         int, typer.Option(min=1, help="Object proposals: clicks per side of the grid; 64 as published.")
     ] = 64,
     precision: Annotated[
-        str, typer.Option(help="exact: float32, as published. fast: bf16 where the device multiplies it.")
+        str,
+        typer.Option(help="exact: float32, as published. fast: half precision, where it does not decide what is kept."),
     ] = "fast",
     device: Device = "auto",
     processes: Annotated[

@@ -58,7 +58,8 @@ def generate(
         int | None, typer.Option(help="Remove holes and islands with fewer pixels than this.")
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="exact: float32, as published. fast: bf16 where the device multiplies it.")
+        str,
+        typer.Option(help="exact: float32, as published. fast: half precision, where it does not decide what is kept."),
     ] = "exact",
     device: Device = "auto",
     images_per_shard: Annotated[

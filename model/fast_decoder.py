@@ -48,9 +48,7 @@ class FastMaskDecoder(MaskDecoder):
         self._dtype = dtype
         assert isinstance(self.transformer, TwoWayTransformer)
         self._token_side = TokenSideTransformer(self.transformer, dtype)
-        double_1, norm, _, double_2, _ = self.output_upscaling
-        assert isinstance(norm, nn.LayerNorm)
-        self._norm = norm
+        double_1, _, _, double_2, _ = self.output_upscaling
         self._double_1, self._double_2 = (_as_linear(double, dtype) for double in (double_1, double_2))
         self._last: _Prepared | None = None
 
@@ -93,7 +91,9 @@ class FastMaskDecoder(MaskDecoder):
         tokens_RLC = decoded.image_tokens_NCHW.flatten(2).transpose(1, 2)[rows]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips] or [None, None]
         half_RXC = fast_linear(tokens_RLC, *self._double_1).unflatten(2, (4, -1)).flatten(1, 2)
-        half_RXC = passes.norm_and_gelu(half_RXC, skips[0], self._norm)
+        norm = self.output_upscaling[1]
+        assert isinstance(norm, nn.LayerNorm)
+        half_RXC = passes.norm_and_gelu(half_RXC, skips[0], norm)
         full_RXC = fast_linear(half_RXC, *self._double_2).unflatten(2, (4, -1)).flatten(1, 2)
         full_RXC = passes.gelu(full_RXC, skips[1])
         mlps = self.output_hypernetworks_mlps

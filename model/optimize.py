@@ -6,6 +6,7 @@ channels, H W embedding grid, S input side, h w mask side.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from model.sam import Sam
 
 
 def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
-    """The network on `device`: "exact" in float32, "fast" in bf16 where the device multiplies that natively.
+    """The network on `device`, all in float32 for "exact". "fast" where the device multiplies half precision natively:
+
+    - a GPU encodes images in float16;
+    - a network in half precision (float16 on a GPU, bf16 on a CPU) screens the prompts, see `Sam.screen`.
 
     Embeddings, predicted IoUs and logits come out as float32 either way. `sam` itself is moved.
 
@@ -32,10 +36,10 @@ def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
         raise DeviceError(f"there is no precision {precision!r}; choose exact or fast")
     if device.type == "cpu":
         _keep_freed_memory()
-    dtype = torch.bfloat16 if precision == "fast" and multiplies_bfloat16(device) else torch.float32
+    half = half_precision(device) if precision == "fast" else None
     # Otherwise cuDNN rounds what convolutions multiply to ten bits (TF32). Has no effect on other devices.
     torch.backends.cudnn.allow_tf32 = False
-    return OptimizedSam(sam.to(device), dtype)
+    return OptimizedSam(sam.to(device), encoder_precision(half), half)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -53,13 +57,21 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bf16 matrix products; without them bf16 is slower than float32."""
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """The 16-bit type that the device has instructions to multiply; without them it would be slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else None
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return not flags.isdisjoint({"amx_bf16", "avx512_bf16"})
+    return None if flags.isdisjoint({"amx_bf16", "avx512_bf16"}) else torch.bfloat16
+
+
+def encoder_precision(half: torch.dtype | None) -> torch.dtype:
+    """What the encoder of "fast" multiplies where `half` is the device's 16-bit type.
+
+    The eight bits of bf16 would change one mask in twenty-five, the eleven of float16 do not (docs/0008).
+    """
+    return torch.float16 if half == torch.float16 else torch.float32
 
 
 def _keep_freed_memory() -> None:
@@ -76,24 +88,34 @@ def _keep_freed_memory() -> None:
 
 
 class OptimizedSam(Sam):
-    """A `Sam` for inference whose large products and convolutions run in a dtype of choice, fewer of them.
+    """A `Sam` for inference with fewer products, those of the decoder in float32, those of the encoder in a dtype of
+    choice; and the same with a decoder in another one, for screening.
 
-    In bf16, too, the encoder's residual sums, norms, prompt tokens and predicted IoUs are float32.
+    The encoder's residual sums and norms, prompt tokens and predicted IoUs are float32 in any case.
     """
 
-    def __init__(self, sam: Sam, dtype: torch.dtype) -> None:
+    def __init__(self, sam: Sam, encoder_dtype: torch.dtype, screen_dtype: torch.dtype | None = None) -> None:
         with torch.device("meta"):
             super().__init__(sam.config)
         self.load_state_dict(sam.state_dict(), assign=True)
         self.eval()
-        self._dtype = dtype
-        speed_up(self.image_encoder, dtype)
-        self.mask_decoder = FastMaskDecoder(sam.config, self.mask_decoder, dtype)
+        self._encoder_dtype, self._screen_dtype = encoder_dtype, screen_dtype
+        speed_up(self.image_encoder, encoder_dtype)
+        self.mask_decoder = FastMaskDecoder(sam.config, self.mask_decoder, torch.float32)
         self._grid_positions = self.prompt_encoder.grid_positions().detach()
+
+    def screen(self) -> Sam | None:
+        if self._screen_dtype is None:
+            return None
+        screen = copy.copy(self)
+        screen._modules = dict(self._modules)  # all but the decoder are shared
+        screen.mask_decoder = FastMaskDecoder(self.config, self.mask_decoder, self._screen_dtype)
+        return screen
 
     def grid_positions(self) -> Tensor:
         return self._grid_positions
 
     def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
+        half = self._encoder_dtype != torch.float32
+        with torch.autocast(self.device.type, self._encoder_dtype if half else None, enabled=half):
             return super().encode_images(images_B3SS).map(Tensor.float)

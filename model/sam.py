@@ -31,6 +31,10 @@ class Sam(nn.Module):
         """Where the weights are."""
         return self.image_encoder.pos_embed.device
 
+    def screen(self) -> Sam | None:
+        """A cheaper network for the same embeddings that finds nearly the same, if there is one that is worth it."""
+        return None
+
     def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
         """Embeddings of normalised, padded images (see `preprocess.py`)."""
         return self.image_encoder(images_B3SS)

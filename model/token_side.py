@@ -124,7 +124,7 @@ class _TokensToImage:
         (N, T, _), heads = query_NTC.shape, self._attention.heads
         # As long as an image token: these are its keys without projection.
         query_NYC = _rows_by_prompt(self._query(query_NTC) @ self._key_hDC, N).to(self._dtype)
-        seen_NYC = attention_scores(query_NYC, key_NLC).softmax(dim=-1).to(self._dtype) @ value_NLC
+        seen_NYC = (query_NYC @ key_NLC.mT).softmax(dim=-1) @ value_NLC
         seen_hXC = seen_NYC.float().unflatten(1, (heads, T)).transpose(0, 1).flatten(1, 2)
         return self._project_out(seen_hXC @ self._value_hCD, N)
 
@@ -194,16 +194,6 @@ def _split_heads(x_NTC: Tensor, heads: int) -> Tensor:
 def _rows_by_prompt(x_hXC: Tensor, prompts: int) -> Tensor:
     """(N, Y, C)."""
     return x_hXC.unflatten(1, (prompts, -1)).transpose(0, 1).flatten(1, 2)
-
-
-def attention_scores(query_NYC: Tensor, key_NLC: Tensor) -> Tensor:
-    """(N, Y, L) in float32. A product comes out rounded to the dtype of its factors, which is too coarse for a softmax:
-    in bf16 what was rounded away is computed as well.
-    """
-    score_NYL = query_NYC @ key_NLC.mT
-    if score_NYL.dtype == torch.float32:
-        return score_NYL
-    return score_NYL.float() + torch.baddbmm(score_NYL.neg(), query_NYC, key_NLC.mT)
 
 
 def _by_image(x_hXK: Tensor, y_hBKZ: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from filters.boxes import xywh_to_xyxy, xyxy_to_xywh
 from filters.masks import MaskBatch
 from filters.nms import nms
 from filters.regions import remove_small_regions
+from filters.screening import EDGE_MARGIN, IOU_MARGIN, STABILITY_MARGIN, Screening
 from filters.upsampling import Upsampling, plan_upsampling
 from model.config import SamConfig
 from model.image_encoder import ImageEmbedding
@@ -32,6 +33,8 @@ from model.sam import Sam
 from pipeline.config import GeneratorConfig
 from pipeline.prompts import View, plan_views
 from pipeline.records import ImageMasks, StepTimer
+
+T = TypeVar("T")
 
 # On a CPU, of the largest tensor of a batch of prompts: about what the caches hold.
 CPU_TENSOR_BYTES = 32 * 2**20
@@ -62,6 +65,7 @@ class MaskGenerator:
     def __init__(self, sam: Sam, config: GeneratorConfig, views_per_batch: int | None = None) -> None:
         """`views_per_batch` views are encoded at once; by default one on a CPU, whose caches hold no more."""
         self.sam = sam
+        self._screen = sam.screen()
         self.config = config
         self._on_cpu = sam.device.type == "cpu"
         self._views_per_batch = views_per_batch or (1 if self._on_cpu else GPU_VIEWS_PER_BATCH)
@@ -90,9 +94,8 @@ class MaskGenerator:
         height, width = image.height, image.width
         dropped: Counter[str] = Counter(dict.fromkeys(chain.FILTERS, 0))
         views = plan_views(height, width, self.config)
-        filters = self._mask_filters(height, width)
         batches = [
-            self._view_masks(embedding, view, filters, timer, dropped)
+            self._view_masks(_SeenView(embedding, view, height, width), timer, dropped)
             for embedding, view in zip(self._embeddings(image, timer), views, strict=True)
         ]
         with timer.step("filter"):
@@ -113,12 +116,12 @@ class MaskGenerator:
             dropped=dropped,
         )
 
-    def _mask_filters(self, height: int, width: int) -> list[chain.Filter]:
-        """What applies to each mask by itself."""
-        filters = []
-        if self.config.stability_score_thresh > 0:
-            filters.append(chain.stability_score(self.config.stability_score_thresh))
-        return [*filters, chain.crop_edge(height, width)]
+    def _mask_filters(self, height: int, width: int, lenient: bool) -> list[chain.Filter]:
+        """What applies to each mask by itself; `lenient`: where scores and boxes are only roughly known."""
+        filters, threshold = [], self.config.stability_score_thresh
+        if threshold > 0:
+            filters.append(chain.stability_score(threshold - STABILITY_MARGIN if lenient else threshold))
+        return [*filters, chain.crop_edge(height, width, EDGE_MARGIN if lenient else 0)]
 
     def _image_filters(self, height: int, width: int, views: int) -> list[chain.Filter]:
         """What applies to the masks of all views together."""
@@ -140,49 +143,88 @@ class MaskGenerator:
             for i in range(len(resized)):
                 yield embeddings[i : i + 1]
 
-    def _view_masks(
-        self,
-        embedding: ImageEmbedding,
-        view: View,
-        filters: list[chain.Filter],
-        timer: StepTimer,
-        dropped: Counter[str],
-    ) -> MaskBatch:
+    def _view_masks(self, seen: _SeenView, timer: StepTimer, dropped: Counter[str]) -> MaskBatch:
         """The masks that remain of one view of the image."""
+        points_P2 = torch.from_numpy(seen.view.points_P2).to(self.sam.device)
+        if self._screen is None:
+            batch = self._masks_at(seen, points_P2, timer, dropped)
+        else:
+            batch = self._screened_masks(seen, points_P2, self._screen, timer, dropped)
+        with timer.step("filter"):
+            return chain.apply(batch, [chain.box_nms(self.config.box_nms_thresh)], dropped)
 
-        def find(points_N2: Tensor) -> tuple[MaskBatch, Counter[str]]:
-            return self._point_masks(embedding, points_N2, view, filters, timer)
+    def _screened_masks(
+        self, seen: _SeenView, points_P2: Tensor, screen: Sam, timer: StepTimer, dropped: Counter[str]
+    ) -> MaskBatch:
+        """Those of the masks at some points that NMS may keep, once `screen` has looked at all points."""
+        screening = Screening.concat(
+            list(self._by_batches(lambda points_N2: self._screen_points(seen, points_N2, screen, timer), points_P2))
+        )
+        batch = MaskBatch.empty(self.sam.config.mask_size, self.sam.device)
+        open_P = torch.ones(len(points_P2), dtype=torch.bool, device=points_P2.device)
+        while True:
+            with timer.step("filter"):
+                chosen = screening.contenders(open_P, batch, self.config.box_nms_thresh)
+            if len(chosen) == 0:
+                dropped.update(screening.dropped(open_P))
+                return batch
+            open_P[chosen] = False
+            batch = MaskBatch.concat([batch, self._masks_at(seen, points_P2[chosen], timer, dropped)])
 
-        points = torch.from_numpy(view.points_P2).to(self.sam.device).split(self._batch_size)
+    def _masks_at(self, seen: _SeenView, points_P2: Tensor, timer: StepTimer, dropped: Counter[str]) -> MaskBatch:
+        """The masks at some points that pass each by itself."""
         batches = [MaskBatch.empty(self.sam.config.mask_size, self.sam.device)]
-        for batch, dropped_of_batch in self._pool.map(find, points) if self._pool else map(find, points):
+        find = self._by_batches(lambda points_N2: self._point_masks(seen, points_N2, timer), points_P2)
+        for batch, dropped_of_batch in find:
             batches.append(batch)
             dropped.update(dropped_of_batch)
-        with timer.step("filter"):
-            return chain.apply(MaskBatch.concat(batches), [chain.box_nms(self.config.box_nms_thresh)], dropped)
+        return MaskBatch.concat(batches)
+
+    def _by_batches(self, function: Callable[[Tensor], T], points_P2: Tensor) -> Iterator[T]:
+        """What a function makes of each batch of points, in order."""
+        batches = points_P2.split(self._batch_size)
+        return self._pool.map(function, batches) if self._pool else map(function, batches)
 
     @torch.inference_mode()  # each thread has a mode of its own
-    def _point_masks(
-        self, embedding: ImageEmbedding, points_N2: Tensor, view: View, filters: list[chain.Filter], timer: StepTimer
-    ) -> tuple[MaskBatch, Counter[str]]:
-        """The masks at some points of a view that pass, and how many did not, by filter.
+    def _point_masks(self, seen: _SeenView, points_N2: Tensor, timer: StepTimer) -> tuple[MaskBatch, Counter[str]]:
+        """The masks at a batch of points that pass, and how many did not, by filter."""
+        candidates, _, keep_NM = self._candidates(self.sam, seen, points_N2, self.config.pred_iou_thresh, timer)
+        dropped = Counter({"predicted_iou": keep_NM[:, 1:].numel() - len(candidates)})
+        with timer.step("filter", self._threads):
+            filters = self._mask_filters(seen.image_height, seen.image_width, lenient=False)
+            return chain.apply(candidates, filters, dropped), dropped
 
-        Those whose predicted IoU does not pass are never computed.
+    @torch.inference_mode()
+    def _screen_points(self, seen: _SeenView, points_N2: Tensor, screen: Sam, timer: StepTimer) -> Screening:
+        """What `screen` makes of a batch of points."""
+        threshold = self.config.pred_iou_thresh
+        candidates, iou_NM, keep_NM = self._candidates(
+            screen, seen, points_N2, threshold - IOU_MARGIN if threshold > 0 else 0, timer
+        )
+        with timer.step("filter", self._threads):
+            filters = self._mask_filters(seen.image_height, seen.image_width, lenient=True)
+            return Screening.of(candidates, iou_NM, keep_NM, filters)
+
+    def _candidates(
+        self, sam: Sam, seen: _SeenView, points_N2: Tensor, threshold: float, timer: StepTimer
+    ) -> tuple[MaskBatch, Tensor, Tensor]:
+        """The masks at a batch of points whose predicted IoU passes; those (N, M) of all, and which passed.
+
+        The others are never computed.
         """
+        view = seen.view
         with timer.step("prompt", self._threads):
-            inputs_N2 = to_input_frame(points_N2, view.height, view.width, self.sam.config.image_size)
-            decoded = self.sam.decode_points(embedding, inputs_N2)
+            inputs_N2 = to_input_frame(points_N2, view.height, view.width, sam.config.image_size)
+            decoded = sam.decode_points(seen.embedding, inputs_N2)
             iou_NM = decoded.predicted_iou_NM
-            threshold = self.config.pred_iou_thresh
             keep_NM = iou_NM > threshold if threshold > 0 else torch.ones_like(iou_NM, dtype=torch.bool)
             # A lone click is ambiguous: its candidates are the three ambiguity masks, not the single one.
             keep_NM[:, 0] = False
-            logits_Khw = self.sam.decode_masks(decoded, keep_NM)
-        dropped = Counter({"predicted_iou": keep_NM[:, 1:].numel() - len(logits_Khw)})
+            logits_Khw = sam.decode_masks(decoded, keep_NM)
         with timer.step("filter", self._threads):
-            upsampling = crop_upsampling(self.sam.config, view.height, view.width)
+            upsampling = crop_upsampling(sam.config, view.height, view.width)
             measures = tail.measure(logits_Khw, upsampling, self.config.stability_score_offset)
-            crop_box_4 = torch.tensor(view.crop_box, device=self.sam.device)
+            crop_box_4 = torch.tensor(view.crop_box, device=points_N2.device)
             candidates = MaskBatch(
                 logits=logits_Khw,
                 predicted_iou=iou_NM[keep_NM],
@@ -192,7 +234,7 @@ class MaskGenerator:
                 points=points_N2[keep_NM.nonzero()[:, 0]] + crop_box_4[:2],
                 crop_boxes=crop_box_4.expand(len(logits_Khw), 4),
             )
-            return chain.apply(candidates, filters, dropped), dropped
+        return candidates, iou_NM, keep_NM
 
     def _encode(
         self, batch: MaskBatch, height: int, width: int, timer: StepTimer, dropped: Counter[str]
@@ -249,6 +291,15 @@ def _single_threads(count: int) -> ThreadPoolExecutor:
     list(pool.map(lambda _: all_started.wait(), range(count)))
     torch.set_num_threads(count)  # again: what was set last is what threads begin with that come later
     return pool
+
+
+class _SeenView(NamedTuple):
+    """A view, as the network has seen it, of an image whose size is in pixels."""
+
+    embedding: ImageEmbedding
+    view: View
+    image_height: int
+    image_width: int
 
 
 class _EncodedMask(NamedTuple):

@@ -39,6 +39,17 @@ def test_box_is_near_crop_edge_up_to_and_including_20_pixels():
     assert not _near([150, 50, 279, 150])
 
 
+def test_box_that_may_be_off_is_near_crop_edge_only_where_it_is_so_in_any_case():
+    sure, unsure = [118, 50, 200, 150], [119, 50, 200, 150]
+    crop_box_14 = torch.tensor([CROP])
+    boxes = torch.tensor([sure, unsure])
+    assert near_crop_edge(boxes, crop_box_14, height=200, width=600, margin=2).tolist() == [True, False]
+    # The crop's left edge lies 21 pixels from the image's: a box that may be off may be near that.
+    shifted, box = torch.tensor([[21, 0, 221, 200]]), torch.tensor([[21, 50, 150, 150]])
+    assert near_crop_edge(box, shifted, height=200, width=600)
+    assert not near_crop_edge(box, shifted, height=200, width=600, margin=2)
+
+
 def test_box_is_not_near_crop_edge_when_that_is_an_image_edge():
     assert not _near([150, 0, 200, 199])
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from evaluation import overlap
 from model.checkpoint import load_model
-from model.optimize import optimize
+from model.optimize import OptimizedSam, optimize
 from model.sam import Sam
 from pipeline.config import GeneratorConfig
 from pipeline.generator import MaskGenerator
@@ -83,6 +83,11 @@ def test_masks_are_the_same_whatever_views_are_encoded_together(sam: Sam, expect
 def test_masks_are_the_same_when_there_are_more_threads(sam: Sam, expected: ImageMasks):
     with torch_threads(2):
         assert_same(generate(MaskGenerator(sam, CONFIG), CAT), expected)
+
+
+def test_masks_are_the_same_when_prompts_are_screened(expected: ImageMasks):
+    screened = OptimizedSam(load_model("mini", None).sam, torch.float32, screen_dtype=torch.bfloat16)
+    assert_same(generate(MaskGenerator(screened, CONFIG), CAT), expected)
 
 
 def test_masks_are_the_same_bytes_whatever_photograph_came_before(sam: Sam, expected: ImageMasks):

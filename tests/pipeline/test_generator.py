@@ -79,6 +79,51 @@ def test_masks_do_not_depend_on_points_per_batch(config):
         np.testing.assert_array_equal(masks.points, together.points)
 
 
+class RoughSam(ColourSam):
+    """Somewhat off, by another amount for each candidate; what it says of some points are no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts = 0
+
+    def decode_points(self, embedding: ImageEmbedding, points_N2: Tensor) -> DecodedPrompts:
+        decoded = super().decode_points(embedding, points_N2)
+        self.prompts += len(points_N2)
+        error_N1 = 0.005 * (points_N2.sum(dim=1, keepdim=True) * 7).sin().float()
+        broken_N1 = points_N2[:, :1].long() % 10 == 3
+        iou_NM = (decoded.predicted_iou_NM + error_N1).masked_fill(broken_N1, torch.nan)
+        logits_NMhw = (decoded.image_tokens_NCHW + 0.01).masked_fill(broken_N1[..., None, None], torch.nan)
+        return replace(decoded, predicted_iou_NM=iou_NM, image_tokens_NCHW=logits_NMhw)
+
+
+class ScreenedSam(ColourSam):
+    """One whose prompts are screened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rough, self.prompts = RoughSam(), 0
+
+    def screen(self) -> RoughSam:
+        return self.rough
+
+    def decode_points(self, embedding: ImageEmbedding, points_N2: Tensor) -> DecodedPrompts:
+        self.prompts += len(points_N2)
+        return super().decode_points(embedding, points_N2)
+
+
+@pytest.mark.parametrize("config", [replace(OFFICIAL, points_per_side=16, box_nms_thresh=0.3), SA1B])
+def test_screening_changes_no_mask_and_spares_prompts(config):
+    expected, sam = _generate(CAT, config), ScreenedSam()
+    generator = MaskGenerator(sam, config)
+    masks = generator.generate(generator.prepare(CAT), StepTimer())
+    assert masks.rle_counts == expected.rle_counts
+    for column in ("predicted_iou", "stability_score", "points", "crop_boxes"):
+        np.testing.assert_array_equal(getattr(masks, column), getattr(expected, column))
+    assert len(masks) + sum(masks.dropped.values()) == _candidates(CAT, config)
+    assert 3 * sam.rough.prompts == _candidates(CAT, config)
+    assert 0 < sam.prompts < 0.9 * sam.rough.prompts
+
+
 @pytest.mark.parametrize("views_per_batch", [2, 5, 100])
 def test_masks_do_not_depend_on_views_per_batch(views_per_batch):
     one_by_one, generator = _generate(CAT, SA1B), MaskGenerator(ColourSam(), SA1B, views_per_batch)

@@ -1,0 +1,85 @@
+"""Which prompts decide the masks of a view, told from what a network of low precision says of all of them.
+
+Most candidates lose to a better one by far, and a rough idea of their scores and boxes is enough to see that. The
+others are computed again, exactly; the masks are those that exact candidates alone would give.
+
+Shapes: N prompts, M candidate masks per prompt (the single mask first), X open candidates, K kept ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from filters.boxes import box_iou
+from filters.chain import FILTERS, Filter
+from filters.masks import MaskBatch
+from filters.nms import nms
+
+# How far predicted IoUs, stability scores and edges of boxes (pixels) may be off. bf16 is off by less in 999 of 1000
+# candidates of the embedded model (docs/0008).
+IOU_MARGIN = 0.01
+STABILITY_MARGIN = 0.02
+EDGE_MARGIN = 2
+# And how much more than the NMS threshold boxes must overlap, as a share of what is missing to 1.
+OVERLAP_MARGIN = 0.2
+
+_BOX_NMS = FILTERS.index("box_nms")
+
+
+@dataclass(frozen=True, eq=False)
+class Screening:
+    """What is roughly known of the candidates of N prompts."""
+
+    predicted_iou_NM: Tensor
+    boxes_NM4: Tensor  # int64, inclusive XYXY in image pixels
+    dropped_by_NM: Tensor  # int64, index in FILTERS; of those that pass: that of `box_nms`; -1: no candidate
+
+    @staticmethod
+    def of(candidates: MaskBatch, predicted_iou_NM: Tensor, keep_NM: Tensor, filters: Iterable[Filter]) -> Screening:
+        """Of the candidates where the boolean `keep_NM` is true, after `filters`, which must be lenient."""
+        dropped_by_K = torch.full_like(candidates.area, _BOX_NMS)
+        for filter_ in filters:
+            passed_K = (dropped_by_K != _BOX_NMS) | filter_.keep(candidates)
+            dropped_by_K[~passed_K] = FILTERS.index(filter_.name)
+        dropped_by_NM = torch.full_like(keep_NM, FILTERS.index("predicted_iou"), dtype=torch.int64)
+        dropped_by_NM[keep_NM] = dropped_by_K
+        # What is not a number says nothing.
+        dropped_by_NM[predicted_iou_NM.isnan()] = _BOX_NMS
+        dropped_by_NM[:, 0] = -1
+        boxes_NM4 = torch.zeros((*keep_NM.shape, 4), dtype=torch.int64, device=keep_NM.device)
+        boxes_NM4[keep_NM] = candidates.boxes
+        return Screening(predicted_iou_NM, boxes_NM4, dropped_by_NM)
+
+    @staticmethod
+    def concat(screenings: Sequence[Screening]) -> Screening:
+        """The prompts of all, in order."""
+        return Screening(*(torch.cat([getattr(s, column.name) for s in screenings]) for column in fields(Screening)))
+
+    def contenders(self, open_N: Tensor, exact: MaskBatch, nms_threshold: float) -> Tensor:
+        """The prompts, by index, with a candidate that NMS may keep, of those where the boolean `open_N` is true.
+
+        `exact` are the candidates of all others. Each candidate that is not among the contenders loses to one that
+        is, or to an exact one: where there are no contenders any more, NMS of `exact` is NMS of all.
+        """
+        passes_NM = (self.dropped_by_NM == _BOX_NMS) & open_N[:, None]
+        prompts_X = passes_NM.nonzero()[:, 0]
+        boxes_X4, scores_X = self.boxes_NM4[passes_NM], self.predicted_iou_NM[passes_NM]
+        boxes = torch.cat([exact.boxes, boxes_X4])
+        scores = torch.cat([exact.predicted_iou, scores_X])
+        kept_K = nms(boxes, scores, nms_threshold)
+        overlap_KX = box_iou(boxes[kept_K], boxes_X4)
+        overlaps_KX = overlap_KX > nms_threshold + OVERLAP_MARGIN * (1 - nms_threshold)
+        better_KX = scores[kept_K][:, None] > scores_X + IOU_MARGIN
+        loses_X = (overlaps_KX & better_KX).any(dim=0)
+        return prompts_X[~loses_X].unique()
+
+    def dropped(self, prompts_N: Tensor) -> Counter[str]:
+        """How many candidates each filter drops, of the prompts where the boolean `prompts_N` is true."""
+        filters_X = self.dropped_by_NM[prompts_N].flatten()
+        counts = filters_X[filters_X >= 0].bincount(minlength=len(FILTERS)).tolist()
+        return Counter(dict(zip(FILTERS, counts, strict=True)))
