@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from annotations.parts import read_counts, read_footer
 from annotations.records import AnnotatedImage, AnnotationError, annotated_image
 from pipeline.errors import ObjectError, StorageError, one_line_cause
 from pipeline.ledger import Ledger, masks_key, read_run
@@ -20,7 +21,6 @@ from pipeline.plan import read_plan
 from pipeline.records import ImageRecord, Shard
 from pipeline.sources import Source, open_source
 from pipeline.storage import Storage, open_storage
-from pipeline.table import read_images, read_parquet
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class _Masks:
 
     def of(self, image: _Done) -> list[bytes]:
         if self._last is None or self._last[0] != image.part:
-            data = self.storage.read(masks_key(image.part))
-            self._last = image.part, read_parquet(data, ["image_id", "rle_counts"])
+            self._last = image.part, read_counts(self.storage, image.part)
         return self._last[1].filter(pc.field("image_id") == image.image_id)["rle_counts"].to_pylist()
 
 
@@ -99,7 +98,7 @@ class RunImages:
         image = self.done[index]
         try:
             rles = self.masks.of(image)
-        except (StorageError, pa.ArrowException, OSError, KeyError) as error:
+        except StorageError as error:
             raise AnnotationError(f"{self.uri}/{masks_key(image.part)}: {one_line_cause(error)}") from error
         fetch = partial(self.photographs.fetch, image.image_id, image.shard)
         return annotated_image(
@@ -124,17 +123,9 @@ def open_run_images(uri: str) -> RunImages:
         _Done(row["image_id"], row["image_height"], row["image_width"], part, shard)
         for shard in read_plan(storage)
         for part in ledger.parts_of(shard.name)
-        for row in _images(storage, part)
+        for row in read_footer(storage, part).to_pylist()
         if row["status"] == "ok"
     ]
     if not done:
         raise AnnotationError(f"{storage.uri}: a run of which no image is done")
     return RunImages(storage.uri, tuple(done), _Masks(storage), _Photographs(source))
-
-
-def _images(storage: Storage, part: str) -> list[dict[str, Any]]:
-    try:
-        with storage.open(masks_key(part)) as stream:
-            return read_images(stream).to_pylist()
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise AnnotationError(f"{storage.uri}/{masks_key(part)}: damaged: {one_line_cause(error)}") from error

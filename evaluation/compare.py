@@ -21,17 +21,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from annotations import AnnotationError
+from annotations.parts import read_counts, read_footer
 from evaluation import overlap
 from filters import rle
-from pipeline.errors import RunMismatchError, one_line_cause
-from pipeline.ledger import REQUESTS_AT_ONCE, Ledger, masks_key, read_run
+from pipeline.errors import RunMismatchError
+from pipeline.ledger import REQUESTS_AT_ONCE, Ledger, flatten, read_run
 from pipeline.plan import read_plan
 from pipeline.storage import Storage
-from pipeline.table import read_images, read_parquet
 
 _COLUMNS = ("image_id", "shard", "image_height", "image_width", "sha256", "status")
 _IMAGES_AT_ONCE = 1024  # as Python objects
-_DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,29 +70,15 @@ def index_run(storage: Storage) -> RunIndex:
 
 def _read_chain(storage: Storage, shard_name: str) -> list[pa.Table]:
     """The images in each part of a shard. Those of an earlier part that are not ok have their rows in its retry."""
-    tables = [_read_footer(storage, part) for part in Ledger(storage, identity="").parts_of(shard_name)]
+    tables = [read_footer(storage, part).select(_COLUMNS) for part in Ledger(storage, identity="").parts_of(shard_name)]
     return [*(images.filter(pc.field("status") == "ok") for images in tables[:-1]), *tables[-1:]]
-
-
-def _read_footer(storage: Storage, part: str) -> pa.Table:
-    try:
-        with storage.open(masks_key(part)) as stream:
-            return read_images(stream).select(_COLUMNS)
-    except _DAMAGE as error:
-        raise AnnotationError(f"{storage.uri}/{masks_key(part)}: damaged: {one_line_cause(error)}") from error
 
 
 def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The values in A and in B by name, nested names joined by dots; None for what is not set."""
-    differing: dict[str, tuple[Any, Any]] = {}
-    for name in sorted(a.keys() | b.keys()):
-        in_a, in_b = a.get(name), b.get(name)
-        if isinstance(in_a, dict) and isinstance(in_b, dict):
-            nested = settings_that_differ(in_a, in_b)
-            differing |= {f"{name}.{inner}": values for inner, values in nested.items()}
-        elif in_a != in_b:
-            differing[name] = in_a, in_b
-    return differing
+    in_a, in_b = flatten(a), flatten(b)
+    names = sorted(in_a.keys() | in_b.keys())
+    return {name: (in_a.get(name), in_b.get(name)) for name in names if in_a.get(name) != in_b.get(name)}
 
 
 @dataclass(frozen=True)
@@ -186,7 +171,7 @@ def compare_images(pairs: Pairs, threshold: float) -> Iterator[tuple[str, Agreem
     Raises AnnotationError where a part or a mask is damaged, StorageError where the store cannot be reached.
     """
     # Images that follow each other are in the same part.
-    read_a, read_b = (lru_cache(maxsize=1)(partial(_read_masks, run.storage)) for run in (pairs.a, pairs.b))
+    read_a, read_b = (lru_cache(maxsize=1)(partial(read_counts, run.storage)) for run in (pairs.a, pairs.b))
     for batch in pairs.table.to_batches(max_chunksize=_IMAGES_AT_ONCE):
         for row in batch.to_pylist():
             image_id, height, width = row["image_id"], row["image_height_A"], row["image_width_A"]
@@ -199,14 +184,6 @@ def compare_images(pairs: Pairs, threshold: float) -> Iterator[tuple[str, Agreem
                 for mask_id, fault in faults.items():
                     raise AnnotationError(f"{run.storage.uri}: {image_id}, mask {mask_id}: the RLE {fault}")
             yield image_id, agree(counts_N, counts_K, height, width, threshold)
-
-
-def _read_masks(storage: Storage, part: str) -> pa.Table:
-    data = storage.read(masks_key(part))
-    try:
-        return read_parquet(data, ["image_id", "rle_counts"])
-    except _DAMAGE as error:
-        raise AnnotationError(f"{storage.uri}/{masks_key(part)}: damaged: {one_line_cause(error)}") from error
 
 
 def agree(counts_N: Sequence[bytes], counts_K: Sequence[bytes], height: int, width: int, threshold: float) -> Agreement:

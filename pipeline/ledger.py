@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -269,8 +269,10 @@ def _refuse_foreign_objects(storage: Storage) -> None:
 
 
 def _refuse_another_run(storage: Storage, identity: Identity) -> None:
-    there = _flat(read_run(storage))
-    wanted = _flat(json.loads(identity.to_json()))
+    there, wanted = (
+        {name: json.dumps(value) for name, value in flatten(settings).items()}
+        for settings in (read_run(storage), json.loads(identity.to_json()))
+    )
     differences = [
         f"{name} is {there.get(name, 'not set')} there and {wanted.get(name, 'not set')} now"
         for name in sorted(there.keys() | wanted.keys())
@@ -283,12 +285,9 @@ def _refuse_another_run(storage: Storage, identity: Identity) -> None:
         )
 
 
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested names joined by dots, values as JSON."""
-    flat: dict[str, str] = {}
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = json.dumps(value)
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by name, the names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
