@@ -45,6 +45,8 @@ class MaskBatch:
 
     def select(self, rows: Tensor) -> MaskBatch:
         """The rows of a boolean mask (N,) or of an index tensor, in that order."""
+        if rows.dtype == torch.bool:
+            rows = rows.nonzero()[:, 0]  # once: on a GPU every column would wait for their number
         return MaskBatch(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
 
     @staticmethod
