@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     arguments = parser.parse_args()
 
-    sam = optimize(load_model(arguments.model, arguments.checkpoint).sam, "fast", "cpu")
+    sam = optimize(load_model(arguments.model, arguments.checkpoint).sam, "exact", "cpu")
     config = replace(
         PRESETS[sam.config.default_preset], pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model import passes
 from model.config import SamConfig
 from model.errors import DeviceError
 from model.optimize import OptimizedSam, half_precision, optimize, resolve_device
@@ -67,6 +68,23 @@ def test_screen_is_close_to_float32_and_comes_out_as_float32() -> None:
             assert error < 2e-6
         else:  # It must differ: otherwise nothing ran in bf16.
             assert 1e-5 < error < 0.05, name
+
+
+def test_float16_as_gpus_take_it_is_closer_than_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "_has_kernels", lambda x: False)
+    sam = random_sam(CONFIG)
+    exact = results(sam)
+
+    def errors(dtype: torch.dtype) -> dict[str, float]:
+        screen = OptimizedSam(sam, dtype, dtype).screen()
+        assert screen is not None
+        found = results(screen)
+        assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+        return {name: float((found[name] - x).abs().max() / x.abs().max()) for name, x in exact.items()}
+
+    coarse = errors(torch.bfloat16)
+    for name, error in errors(torch.float16).items():
+        assert 1e-6 < error < 0.5 * coarse[name], name
 
 
 def test_screen_shares_all_weights_but_the_decoder_s_copies() -> None:
