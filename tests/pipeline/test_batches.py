@@ -90,6 +90,17 @@ def test_masks_are_the_same_when_prompts_are_screened(expected: ImageMasks):
     assert_same(generate(MaskGenerator(screened, CONFIG), CAT), expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_masks_on_a_gpu_are_nearly_all_those_on_the_cpu(expected: ImageMasks, precision: str):
+    sam = optimize(load_model("mini", None).sam, precision, "cuda")
+    masks = generate(MaskGenerator(sam, CONFIG), CAT)
+    iou_NN = overlap.iou(masks.rle_counts, expected.rle_counts, expected.height, expected.width)
+    assert abs(len(masks) - len(expected)) <= 1
+    assert (iou_NN.max(axis=0) >= 0.9).mean() >= 0.95
+
+
 def test_masks_are_the_same_bytes_whatever_photograph_came_before(sam: Sam, expected: ImageMasks):
     generator = MaskGenerator(sam, CONFIG)
     generate(generator, COFFEE)
