@@ -39,6 +39,8 @@ def _stem(config: SamConfig) -> int:
     total = cells * width**2
     for i in range(halvings):
         total += (config.image_size >> (i + 1)) ** 2 * 9 * widths[i] * widths[i + 1]
+    for i, blocks in enumerate(config.stem_blocks):
+        total += blocks * (config.image_size >> (i + 1)) ** 2 * 2 * 9 * widths[i + 1] ** 2
     if config.high_resolution_skips:
         for halving in (1, 2):
             total += (cells << 2 * halving) * 9 * (width >> halving) * (config.embed_dim >> (halving + 1))

@@ -54,7 +54,7 @@ def train(
         typer.Option(
             metavar="FILE",
             help="Weights to start from, as published by Segment Anything, Hugging Face or maskmill; `embedded` for "
-            "those that mini comes with. Default: from nothing.",
+            "those that mini comes with. The encoder may have fewer blocks. Default: from nothing.",
             show_default=False,
         ),
     ] = None,
@@ -86,11 +86,11 @@ def train(
       maskmill train runs/vit_b --model vit_b --checkpoint sam_vit_b_01ec64.pth --data sa1b/ --device cuda
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
-    from model.checkpoint import build_sam, embedded_checkpoint, read_checkpoint
+    from model.checkpoint import embedded_checkpoint
     from model.config import VARIANTS
     from model.optimize import resolve_device
     from model.training.recipe import choose_recipe
-    from model.training.session import Session
+    from model.training.session import Session, read_start
     from pipeline.errors import ConfigError
 
     if model not in VARIANTS:
@@ -110,7 +110,7 @@ def train(
     if checkpoint is not None:
         weights = embedded_checkpoint(model) if checkpoint == "embedded" else Path(checkpoint)
         # Before any process starts, so that a wrong one is an error of one line.
-        build_sam(VARIANTS[model], read_checkpoint(weights))
+        read_start(VARIANTS[model], weights)
     session = Session(
         out,
         VARIANTS[model],

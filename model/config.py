@@ -25,6 +25,8 @@ class SamConfig:
     # "patch": one strided convolution, as published. "conv": a pyramid of 3x3 convolutions, which
     # learns much faster from little data.
     stem: Literal["patch", "conv"] = "patch"
+    # Residual blocks after each halving of the "conv" stem, finest first; none where it is shorter.
+    stem_blocks: tuple[int, ...] = ()
     # Whether the mask upscaler also gets the stem's finer features, as in SAM 2. Needs the "conv" stem.
     high_resolution_skips: bool = False
     # Input side in pixels, pixels per embedding cell, channels of the embedding.
@@ -64,13 +66,14 @@ VARIANTS: dict[str, SamConfig] = {
     "mini": SamConfig(
         "mini",
         encoder_width=256,
-        encoder_depth=6,
+        encoder_depth=7,
         encoder_heads=8,
-        global_attention_blocks=(1, 3, 5),
-        window_size=8,
+        global_attention_blocks=(1, 3, 5, 6),
+        window_size=16,
         encoder_mlp_ratio=4,
         relative_positions=False,
         stem="conv",
+        stem_blocks=(0, 2, 2, 1),
         high_resolution_skips=True,
         image_size=512,
         embed_dim=128,

@@ -104,6 +104,10 @@ class ConvStem(nn.Module):
             self.layers.append(nn.Conv2d(in_width, out_width, kernel_size=3, stride=2, padding=1))
             self.layers.append(LayerNorm2d(out_width))
             self.layers.append(nn.GELU())
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*(ConvBlock(width) for _ in range(blocks)))
+            for width, blocks in zip(widths[1:], config.stem_blocks, strict=False)
+        )
         self.proj = nn.Conv2d(config.encoder_width, config.encoder_width, kernel_size=1)
 
     def forward(self, images_B3SS: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -111,8 +115,23 @@ class ConvStem(nn.Module):
         for layer in self.layers:
             x_BCHW = layer(x_BCHW)
             if isinstance(layer, nn.GELU):
+                if len(halved) < len(self.blocks):
+                    x_BCHW = self.blocks[len(halved)](x_BCHW)
                 halved.append(x_BCHW)
         return self.proj(x_BCHW).permute(0, 2, 3, 1), halved[-2::-1]
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions beside a connection that skips them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm2d(width)
+        self.conv1 = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return x_BCHW + self.conv2(F.gelu(self.conv1(self.norm(x_BCHW))))
 
 
 class Block(nn.Module):

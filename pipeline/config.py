@@ -88,8 +88,8 @@ PRESETS: dict[str, GeneratorConfig] = {
     # For the embedded model, which is less sure of its masks than the published ones, and leaves specks. Chosen with
     # benchmarks/thresholds.py on BSDS500's validation split (docs/model-card.md).
     "mini": GeneratorConfig(
-        pred_iou_thresh=0.25,
-        stability_score_thresh=0.4,
+        pred_iou_thresh=0.2,
+        stability_score_thresh=0.35,
         box_nms_thresh=0.5,
         min_mask_region_area=200,
         max_coverage=0.95,

@@ -38,6 +38,22 @@ def initialise(sam: Sam) -> None:
         nn.init.zeros_(parameter)
 
 
+# Where what a block of the encoder makes is added to what goes by it.
+_BLOCK_OUTPUTS = (".attn.proj.", ".mlp.lin2.", ".conv2.")
+
+
+def grow(config: SamConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a model whose encoder has fewer blocks than `config`'s, with those that it lacks.
+
+    They add nothing yet. Anything else that is missing stays so.
+    """
+    grown = dict(state)
+    for name, fresh in Sam(config).state_dict().items():
+        if name not in state and name.startswith("image_encoder.") and ".blocks." in name:
+            grown[name] = torch.zeros_like(fresh) if any(part in name for part in _BLOCK_OUTPUTS) else fresh
+    return grown
+
+
 def load_resized(config: SamConfig, state: Mapping[str, Tensor]) -> Sam:
     """A Sam of `config` from the state dict of one of another input side, say: position tables are resampled."""
     sam = Sam(config)

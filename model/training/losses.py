@@ -1,6 +1,7 @@
 """What the trainer minimises, as pure functions of logits and answers.
 
-Shapes: N prompts, M masks per prompt, J answers per prompt, h w mask side. Answers are soft masks in 0..1.
+Shapes: N prompts, M masks per prompt, J answers per prompt, h w mask side; B images, O offsets, X pairs of pixels.
+Answers are soft masks in 0..1.
 Source: Kirillov et al. 2023, Appendix A, with binary cross entropy in place of the focal loss, which is too
 weak to start learning from nothing.
 """
@@ -13,6 +14,8 @@ from itertools import permutations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from model.training.prompts import OFFSETS, offset_windows
 
 BCE_WEIGHT = 2.0
 
@@ -63,6 +66,25 @@ def matched_loss(loss_NMJ: Tensor, valid_NJ: Tensor) -> Tensor:
 def best_iou(iou_NMJ: Tensor, valid_NJ: Tensor) -> Tensor:
     """(N, M) IoU of each mask with the valid answer that it fits best: what the IoU head should say."""
     return (iou_NMJ * valid_NJ[:, None, :]).amax(dim=2)
+
+
+def neighbour_loss(features_BChw: Tensor, same_BOhw: Tensor, scale_2: Tensor) -> Tensor:
+    """BCE of "same segment" for each pixel and its neighbours, from the cosine of their features, scaled and shifted.
+
+    Pairs that are alike and pairs that are not weigh the same, however few the latter are.
+    """
+    features_BChw = F.normalize(features_BChw.float(), dim=1)
+    h, w = features_BChw.shape[-2:]
+    logits, answers = [], []
+    for offset, same_Bhw in zip(OFFSETS, same_BOhw.unbind(1), strict=True):
+        here, there = offset_windows(h, w, *offset)
+        logits.append((features_BChw[:, :, *here] * features_BChw[:, :, *there]).sum(1).flatten())
+        answers.append(same_Bhw[:, *here].flatten())
+    logits_X, answers_X = scale_2[0] * torch.cat(logits) + scale_2[1], torch.cat(answers)
+    alike_X, apart_X = answers_X.nan_to_num(0), 1 - answers_X.nan_to_num(1)
+    of_alike = (F.softplus(-logits_X) * alike_X).sum() / alike_X.sum().clamp(min=1)
+    of_apart = (F.softplus(logits_X) * apart_X).sum() / apart_X.sum().clamp(min=1)
+    return of_alike + of_apart
 
 
 def affinity_loss(similarity_NHW: Tensor, answers_Nhw: Tensor) -> Tensor:

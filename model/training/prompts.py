@@ -21,6 +21,8 @@ from model.training.augment import LABEL_STRIDE, Example
 MAX_ALTERNATIVES = 3
 _SAME_SEGMENT_IOU = 0.85
 _MIN_LABEL_PIXELS = 12
+# Down and right of a logit pixel, in logit pixels: far enough to see across an edge, and across a small object.
+OFFSETS = tuple((d * y, d * x) for d in (1, 5) for y, x in ((0, 1), (1, 0), (1, 1), (1, -1)))
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Batch:
     """B images with C clicks and X boxes each; prompts are in order of their images.
 
     `answers_NJhw` are soft masks, 0..1, the first of which the prompt was drawn from; `valid_NJ` says which exist.
-    Clicks come first, then boxes, which have a single answer.
+    Clicks come first, then boxes, which have a single answer. `same_BOhw` is what `same_segment` says of the images.
     """
 
     images_B3SS: Tensor
@@ -37,6 +39,7 @@ class Batch:
     click_valid_NJ: Tensor
     boxes_N4: Tensor
     box_answers_Nhw: Tensor
+    same_BOhw: Tensor
 
 
 def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConfig, rng: Generator) -> Batch:
@@ -50,7 +53,32 @@ def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConf
         torch.from_numpy(valid),
         torch.from_numpy(boxes_N4),
         pool_masks(box_answers),
+        torch.from_numpy(np.stack([same_segment(example.maps_Ass) for example in examples])),
     )
+
+
+def same_segment(maps_Ass: NDArray[np.int32]) -> NDArray[np.float32]:
+    """(O, h, w): the share of the maps in which a logit pixel and its neighbour at each of OFFSETS are of one segment.
+
+    NaN where no map has a label at both.
+    """
+    step = 4 // LABEL_STRIDE
+    maps_Ahw = maps_Ass[:, step // 2 :: step, step // 2 :: step]
+    h, w = maps_Ahw.shape[1:]
+    shares_Ohw = np.full((len(OFFSETS), h, w), np.nan, np.float32)
+    for (dy, dx), share_hw in zip(OFFSETS, shares_Ohw, strict=True):
+        here, there = offset_windows(h, w, dy, dx)
+        a, b = maps_Ahw[:, *here], maps_Ahw[:, *there]
+        labelled = (a != 0) & (b != 0)
+        count = labelled.sum(0)
+        share_hw[here] = np.where(count, (labelled & (a == b)).sum(0) / np.maximum(count, 1), np.nan)
+    return shares_Ohw
+
+
+def offset_windows(h: int, w: int, dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The pixels of (h, w) that have a neighbour at (dy, dx), dy not negative, and those neighbours."""
+    left, right = max(0, -dx), max(0, dx)
+    return (slice(0, h - dy), slice(left, w - right)), (slice(dy, h), slice(right, w - left))
 
 
 def normalise(examples: list[Example], config: SamConfig) -> Tensor:

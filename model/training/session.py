@@ -19,13 +19,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import distributed, multiprocessing
+from torch import Tensor, distributed, multiprocessing
 
 from model.checkpoint import build_sam, read_checkpoint, save_checkpoint
 from model.config import SamConfig
 from model.training.augment import fit
 from model.training.data import Dataset
 from model.training.heldout import measure
+from model.training.initialise import grow
 from model.training.recipe import TrainingConfig
 from model.training.samples import write_sheet
 from model.training.scenes import Scenes
@@ -82,9 +83,10 @@ def _lead(session: Session, until: int | None) -> Generator[Progress]:
     first = trainer.step
     for losses in trainer.run(until):
         sums.update(losses)
-        if trainer.step % SAVE_EVERY == 0:
+        ended = trainer.step == session.recipe.total_steps
+        if trainer.step % SAVE_EVERY == 0 or ended:
             row = {name: round(total / (trainer.step - first), 4) for name, total in sums.items()}
-            if trainer.step % MEASURE_EVERY == 0:
+            if trainer.step % MEASURE_EVERY == 0 or ended:
                 row |= measure_and_draw(trainer, held_out, session.out)
             _log(session, {"step": trainer.step} | row)
             trainer.save(session.out / "run.pt")
@@ -111,11 +113,21 @@ def _trainer(session: Session) -> Trainer:
     scenes = Scenes(recipe.scene_count, recipe.seed, recipe.scene_side)
     saved, start = session.out / "run.pt", None
     if session.checkpoint is not None and not saved.exists():
-        start = build_sam(session.model, read_checkpoint(session.checkpoint)).state_dict()
+        start = read_start(session.model, session.checkpoint)
     trainer = Trainer(session.model, recipe, scenes, list(session.data.values()), session.device, start)
     if saved.exists():
         trainer.load(saved)
     return trainer
+
+
+def read_start(model: SamConfig, path: Path) -> dict[str, Tensor]:
+    """The state dict of a `model` to start from: that of a checkpoint, whose encoder may have fewer blocks.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is of another model.
+    """
+    checkpoint = read_checkpoint(path)
+    return build_sam(model, dataclasses.replace(checkpoint, state=grow(model, checkpoint.state))).state_dict()
 
 
 def _held_out(session: Session) -> dict[str, Dataset]:

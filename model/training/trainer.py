@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -24,7 +25,7 @@ from model.sam import Sam
 from model.training.augment import Example, augment
 from model.training.data import Dataset, TrainingDataError
 from model.training.initialise import initialise, load_resized
-from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss
+from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss, neighbour_loss
 from model.training.optimizers import make_optimizers
 from model.training.prompts import Batch, error_clicks, make_batch
 from model.training.recipe import TrainingConfig
@@ -41,6 +42,18 @@ class Learner(nn.Module):
         self.sam = sam
         self.affinity = nn.Conv2d(sam.config.embed_dim, affinity_channels, kernel_size=1)
         self.affinity_scale = nn.Parameter(torch.tensor([8.0, -4.0]))
+        dim = sam.config.embed_dim
+        widths = (dim, dim // 4, dim // 8) if sam.config.high_resolution_skips else (dim,)
+        self.neighbours = nn.ModuleList(nn.Conv2d(width, affinity_channels // 2, kernel_size=1) for width in widths)
+        self.neighbour_scale = nn.Parameter(torch.tensor([8.0, -4.0]))
+
+    def fine_features(self, embedding: ImageEmbedding) -> Tensor:
+        """(B, F, h, w): the embedding and the skips at the resolution of the logits, summed up."""
+        size = (self.sam.config.mask_size,) * 2
+        levels = (embedding.grid_BEHW, *embedding.skips)
+        return torch.stack(
+            [F.interpolate(head(x), size, mode="bilinear") for head, x in zip(self.neighbours, levels, strict=True)]
+        ).sum(0)
 
     def similarities(self, embedding_BCHW: Tensor, clicks_N2: Tensor) -> Tensor:
         """How much each cell of its image resembles the clicked cell, as logits (N, H, W)."""
@@ -238,6 +251,8 @@ class Trainer:
             * affinity_loss(
                 self._learner.similarities(embedding.grid_BEHW, batch.clicks_N2), batch.click_answers_NJhw[:, 0]
             ),
+            "neighbours": recipe.neighbour_weight
+            * neighbour_loss(self._learner.fine_features(embedding), batch.same_BOhw, self._learner.neighbour_scale),
         }
         if stage_index > 0:
             losses["second"] = self._second_round(batch, embedding, click_logits, predicted_NM, costs.iou_NMJ)

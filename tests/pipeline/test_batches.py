@@ -22,7 +22,7 @@ from pipeline.records import ImageMasks, StepTimer
 
 # Thresholds below the preset's: more masks to compare.
 CONFIG = GeneratorConfig(
-    points_per_side=4, pred_iou_thresh=0.3, stability_score_thresh=0.4, crop_n_layers=1, points_per_batch=16
+    points_per_side=4, pred_iou_thresh=0.15, stability_score_thresh=0.3, crop_n_layers=1, points_per_batch=16
 )
 CAT = skimage.data.chelsea()[60:200, 100:300]
 COFFEE = skimage.data.coffee()[120:320, :260]
@@ -59,12 +59,12 @@ def generate(generator: MaskGenerator, pixels_HW3: NDArray[np.uint8]) -> ImageMa
 
 
 def assert_same(masks: ImageMasks, expected: ImageMasks) -> None:
-    """Row by row: scores to 1e-5, masks to IoU 0.999, because products of other sizes may round otherwise."""
+    """Row by row, predicted IoUs to 1e-5, masks but for a pixel: products of other sizes may round otherwise."""
     assert len(masks) == len(expected) > 20
     np.testing.assert_array_equal(masks.points, expected.points)
     np.testing.assert_array_equal(masks.crop_boxes, expected.crop_boxes)
     np.testing.assert_allclose(masks.predicted_iou, expected.predicted_iou, atol=1e-5)
-    np.testing.assert_allclose(masks.stability_score, expected.stability_score, atol=1e-5)
+    np.testing.assert_allclose(masks.stability_score, expected.stability_score, atol=1e-3)
     iou_NN = overlap.iou(masks.rle_counts, expected.rle_counts, expected.height, expected.width)
     assert iou_NN.diagonal().min() >= 0.999
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss
+from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss, neighbour_loss
+from model.training.prompts import same_segment
 
 
 def _half(left: bool) -> Tensor:
@@ -61,3 +63,25 @@ def test_affinity_loss_falls_as_similarity_nears_the_answer():
     right_144 = 2 * _half(True)[None] - 1
     losses = [affinity_loss(scale * right_144, answer_188).item() for scale in (-4.0, 0.0, 4.0)]
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_neighbour_loss_falls_as_features_tell_segments_apart():
+    map_ss = np.ones((32, 32), np.int32)
+    map_ss[:, 16:] = 2
+    same = torch.from_numpy(same_segment(map_ss[None]))[None]
+    left_hw = torch.zeros(16, 16)
+    left_hw[:, :8] = 1
+    losses = []
+    for apart in (0.0, 0.5, 1.0):
+        # The angle between the features of the two segments grows.
+        features = torch.stack([torch.ones(16, 16) - apart * left_hw, 1e-3 + apart * left_hw])[None]
+        losses.append(neighbour_loss(features, same, torch.tensor([8.0, -4.0])).item())
+    assert losses[0] > losses[1] > losses[2]
+    # Pairs across the border are few, and as weighty as all others together.
+    assert losses[0] == pytest.approx(math.log1p(math.exp(4)) + math.log1p(math.exp(-4)), abs=0.01)
+
+
+def test_neighbour_loss_of_nothing_known_is_nothing():
+    same = torch.from_numpy(same_segment(np.zeros((1, 32, 32), np.int32)))[None]
+    assert same.isnan().all()
+    assert neighbour_loss(torch.randn(1, 3, 16, 16), same, torch.tensor([8.0, -4.0])).item() == 0

@@ -13,13 +13,14 @@ import torch
 
 from model.checkpoint import read_checkpoint, save_checkpoint
 from model.config import VARIANTS
+from model.errors import CheckpointError
 from model.training.augment import fit
 from model.training.data import LabelledImage, TrainingDataError
 from model.training.initialise import load_resized
 from model.training.recipe import Stage, TrainingConfig, choose_recipe
 from model.training.samples import COLOURS, draw_answers
 from model.training.scenes import Scenes
-from model.training.session import Session, measure_and_draw, run
+from model.training.session import Session, measure_and_draw, read_start, run
 from model.training.trainer import Trainer
 from tests.model.networks import random_sam
 from tests.model.training.tiny import TINY, TWO_STAGES, OneImage, squares
@@ -138,6 +139,26 @@ def test_run_from_a_checkpoint_starts_with_its_weights(tmp_path: Path):
     after = read_checkpoint(tmp_path / "run" / "model.safetensors").state["mask_decoder.iou_token.weight"]
     # A step of the warm-up moves a weight by less than this; another start would be far away.
     assert (after - sam.mask_decoder.iou_token.weight).abs().max() < 2e-3
+
+
+def test_model_may_start_from_one_with_fewer_blocks_and_is_the_same_function_at_first(tmp_path: Path):
+    small = dataclasses.replace(TINY, stem_blocks=())
+    large = dataclasses.replace(TINY, encoder_depth=3, stem_blocks=(0, 2, 1))
+    sam = random_sam(small)
+    save_checkpoint(sam, tmp_path / "small.safetensors")
+    grown = load_resized(large, read_start(large, tmp_path / "small.safetensors"))
+    image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(grown.encode_images(image).grid_BEHW, sam.encode_images(image).grid_BEHW)
+    # All that was added learns.
+    grown.encode_images(image).grid_BEHW.square().mean().backward()
+    outputs = ("blocks.2.mlp.lin2.weight", "patch_embed.blocks.1.1.conv2.weight")
+    for name in outputs:
+        gradient = grown.get_parameter(f"image_encoder.{name}").grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+    with pytest.raises(CheckpointError, match="differing shapes"):
+        read_start(dataclasses.replace(large, encoder_width=32), tmp_path / "small.safetensors")
 
 
 def test_held_out_images_are_measured_and_drawn(tmp_path: Path):

@@ -17,6 +17,7 @@ TINY = SamConfig(
     window_size=4,
     relative_positions=False,
     stem="conv",
+    stem_blocks=(0, 1),
     high_resolution_skips=True,
     image_size=128,
     embed_dim=32,
