@@ -20,13 +20,13 @@ from filters.chain import FILTERS, Filter
 from filters.masks import MaskBatch
 from filters.nms import nms
 
-# How far predicted IoUs, stability scores and edges of boxes (pixels) may be off. bf16 is off by less in 999 of 1000
-# candidates of the embedded model (docs/0008).
+# How far predicted IoUs and stability scores may be off: by less, with bf16, in 999 of 1000 candidates of the embedded
+# model (docs/0008). And an edge of a box that comes near a crop's, in pixels.
 IOU_MARGIN = 0.01
 STABILITY_MARGIN = 0.02
 EDGE_MARGIN = 2
-# And how much more than the NMS threshold boxes must overlap, as a share of what is missing to 1.
-OVERLAP_MARGIN = 0.2
+# How much more than the NMS threshold boxes must overlap, as a share of what is missing to 1: a speck moves a box far.
+OVERLAP_MARGIN = 0.3
 
 _BOX_NMS = FILTERS.index("box_nms")
 
