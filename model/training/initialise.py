@@ -45,13 +45,18 @@ _BLOCK_OUTPUTS = (".attn.proj.", ".mlp.lin2.", ".conv2.")
 def grow(config: SamConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a model whose encoder has fewer blocks than `config`'s, with those that it lacks.
 
-    They add nothing yet. Anything else that is missing stays so.
+    They add nothing yet, and are the same in every call. Anything else that is missing stays so.
     """
-    grown = dict(state)
-    for name, fresh in Sam(config).state_dict().items():
-        if name not in state and name.startswith("image_encoder.") and ".blocks." in name:
-            grown[name] = torch.zeros_like(fresh) if any(part in name for part in _BLOCK_OUTPUTS) else fresh
-    return grown
+    with torch.device("meta"):
+        names = Sam(config).state_dict().keys() - state.keys()
+    lacking = [name for name in names if name.startswith("image_encoder.") and ".blocks." in name]
+    if not lacking:
+        return dict(state)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fresh = Sam(config).state_dict()
+    outputs = {name for name in lacking if any(part in name for part in _BLOCK_OUTPUTS)}
+    return {**state, **{name: torch.zeros_like(fresh[name]) if name in outputs else fresh[name] for name in lacking}}
 
 
 def load_resized(config: SamConfig, state: Mapping[str, Tensor]) -> Sam:

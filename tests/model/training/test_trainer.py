@@ -150,6 +150,9 @@ def test_model_may_start_from_one_with_fewer_blocks_and_is_the_same_function_at_
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(grown.encode_images(image).grid_BEHW, sam.encode_images(image).grid_BEHW)
+    # The processes of a run have to start with the same weights.
+    again = read_start(large, tmp_path / "small.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in grown.state_dict().items())
     # All that was added learns.
     grown.encode_images(image).grid_BEHW.square().mean().backward()
     outputs = ("blocks.2.mlp.lin2.weight", "patch_embed.blocks.1.1.conv2.weight")
