@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 STEPS = ("decode", "encode", "prompt", "filter", "rle", "write")
 WARM_UP_POINTS_PER_SIDE = 8  # one batch of the published generator
-OURS = ("exact", "fast")
 
 
 @dataclass(frozen=True)
@@ -300,7 +299,7 @@ def _report(
     peaks: dict[torch.dtype, float],
     environment: dict[str, str | float],
 ) -> str:
-    ours = [name for name in names if name in OURS]
+    ours = [name for name in names if name in dtypes]
     lines = [f"# Engine against its peers, {date.today()}", ""]
     lines += [f"- {key}: {value}" for key, value in environment.items()]
     lines += ["", "Seconds per photograph, from its bytes to run lengths (masks found):", ""]
