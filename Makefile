@@ -33,12 +33,14 @@ bench: $(INSTALLED)  ## the engine against its peers, same weights, one run; mem
 # With the Python at hand: machines with a GPU often come with torch and without a network.
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 
-gpu-check:  ## where there is a GPU: its tests, and the engine against its peers on it (BENCH: further arguments)
+gpu-check:  ## where there is a GPU: its tests, the engine against its peers (BENCH: further arguments), and throughput
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null || \
 		{ echo "no GPU that the torch of $(GPU_PYTHON) can use; say which Python with: make gpu-check GPU_PYTHON=..."; exit 1; }
 	$(GPU_PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark[.]gpu' tests)
 	$(GPU_PYTHON) -m benchmarks.engine --device cuda --model mini $(BENCH)
 	$(GPU_PYTHON) -m benchmarks.engine --device cuda --model vit_h $(BENCH)
+	$(GPU_PYTHON) -m benchmarks.throughput --device cuda --model vit_h
+	$(GPU_PYTHON) -m benchmarks.throughput --device cuda --model vit_h --preset sa1b --images 128
 
 soak: $(INSTALLED)  ## runs whose workers, machines and drivers are killed 250 times: is anything lost?
 	$(BIN)/python -m tests.soak --kills 250

@@ -2,6 +2,7 @@
 
     python -m benchmarks.feeding                       # 512 images of 30 ms each, 50 ms to every answer of the store
     python -m benchmarks.feeding --source-latency 0    # the images are near, the output is far
+    python -m benchmarks.feeding --host-milliseconds 10 --at-once 2    # as on a GPU
 
 The device is one that sleeps; the store is the local disk, which answers late. All else is what a run does. Counted
 from the begin of the first image to the end of the last one.
@@ -14,6 +15,7 @@ import io
 import os
 import platform
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from pipeline.worker import Job
 from tests.machines import this_machine
 
 MASKS_PER_IMAGE = 100
+_DEVICE = threading.Lock()  # is busy with one image at a time
 CPUS = 2  # room for one worker
 
 
@@ -64,10 +67,12 @@ class FarStorage(LocalStorage):
 
 @dataclass(frozen=True)
 class SleepingDevice:
-    """An engine that takes so long for every image, whatever is in it, and keeps a record of it."""
+    """An engine whose device, and then the host, take so long for every image. Keeps a record of the device's work."""
 
     record: Path
     seconds: float
+    host_seconds: float
+    at_once: int
 
     def __call__(self) -> SleepingDevice:
         return self
@@ -79,12 +84,14 @@ class SleepingDevice:
 
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
         """The same masks for every image of a size."""
-        start = time.monotonic()
-        with timer.step("encode"):
+        with timer.step("encode"), _DEVICE:
+            start = time.monotonic()
             time.sleep(self.seconds)
-        end = time.monotonic()
-        with self.record.open("a") as stream:
-            stream.write(f"{start} {end}\n")
+            end = time.monotonic()
+            with self.record.open("a") as stream:
+                stream.write(f"{start} {end}\n")
+        with timer.step("rle"):
+            time.sleep(self.host_seconds)
         return _masks(image.height, image.width)
 
 
@@ -114,19 +121,25 @@ def main() -> None:
     parser.add_argument("--images-per-shard", type=int, default=64)
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), help="width and height of every image")
     parser.add_argument("--milliseconds", type=float, default=30, help="that the device takes for an image")
+    parser.add_argument("--host-milliseconds", type=float, default=0, help="that an image takes beyond the device")
+    parser.add_argument("--at-once", type=int, default=1, help="images that the engine takes at a time")
     parser.add_argument("--latency", type=float, default=50, help="of the output, in milliseconds")
     parser.add_argument("--source-latency", type=float, help="of the images' store; default: that of the output")
     arguments = parser.parse_args()
     source_latency = arguments.latency if arguments.source_latency is None else arguments.source_latency
     print(
         f"{arguments.images} images of {arguments.size[0]}x{arguments.size[1]}, {arguments.images_per_shard} a shard; "
-        f"device {arguments.milliseconds:g} ms per image; latency of the source {source_latency:g} ms, of the output "
-        f"{arguments.latency:g} ms; Python {platform.python_version()}, {os.cpu_count()} cores, "
+        f"device {arguments.milliseconds:g} ms per image, host "
+        f"{arguments.host_milliseconds:g} ms, {arguments.at_once} at once; "
+        f"latency of the source {source_latency:g} ms, of the output {arguments.latency:g} ms; "
+        f"Python {platform.python_version()}, {os.cpu_count()} cores, "
         f"load average {os.getloadavg()[0]:.1f}"
     )
     with tempfile.TemporaryDirectory(prefix="maskmill-feeding-") as folder:
         root = Path(folder)
-        device = SleepingDevice(root / "record", arguments.milliseconds / 1000)
+        device = SleepingDevice(
+            root / "record", arguments.milliseconds / 1000, arguments.host_milliseconds / 1000, arguments.at_once
+        )
         (root / "images").mkdir()
         (root / "out").mkdir()
         for number, data in enumerate(_pictures(arguments.images, *arguments.size)):

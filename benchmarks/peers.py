@@ -79,7 +79,7 @@ def transformers(network: SamModel, side: int, device: torch.device, replay: Rep
 
     def factory(config: GeneratorConfig) -> Engine:
         arguments = {
-            "points_per_batch": config.points_per_batch,
+            "points_per_batch": config.points_per_batch or 64,
             "points_per_crop": config.points_per_side,
             "crops_n_layers": config.crop_n_layers,
             "crop_overlap_ratio": config.crop_overlap_ratio,

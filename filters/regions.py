@@ -1,6 +1,8 @@
 """Small holes and small islands in a mask.
 
 Regions are 8-connected. What is below the limit in pixels is small.
+
+Shapes: H W size of the image, X columns and Y rows of it that are looked at.
 Source: Kirillov et al. 2023, Appendix B; `remove_small_regions` of segment-anything.
 """
 
@@ -10,32 +12,38 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from filters import rle
+
 Mask = NDArray[np.bool_]
 
 
-def remove_small_regions(mask_HW: Mask, min_area: int, keep_largest: bool) -> tuple[Mask, bool]:
-    """Fills small holes, then removes small islands; also says whether there were any."""
-    window = _window(mask_HW, min_area)
-    part_HW, had_holes = fill_small_holes(mask_HW[window], min_area)
-    part_HW, had_islands = remove_small_islands(part_HW, min_area, keep_largest)
+def remove_small_regions(
+    counts: bytes, height: int, width: int, min_area: int, keep_largest: bool
+) -> tuple[bytes, bool]:
+    """Fills the small holes of a mask, then removes its small islands; also says whether there were any.
+
+    In and out go the `counts` of an RLE (`filters.rle`); what is decoded is not more of the image than has to be seen.
+    """
+    rows, columns = _window(counts, height, width, min_area)
+    mask_HX = rle.decode(counts, height, width, columns)
+    part_YX, had_holes = fill_small_holes(mask_HX[rows], min_area)
+    part_YX, had_islands = remove_small_islands(part_YX, min_area, keep_largest)
     if not (had_holes or had_islands):
-        return mask_HW, False
-    edited_HW = mask_HW.copy()
-    edited_HW[window] = part_HW
-    return edited_HW, True
+        return counts, False
+    mask_HX[rows] = part_YX
+    return rle.encode_columns(mask_HX, columns.start, width), True
 
 
-def _window(mask_HW: Mask, min_area: int) -> tuple[slice, slice]:
+def _window(counts: bytes, height: int, width: int, min_area: int) -> tuple[slice, slice]:
     """Rows and columns to look at: around the mask so much background that what goes on outside is not small."""
-    sides = [np.flatnonzero(mask_HW.any(axis=axis)) for axis in (1, 0)]
-    if len(sides[0]) == 0:
-        return slice(None), slice(None)
-    lengths = [int(side[-1] - side[0]) + 1 for side in sides]
-    rows, columns = (
-        slice(max(0, int(side[0]) - margin), int(side[-1]) + 1 + margin)
-        for side, margin in zip(sides, (-(-min_area // length) for length in reversed(lengths)), strict=True)
+    if rle.area(counts, height, width) == 0:
+        return slice(0, height), slice(0, width)
+    x, y, w, h = rle.bbox(counts, height, width)
+    above, beside = (-(-min_area // (side + 1)) for side in (w, h))
+    return (
+        slice(max(0, y - above), min(height, y + h + 1 + above)),
+        slice(max(0, x - beside), min(width, x + w + 1 + beside)),
     )
-    return rows, columns
 
 
 def fill_small_holes(mask_HW: Mask, min_area: int) -> tuple[Mask, bool]:

@@ -57,13 +57,24 @@ def _compress(lengths: Sequence[NDArray[np.int64]]) -> list[bytes]:
     return [text[a:b].tobytes() for a, b in pairwise([0, *ends.tolist()])]
 
 
-def decode(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
-    """The mask (H, W). ValueError where the counts stand for none of this size."""
+def encode_columns(mask_HX: NDArray[np.bool_], first: int, width: int) -> bytes:
+    """The `counts` of a mask of so many columns whose pixels are all in those given, from column `first` on."""
+    height = len(mask_HX)
+    by_column = mask_HX.T.ravel()
+    changes = np.flatnonzero(np.diff(by_column, prepend=False, append=False))
+    return from_changes([changes + first * height], height * width)[0]
+
+
+def decode(counts: bytes, height: int, width: int, columns: slice | None = None) -> NDArray[np.bool_]:
+    """The mask (H, W), or its columns from `start` to `stop`. ValueError where there is no such mask of this size."""
     # Not pycocotools: it takes the counts on trust, and damaged ones make it read and write past the end.
     runs = _runs([counts], np.array([height]), np.array([width]))
     if runs.faults:
         raise ValueError(f"these counts are no mask: the RLE {runs.faults[0]}")
-    return np.repeat(np.arange(len(runs.length)) % 2 == 1, runs.length).reshape(width, height).T
+    start, stop = (0, width) if columns is None else (columns.start, columns.stop)
+    ends = runs.end.clip(start * height, stop * height)
+    lengths = np.diff(ends, prepend=start * height)
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(stop - start, height).T
 
 
 def area(counts: bytes, height: int, width: int) -> int:

@@ -9,6 +9,7 @@ Shapes: N masks, h w low-resolution logits, W width of the crop, X columns of a 
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,24 +87,26 @@ class _Plan(NamedTuple):
 
 
 _plans: dict[tuple[int, torch.device], tuple[Upsampling, _Plan]] = {}
+_plans_lock = threading.Lock()
 
 
 def _on_device(upsampling: Upsampling, device: torch.device) -> _Plan:
     """Copied once: `plan_upsampling` returns the same object for the same sizes."""
     key = id(upsampling), device
-    if key not in _plans:
-        if len(_plans) == _PLANS:
-            del _plans[next(iter(_plans))]
-        plan = _Plan(
-            _axis_on_device(upsampling.to_input, device),
-            _axis_on_device(upsampling.rows, device),
-            _axis_on_device(upsampling.columns, device),
-            torch.from_numpy(upsampling.row_cells).to(device, torch.int32),
-            torch.from_numpy(upsampling.column_cells).to(device, torch.int32),
-        )
-        # While this holds the upsampling, no other has its id.
-        _plans[key] = upsampling, plan
-    return _plans[key][1]
+    with _plans_lock:
+        if key not in _plans:
+            if len(_plans) == _PLANS:
+                del _plans[next(iter(_plans))]
+            plan = _Plan(
+                _axis_on_device(upsampling.to_input, device),
+                _axis_on_device(upsampling.rows, device),
+                _axis_on_device(upsampling.columns, device),
+                torch.from_numpy(upsampling.row_cells).to(device, torch.int32),
+                torch.from_numpy(upsampling.column_cells).to(device, torch.int32),
+            )
+            # While this holds the upsampling, no other has its id.
+            _plans[key] = upsampling, plan
+        return _plans[key][1]
 
 
 def _axis_on_device(taps: Taps, device: torch.device) -> _Axis:

@@ -12,6 +12,7 @@ Source: `modeling/mask_decoder.py` of segment-anything, by way of `model/mask_de
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,6 @@ from model.transformer import TwoWayTransformer
 class _Prepared:
     """What is computed of an embedding ahead of all prompts without a mask."""
 
-    embedding: ImageEmbedding
     image: PreparedImage
     skips: tuple[Tensor, ...]  # (B, 4L, C/4) and (B, 16L, C/8): cell by cell, as the doublings make the pixels
 
@@ -38,7 +38,7 @@ class FastMaskDecoder(MaskDecoder):
     """A `MaskDecoder` for inference, with the weights that the given one has now.
 
     Image tokens are computed in a dtype of choice, prompt tokens and predicted IoUs in float32. Keeps what it computed
-    of the last embedding.
+    of an embedding as long as that is there.
     """
 
     def __init__(self, config: SamConfig, decoder: MaskDecoder, dtype: torch.dtype) -> None:
@@ -50,18 +50,18 @@ class FastMaskDecoder(MaskDecoder):
         self._token_side = TokenSideTransformer(self.transformer, dtype)
         double_1, _, _, double_2, _ = self.output_upscaling
         self._double_1, self._double_2 = (_as_linear(double, dtype) for double in (double_1, double_2))
-        self._last: _Prepared | None = None
+        self._prepared: WeakKeyDictionary[ImageEmbedding, _Prepared] = WeakKeyDictionary()
 
     def decode_prompts(
         self, embedding: ImageEmbedding, positions_1CHW: Tensor, sparse_NTC: Tensor, dense_NCHW: Tensor
     ) -> DecodedPrompts:
         """See `MaskDecoder`. What it returns is for its own `decode_masks`: the skips lie pixel by pixel."""
         without_mask = dense_NCHW.shape[-2:] == (1, 1)  # one embedding for all cells
-        prepared = self._last
-        if prepared is None or prepared.embedding is not embedding or not without_mask:
+        prepared = self._prepared.get(embedding) if without_mask else None
+        if prepared is None:
             prepared = self._prepare(embedding, positions_1CHW, dense_NCHW)
             if without_mask:
-                self._last = prepared
+                self._prepared[embedding] = prepared
         output_tokens_KC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens_NTC = torch.cat([output_tokens_KC.expand(len(sparse_NTC), -1, -1), sparse_NTC], dim=1)
         tokens_NTC, image_NLC = self._token_side(tokens_NTC, prepared.image)
@@ -83,7 +83,7 @@ class FastMaskDecoder(MaskDecoder):
             # From B, C, H, its pairs, W, its pairs to B, H, W, the pairs of each doubling, C.
             order = [0, 2, 3 + doublings, *(axis + i for i in range(doublings) for axis in (3, 4 + doublings)), 1]
             skips.append(cells.permute(order).flatten(1, -2).to(self._dtype).contiguous())
-        return _Prepared(embedding, image, tuple(skips))
+        return _Prepared(image, tuple(skips))
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
         """See `MaskDecoder`. Logits are float32."""

@@ -20,7 +20,7 @@ from model.config import SamConfig
 from model.layers import LayerNorm2d, MLPBlock
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageEmbedding:
     """What the encoder makes of B images.
 

@@ -22,7 +22,8 @@ class GeneratorConfig:
     """
 
     points_per_side: int | None = 32
-    points_per_batch: int = 64
+    # At most; None: as many as suit the device. The masks are the same.
+    points_per_batch: int | None = None
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0
@@ -41,7 +42,8 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError naming the argument that is wrong."""
-        _check_range("points_per_batch", self.points_per_batch, 1)
+        if self.points_per_batch is not None:
+            _check_range("points_per_batch", self.points_per_batch, 1)
         _check_range("pred_iou_thresh", self.pred_iou_thresh, 0)
         _check_range("stability_score_thresh", self.stability_score_thresh, 0, 1)
         _check_range("stability_score_offset", self.stability_score_offset, 0)

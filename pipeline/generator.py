@@ -36,14 +36,19 @@ from pipeline.records import ImageMasks, StepTimer
 
 T = TypeVar("T")
 
-# On a CPU, of the largest tensor of a batch of prompts: about what the caches hold.
+# Of the largest tensor of a batch of prompts: on a CPU about what the caches hold, on a GPU a share of its memory that
+# leaves room for others. The more prompts, the fewer kernels to launch.
 CPU_TENSOR_BYTES = 32 * 2**20
+GPU_TENSOR_SHARE = 1 / 32
 
 # The borders of so many masks are in memory before they are compressed.
 ENCODED_AT_ONCE = 64
 
 # Views of an image that a GPU encodes at once.
 GPU_VIEWS_PER_BATCH = 8
+
+# Images on a GPU at once: while the host compresses the masks of one, or decides which it keeps, there is the other.
+GPU_IMAGES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +61,10 @@ class ResizedImage:
 
 
 class MaskGenerator:
-    """Finds the masks of one image after the other; keeps nothing in between.
+    """Finds the masks of images, each by itself; keeps nothing in between.
 
     On a CPU each thread that torch may use takes batches of prompts of its own: all that a batch needs stays in the
-    caches of one core, and no thread waits for another.
+    caches of one core, and no thread waits for another. On a GPU these threads only edit masks.
     """
 
     def __init__(self, sam: Sam, config: GeneratorConfig, views_per_batch: int | None = None) -> None:
@@ -68,14 +73,15 @@ class MaskGenerator:
         self._screen = sam.screen()
         self.config = config
         self._on_cpu = sam.device.type == "cpu"
+        self.at_once = 1 if self._on_cpu else GPU_IMAGES
         self._views_per_batch = views_per_batch or (1 if self._on_cpu else GPU_VIEWS_PER_BATCH)
-        self._batch_size = config.points_per_batch
-        self._threads = 1
-        if self._on_cpu:
-            bytes_per_prompt = 4 * sam.config.mask_size**2 * sam.config.embed_dim // 8
-            self._batch_size = min(config.points_per_batch, max(1, CPU_TENSOR_BYTES // bytes_per_prompt))
-            self._threads = torch.get_num_threads()
-        self._pool = _single_threads(self._threads) if self._threads > 1 else None
+        bytes_per_prompt = 4 * sam.config.mask_size**2 * sam.config.embed_dim // 8
+        largest = CPU_TENSOR_BYTES if self._on_cpu else GPU_TENSOR_SHARE * _memory(sam.device)
+        suitable = max(1, int(largest / bytes_per_prompt))
+        self._batch_size = min(suitable, config.points_per_batch or suitable)
+        threads = torch.get_num_threads()
+        self._pool = _single_threads(threads) if threads > 1 else None
+        self._threads = threads if self._on_cpu else 1  # that take batches of prompts
 
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
         """Resizes the views of an RGB image of any size. Threads may do so while others generate."""
@@ -183,7 +189,7 @@ class MaskGenerator:
     def _by_batches(self, function: Callable[[Tensor], T], points_P2: Tensor) -> Iterator[T]:
         """What a function makes of each batch of points, in order."""
         batches = points_P2.split(self._batch_size)
-        return self._pool.map(function, batches) if self._pool else map(function, batches)
+        return self._pool.map(function, batches) if self._pool and self._on_cpu else map(function, batches)
 
     @torch.inference_mode()  # each thread has a mode of its own
     def _point_masks(self, seen: _SeenView, points_N2: Tensor, timer: StepTimer) -> tuple[MaskBatch, Counter[str]]:
@@ -264,13 +270,14 @@ class MaskGenerator:
         return counts
 
     def _remove_small_regions(self, masks: list[_EncodedMask], height: int, width: int) -> list[_EncodedMask]:
-        keep_largest = not self.config.drop_small_masks
-        kept: list[_EncodedMask] = []
-        for mask in masks:
-            mask_HW = rle.decode(mask.counts, height, width)
-            mask_HW, edited = remove_small_regions(mask_HW, self.config.min_mask_region_area, keep_largest)
-            if keep_largest or mask_HW.any():
-                kept.append(_EncodedMask(mask.row, rle.encode(mask_HW) if edited else mask.counts, edited))
+        min_area, keep_largest = self.config.min_mask_region_area, not self.config.drop_small_masks
+
+        def edit(mask: _EncodedMask) -> _EncodedMask:
+            counts, edited = remove_small_regions(mask.counts, height, width, min_area, keep_largest)
+            return _EncodedMask(mask.row, counts, edited)
+
+        edited = self._pool.map(edit, masks) if self._pool else map(edit, masks)
+        kept = [mask for mask in edited if keep_largest or rle.area(mask.counts, height, width)]
         # Editing may have made duplicates: of two, the unedited one stays.
         boxes_N4 = xywh_to_xyxy(torch.from_numpy(_boxes(kept, height, width)))
         scores_N = torch.tensor([0.0 if mask.edited else 1.0 for mask in kept])
@@ -282,6 +289,11 @@ def crop_upsampling(config: SamConfig, height: int, width: int) -> Upsampling:
     """From the logits of a network to the pixels of a crop that it has seen whole."""
     resized = resized_size(height, width, config.image_size)
     return plan_upsampling(config.mask_size, config.image_size, resized, height, width)
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of a GPU."""
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def _single_threads(count: int) -> ThreadPoolExecutor:

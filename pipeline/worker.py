@@ -48,6 +48,11 @@ MAX_REASON_CHARACTERS = 500
 class Engine(Protocol):
     """What finds the masks of an image: MaskGenerator, or a fake."""
 
+    @property
+    def at_once(self) -> int:
+        """How many threads may call `generate`: the device works on one image while the host does on another."""
+        ...
+
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
         """All that is done to an RGB image ahead of the device, by any thread. What it raises ends that image only."""
         ...
@@ -162,22 +167,40 @@ def process_shard(
 def _infer_all(
     engine: Engine, shard: Shard, images: Iterator[_Fetched], attempt: Attempt
 ) -> Generator[Progress, None, list[ImageResult]]:
-    """What becomes of the images that can be read."""
+    """What becomes of the images that can be read, in order."""
     results: list[ImageResult] = []
-    for record, decode in images:
-        yield Progress(shard.index, record.image_id, "decode")
-        if failure := attempt.quarantined.get(record.image_id):
-            result = _quarantined(record, failure, attempt)
-        else:
-            image = decode()
-            yield Progress(shard.index, record.image_id, "encode")
-            result = _infer(engine, image, attempt)
-        results.append(result)
+    at_work: deque[Future[ImageResult]] = deque()
+    at_once = 1 if attempt.careful else engine.at_once
+
+    def end_one() -> Progress:
+        results.append(result := at_work.popleft().result())
         n_masks = len(result.outcome) if isinstance(result.outcome, ImageMasks) else 0
         step = result.outcome.step if isinstance(result.outcome, Failure) else STEPS[-1]
         total = sum(result.milliseconds.values())
-        yield Progress(shard.index, result.image_id, step, result.status, n_masks, total)
+        return Progress(shard.index, result.image_id, step, result.status, n_masks, total)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        submit = pool.submit if at_once > 1 else _call  # torch has threads for each thread that calls it
+        for record, decode in images:
+            yield Progress(shard.index, record.image_id, "decode")
+            if failure := attempt.quarantined.get(record.image_id):
+                at_work.append(_call(_quarantined, record, failure, attempt))
+            else:
+                image = decode()
+                yield Progress(shard.index, record.image_id, "encode")
+                at_work.append(submit(_infer, engine, image, attempt))
+            if len(at_work) == at_once:
+                yield end_one()
+        while at_work:
+            yield end_one()
     return results
+
+
+def _call(function: Callable[..., ImageResult], *arguments: object) -> Future[ImageResult]:
+    """Calls it now."""
+    future: Future[ImageResult] = Future()
+    future.set_result(function(*arguments))
+    return future
 
 
 @dataclass(frozen=True)

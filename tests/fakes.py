@@ -85,6 +85,7 @@ class FakeEngine:
 
     folder: Path  # where it remembers what it has done once, whatever process it is in
     seconds: float = 0.0  # if more, every image takes so long and leaves its process id in `folder`/generated
+    at_once: int = 1
 
     def __call__(self) -> FakeEngine:
         """Itself: an engine without state is its own factory."""

@@ -120,7 +120,7 @@ def published_generator(sam: published.Sam, config: GeneratorConfig) -> SamAutom
     return SamAutomaticMaskGenerator(
         sam,
         points_per_side=config.points_per_side,
-        points_per_batch=config.points_per_batch,
+        points_per_batch=config.points_per_batch or 64,
         pred_iou_thresh=config.pred_iou_thresh,
         stability_score_thresh=config.stability_score_thresh,
         stability_score_offset=config.stability_score_offset,

@@ -32,6 +32,7 @@ class DrawnEngine:
     """Has the masks drawn for each image, which it knows by its first pixel."""
 
     drawn: Drawn
+    at_once: int = 1
 
     def __call__(self) -> DrawnEngine:
         return self

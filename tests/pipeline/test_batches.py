@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -88,6 +90,15 @@ def test_masks_are_the_same_when_there_are_more_threads(sam: Sam, expected: Imag
 def test_masks_are_the_same_when_prompts_are_screened(expected: ImageMasks):
     screened = OptimizedSam(load_model("mini", None).sam, torch.float32, screen_dtype=torch.bfloat16)
     assert_same(generate(MaskGenerator(screened, CONFIG), CAT), expected)
+
+
+def test_masks_are_the_same_when_images_share_a_generator(sam: Sam, expected: ImageMasks):
+    generator = MaskGenerator(sam, CONFIG)
+    with ThreadPoolExecutor(2) as threads:
+        coffee, cat, again = threads.map(partial(generate, generator), (COFFEE, CAT, CAT))
+    assert_same(cat, expected)
+    assert_same(again, expected)
+    assert_same(coffee, generate(generator, COFFEE))
 
 
 @pytest.mark.gpu

@@ -238,6 +238,42 @@ def test_next_shard_is_read_and_the_last_one_committed_while_a_shard_has_its_tur
     assert all(ledger.is_committed(Shard(index, "/photographs")) for index in range(2))
 
 
+def test_engine_gets_as_many_images_at_once_as_it_takes(job: Job):
+    """They wait for each other: one by one they would fail."""
+    meeting = threading.Barrier(2)
+
+    class Meeting(FakeEngine):
+        def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
+            meeting.wait(60)
+            return super().generate(image, timer)
+
+    names = [f"{seed}.png" for seed in range(6)]
+    job = with_images(job, {name: picture(seed) for seed, name in enumerate(names)})
+    told = list(process_shard(job, Meeting(Path(), at_once=2), SHARD))
+    assert [(progress.image_id, progress.status) for progress in told if progress.status] == [
+        (name, "ok") for name in names
+    ]
+    one_by_one = replace(job, ledger=Ledger(open_storage(f"{job.ledger.storage.uri}-2", make=True), "id"))
+    process(one_by_one)
+    assert part(job) == part(one_by_one)
+
+
+def test_after_a_loss_the_engine_gets_one_image_at_a_time(job: Job):
+    at_work = threading.Semaphore(1)
+
+    class Alone(FakeEngine):
+        def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
+            assert at_work.acquire(blocking=False)
+            time.sleep(0.01)
+            masks = super().generate(image, timer)
+            at_work.release()
+            return masks
+
+    job = with_images(job, {f"{seed}.png": picture(seed) for seed in range(4)})
+    told = list(process_shard(job, Alone(Path(), at_once=2), SHARD, Attempt(2)))
+    assert [progress.status for progress in told if progress.status] == ["ok"] * 4
+
+
 def test_no_thread_is_left_behind_when_a_shard_is_abandoned(job: Job):
     before = threading.active_count()
     progress = process_shard(

@@ -1,0 +1,162 @@
+"""How many images a worker gets through in a second, and how busy its GPU is meanwhile.
+
+    python -m benchmarks.throughput --model vit_h --device cuda    # a photograph 512 times, 32x32 points
+    python -m benchmarks.throughput --model vit_h --device cuda --preset sa1b --images 64
+    python -m benchmarks.throughput --images 8                     # mini on a CPU
+
+From the bytes of a photograph to rows in a committed Parquet part, as a worker does it: images are decoded ahead, and
+the engine has as many at once as it takes. Masks and thresholds are as in `benchmarks.engine` (benchmarks/README.md).
+How busy a GPU is, is what nvidia-smi says of the time from the first image that ends to the last one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from statistics import mean
+
+import torch
+from PIL import Image
+
+from benchmarks import load
+from benchmarks.machine import RESULTS, describe_machine
+from benchmarks.peers import MAX_PIXELS
+from model.checkpoint import load_model
+from model.config import VARIANTS
+from model.optimize import optimize, resolve_device
+from pipeline.config import PRESETS
+from pipeline.generator import MaskGenerator
+from pipeline.images import decode_image
+from pipeline.ledger import Ledger
+from pipeline.records import ImageRecord, Shard
+from pipeline.storage import LocalStorage
+from pipeline.worker import Engine, Job, process_shard
+from tests.model.networks import random_sam
+
+SAMPLE_MILLISECONDS = 100
+
+
+@dataclass(frozen=True)
+class Copies:
+    """A source of the same image, again and again."""
+
+    data: bytes
+    count: int
+    uri: str = "copies"
+
+    def plan(self, images_per_shard: int) -> Iterator[Shard]:
+        """All in one shard."""
+        yield Shard(0, self.uri)
+
+    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+        """They are in memory."""
+        return (ImageRecord(f"{number:06d}", self.uri, self.data) for number in range(self.count))
+
+
+def main() -> None:
+    """Parses, measures, prints, writes."""
+    arguments = _arguments()
+    device = resolve_device(arguments.device)
+    variant = VARIANTS[arguments.model]
+    data = arguments.photograph.read_bytes() if arguments.photograph else _motorcycle(arguments.width)
+    pixels_HW3 = decode_image(data, MAX_PIXELS).pixels
+    candidates = load.CandidateFinder(32, device)(pixels_HW3)
+    config = load.thresholds_by_rank(PRESETS[arguments.preset], [candidates])
+    if variant.name == "mini":
+        sam = optimize(load_model("mini", None).sam, arguments.precision, device)
+    else:
+        replay = load.Replay(variant.image_size, variant.mask_size, device)
+        replay.show(candidates)
+        sam = load.ReplayedSam(optimize(random_sam(variant), arguments.precision, device), replay)
+    engine = MaskGenerator(sam, config)
+    height, width = pixels_HW3.shape[:2]
+    facts = describe_machine(device) | {
+        "engine": f"{variant.name}, {arguments.precision}, {arguments.preset} preset with thresholds by rank",
+        "photograph": f"{width} x {height}, {len(data) / 1e6:.1f} MB, {arguments.images} times",
+    }
+    _run(engine, Copies(data, 2))  # kernels are compiled and memory is taken
+    ends, masks, busy = _run(engine, Copies(data, arguments.images))
+    seconds = ends[-1] - ends[0]
+    facts["images per second"] = f"{(len(ends) - 1) / seconds:.2f}, {masks / len(ends):.0f} masks each"
+    facts["device busy"] = f"{mean(busy):.0%}" if busy else "not measured: no GPU"
+    report = f"# Throughput of a worker, {date.today()}\n\n" + "".join(f"- {k}: {v}\n" for k, v in facts.items())
+    print(report)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = f"{date.today()}-throughput-{variant.name}-{arguments.preset}-{arguments.precision}-{device.type}.md"
+    (arguments.out / name).write_text(report)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=VARIANTS, default="mini")
+    parser.add_argument("--preset", choices=PRESETS, default="official")
+    parser.add_argument("--precision", choices=("exact", "fast"), default="fast")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--photograph", type=Path, metavar="FILE", help="default: scikit-image's motorcycle, as a JPEG")
+    parser.add_argument("--width", type=int, default=2250, help="in pixels, of the default photograph")
+    parser.add_argument("--images", type=int, default=512, metavar="N", help="at least 2")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
+    return parser.parse_args()
+
+
+def _motorcycle(width: int) -> bytes:
+    import skimage.data
+
+    with Image.open(Path(skimage.data.__file__).parent / "motorcycle_left.png") as image:
+        enlarged = image.resize((width, round(width * image.height / image.width)), Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    enlarged.save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def _run(engine: Engine, source: Copies) -> tuple[list[float], int, list[float]]:
+    """When each image ended, how many masks there were, and how busy the GPU was at times in between."""
+    ends, masks = [], 0
+    with tempfile.TemporaryDirectory(prefix="maskmill-throughput-") as folder:
+        ledger = Ledger(LocalStorage(Path(folder)), "throughput")
+        job = Job(source, ledger, lambda: engine, MAX_PIXELS)
+        with _busy_shares() as samples:
+            for progress in process_shard(job, engine, Shard(0, source.uri), ahead=os.cpu_count() or 1):
+                if progress.status is not None:
+                    assert progress.status == "ok", "the photograph failed"
+                    ends.append(time.monotonic())
+                    masks += progress.n_masks
+        assert ledger.is_committed(Shard(0, source.uri))
+    return ends, masks, [share for at, share in samples if ends[0] <= at <= ends[-1]]
+
+
+@contextmanager
+def _busy_shares() -> Iterator[list[tuple[float, float]]]:
+    """When, and the share of the time before in which a kernel was running, of the first GPU."""
+    samples: list[tuple[float, float]] = []
+    if not torch.cuda.is_available():
+        yield samples
+        return
+    query = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+    with subprocess.Popen([*query, f"--loop-ms={SAMPLE_MILLISECONDS}"], stdout=subprocess.PIPE, text=True) as process:
+
+        def listen() -> None:
+            for line in process.stdout or ():
+                samples.append((time.monotonic(), int(line) / 100))
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        try:
+            yield samples
+        finally:
+            process.terminate()
+            listener.join()
+
+
+if __name__ == "__main__":
+    main()
