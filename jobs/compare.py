@@ -36,19 +36,16 @@ def compare(
       maskmill compare s3://bucket/out out/ --json agreement.json
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from evaluation.compare import compare_images, index_run, pair_images, settings_that_differ, summarise
+    from jobs.progress import ProgressBar
     from pipeline.errors import StorageError
     from pipeline.storage import open_storage
 
     a, b = (index_run(open_storage(run)) for run in (run_a, run_b))
     pairs = pair_images(a, b, limit)
-    person = Console(stderr=True)
-    columns = (TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
-    with Progress(*columns, console=person, transient=True, disable=not person.is_terminal) as bar:
-        total, worst = summarise(bar.track(compare_images(pairs, iou), len(pairs)), limit)
+    with ProgressBar("comparing", "images", len(pairs)) as bar:
+        total, worst = summarise(bar.track(compare_images(pairs, iou)), limit)
     report: dict[str, Any] = {
         "runs": [
             {

@@ -142,40 +142,18 @@ def _measure(
     make_evaluator: EvaluatorFactory, annotated: AnnotatedImages, count: int, processes: int
 ) -> tuple[Sequence[ImageScores], Sequence[str]]:
     """The scores, and why other images have none, which is also told on stderr; with a progress bar."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from evaluation.run import Skipped, measure_images
+    from jobs.progress import ProgressBar
 
     scores: list[ImageScores] = []
     skipped: list[str] = []
-    columns = (
-        TextColumn("evaluating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    person = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    # Estimates look back ten minutes: on a CPU an image takes a while.
-    with Progress(*columns, console=person, speed_estimate_period=600) as bar:
-        task = bar.add_task("", total=count)
-        for result in measure_images(make_evaluator, annotated, count, processes):
+    with ProgressBar("evaluating", "images", count) as bar:
+        for result in bar.track(measure_images(make_evaluator, annotated, count, processes)):
             if isinstance(result, Skipped):
                 skipped.append(result.reason)
-                person.print(f"maskmill: skipped: {result.reason}")
+                bar.tell(f"maskmill: skipped: {result.reason}")
             else:
                 scores.append(result)
-            bar.advance(task)
     return scores, skipped
 
 

@@ -66,35 +66,14 @@ def _run_with_progress_bar(
     job: Job, shards: Plan | list[Shard], device: str, address: str | None, image_timeout: float
 ) -> int:
     """How many images ended. The bar counts images where their number is known, else shards."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
+    from jobs.progress import ProgressBar
     from pipeline import cluster
     from pipeline.worker import Progress as ImageProgress
 
     ended = masks = failed = 0
     n_images = _count_images(shards)
     unit = "shards" if n_images is None else "images"
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-    )
-    # Estimates look back ten minutes: on a CPU an image takes a while.
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
-        task = bar.add_task("starting", total=len(shards) if n_images is None else n_images, figures="")
+    with ProgressBar("starting", unit, len(shards) if n_images is None else n_images) as bar:
         started = time.monotonic()
 
         def on_progress(progress: ImageProgress) -> None:
@@ -104,10 +83,10 @@ def _run_with_progress_bar(
             failed += progress.status != "ok"
             rate = ended / (time.monotonic() - started)
             figures = f"{rate:.2f} images/s  {masks} masks" + (f"  {failed} failed" if failed else "")
-            bar.update(task, description="generating", figures=figures, advance=1 if unit == "images" else 0)
+            bar.update(description="generating", figures=figures, advance=1 if unit == "images" else 0)
 
         def on_commit(_: object) -> None:
-            bar.advance(task, 0 if unit == "images" else 1)
+            bar.update(advance=0 if unit == "images" else 1)
 
         cluster.run(job, shards, on_progress, on_commit, device, address, image_timeout)
     return ended

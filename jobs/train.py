@@ -146,39 +146,28 @@ def _open(path: str) -> TrainingImages:
 
 def _run_with_progress_bar(session: Session, recipe: TrainingConfig, last: int) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from jobs.progress import ProgressBar
     from model.training.session import SAVE_EVERY, run
     from pipeline.signals import StopSignals
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TextColumn("{task.fields[parts]}"),
-    )
     log = session.out / "log.jsonl"
     mean: dict[str, float] = {}
     reached = None
-    with (
-        StopSignals() as signals,
-        Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar,
-    ):
-        task = bar.add_task("starting", total=last, figures=_last_figures(log), parts="")
+    with StopSignals() as signals, ProgressBar("starting", "steps", last) as bar:
+        held_out = _last_figures(log)
         states = run(session, last)
         for state in states:
-            if reached is None:  # where it goes on is not how fast it is
-                bar.reset(task, completed=state.step - 1)
+            if reached is None:
+                bar.restart(state.step - 1)
             reached = state.step
             for name, loss in state.losses.items():
                 mean[name] = mean.get(name, loss) + (loss - mean.get(name, loss)) / SMOOTHING
-            parts = " ".join(f"{name} {loss:.2f}" for name, loss in mean.items())
-            bar.update(task, completed=state.step, description=f"loss {sum(mean.values()):.2f}", parts=parts)
             if state.step % SAVE_EVERY == 0:
-                bar.update(task, figures=_last_figures(log))
+                held_out = _last_figures(log)
+            parts = " ".join(f"{name} {loss:.2f}" for name, loss in mean.items())
+            loss = f"loss {sum(mean.values()):.2f}"
+            bar.update(completed=state.step, description=loss, figures=f"{held_out} {parts}".lstrip())
             if signals.count:
                 states.close()  # saves
                 break

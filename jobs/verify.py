@@ -21,17 +21,14 @@ def verify(
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from jobs.progress import ProgressBar
     from pipeline.storage import open_storage
     from pipeline.verify import verify as checks
 
     first: list[str] = []
     shards = done = images = failed = masks = offences = 0
-    person = Console(stderr=True)
-    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn())
-    with Progress(*columns, console=person, transient=True, disable=not person.is_terminal) as bar:
-        task = bar.add_task("")
+    with ProgressBar("verifying", "shards") as bar:
         for number, check in enumerate(checks(open_storage(out))):
             shards += check.shards
             done += check.done
@@ -40,7 +37,7 @@ def verify(
             masks += check.masks
             offences += len(check.offences)
             first += check.offences[: limit - len(first)]
-            bar.update(task, total=shards, completed=number)  # the first check is of the run around the shards
+            bar.update(total=shards, completed=number)  # the first check is of the run around the shards
     console = Console(soft_wrap=True, markup=False, highlight=False)
     for offence in first:
         console.print(offence)
