@@ -54,7 +54,8 @@ def train(
         typer.Option(
             metavar="FILE",
             help="Weights to start from, as published by Segment Anything, Hugging Face or maskmill; `embedded` for "
-            "those that mini comes with. The encoder may have fewer blocks. Default: from nothing.",
+            "those that mini comes with. The encoder may have fewer blocks. The result is the mean of these weights "
+            "and the trained ones. Default: from nothing.",
             show_default=False,
         ),
     ] = None,

@@ -1,6 +1,6 @@
 """What the trainer minimises, as pure functions of logits and answers.
 
-Shapes: N prompts, M masks per prompt, J answers per prompt, h w mask side; B images, O offsets, X pairs of pixels.
+Shapes: N prompts, M masks per prompt, J answers per prompt, h w mask side; B images, O offsets, L cells, X pairs.
 Answers are soft masks in 0..1.
 Source: Kirillov et al. 2023, Appendix A, with binary cross entropy in place of the focal loss, which is too
 weak to start learning from nothing.
@@ -18,6 +18,7 @@ from torch import Tensor
 from model.training.prompts import OFFSETS, offset_windows
 
 BCE_WEIGHT = 2.0
+_BCE_AREAS = 8
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,19 @@ class MaskCosts:
 def mask_costs(logits_NMhw: Tensor, answers_NJhw: Tensor) -> MaskCosts:
     """2 * BCE + dice, and the true IoU of the binary masks (without gradient), for all pairs.
 
-    In float32 whatever the caller computes in: sums over a mask's pixels need it.
+    BCE is the sum over pixels by eight times the answer's area, at most by all pixels: a wrong pixel weighs more in a
+    small segment, as in IoU. In float32 whatever the caller computes in: sums over a mask's pixels need it.
     """
     logits_NML, answers_NJL = logits_NMhw.flatten(2).float(), answers_NJhw.flatten(2).float()
     answers_NLJ = answers_NJL.transpose(1, 2)
     pixels = logits_NML.shape[-1]
+    area_NJ = answers_NJL.sum(-1)
+    weighed_NJ = (_BCE_AREAS * area_NJ).clamp(pixels / 64, pixels)
     # BCE with logits is softplus(logit) - logit * answer; both sums over pixels are cheap for all pairs at once.
-    bce_NMJ = (F.softplus(logits_NML).sum(-1, keepdim=True) - logits_NML @ answers_NLJ) / pixels
+    bce_NMJ = (F.softplus(logits_NML).sum(-1, keepdim=True) - logits_NML @ answers_NLJ) / weighed_NJ[:, None, :]
     chance_NML = logits_NML.sigmoid()
     overlap_NMJ = chance_NML @ answers_NLJ
-    sizes_NMJ = chance_NML.sum(-1)[:, :, None] + answers_NJL.sum(-1)[:, None, :]
+    sizes_NMJ = chance_NML.sum(-1)[:, :, None] + area_NJ[:, None, :]
     dice_NMJ = 1 - (2 * overlap_NMJ + 1) / (sizes_NMJ + 1)
     return MaskCosts(BCE_WEIGHT * bce_NMJ + dice_NMJ, _true_iou(logits_NML.detach(), answers_NJL))
 
@@ -69,29 +73,30 @@ def best_iou(iou_NMJ: Tensor, valid_NJ: Tensor) -> Tensor:
 
 
 def neighbour_loss(features_BChw: Tensor, same_BOhw: Tensor, scale_2: Tensor) -> Tensor:
-    """BCE of "same segment" for each pixel and its neighbours, from the cosine of their features, scaled and shifted.
-
-    Pairs that are alike and pairs that are not weigh the same, however few the latter are.
-    """
+    """Cost of telling whether each pixel and its neighbours are of one segment from the cosine of their features."""
     features_BChw = F.normalize(features_BChw.float(), dim=1)
     h, w = features_BChw.shape[-2:]
-    logits, answers = [], []
+    cosines, answers = [], []
     for offset, same_Bhw in zip(OFFSETS, same_BOhw.unbind(1), strict=True):
         here, there = offset_windows(h, w, *offset)
-        logits.append((features_BChw[:, :, *here] * features_BChw[:, :, *there]).sum(1).flatten())
+        cosines.append((features_BChw[:, :, *here] * features_BChw[:, :, *there]).sum(1).flatten())
         answers.append(same_Bhw[:, *here].flatten())
-    logits_X, answers_X = scale_2[0] * torch.cat(logits) + scale_2[1], torch.cat(answers)
-    alike_X, apart_X = answers_X.nan_to_num(0), 1 - answers_X.nan_to_num(1)
-    of_alike = (F.softplus(-logits_X) * alike_X).sum() / alike_X.sum().clamp(min=1)
-    of_apart = (F.softplus(logits_X) * apart_X).sum() / apart_X.sum().clamp(min=1)
-    return of_alike + of_apart
+    return _pair_cost(torch.cat(cosines), torch.cat(answers), scale_2)
 
 
-def affinity_loss(similarity_NHW: Tensor, answers_Nhw: Tensor) -> Tensor:
-    """BCE + dice of "same segment as the click" for each embedding cell: the short way from answers to encoder."""
-    answers_NHW = F.interpolate(answers_Nhw[:, None], similarity_NHW.shape[-2:], mode="area")[:, 0]
-    bce = F.binary_cross_entropy_with_logits(similarity_NHW, answers_NHW)
-    chance_NHW = similarity_NHW.sigmoid()
-    overlap_N = (chance_NHW * answers_NHW).sum((1, 2))
-    sizes_N = chance_NHW.sum((1, 2)) + answers_NHW.sum((1, 2))
-    return bce + (1 - (2 * overlap_N + 1) / (sizes_N + 1)).mean()
+def affinity_loss(features_BCHW: Tensor, same_BLL: Tensor, scale_2: Tensor) -> Tensor:
+    """The same of all pairs of an image's L = H W cells: the short way from what belongs together to the encoder."""
+    features_BLC = F.normalize(features_BCHW.float(), dim=1).flatten(2).transpose(1, 2)
+    return _pair_cost(features_BLC @ features_BLC.transpose(1, 2), same_BLL, scale_2)
+
+
+def _pair_cost(cosine_LX: Tensor, same_LX: Tensor, scale_2: Tensor) -> Tensor:
+    """BCE of "same segment", NaN where unknown, from cosines scaled and shifted; mean over all but the last axis.
+
+    Along that, pairs that are alike and pairs that are not weigh the same, however few one of them are.
+    """
+    logits_LX = scale_2[0] * cosine_LX + scale_2[1]
+    alike_LX, apart_LX = same_LX.nan_to_num(0), 1 - same_LX.nan_to_num(1)
+    of_alike_L = (F.softplus(-logits_LX) * alike_LX).sum(-1) / alike_LX.sum(-1).clamp(min=1)
+    of_apart_L = (F.softplus(logits_LX) * apart_LX).sum(-1) / apart_LX.sum(-1).clamp(min=1)
+    return (of_alike_L + of_apart_L).mean()

@@ -22,6 +22,8 @@ class Stage:
     learning_rates: tuple[float, float]
     # How well a mask is judged matters most once the masks are good.
     iou_weight: float = 1.0
+    # Share of the clicks that get a second click where the first answer was wrong.
+    second_round_share: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,15 @@ class TrainingConfig:
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     ema_decay: float = 0.998
+    # Of the weights that a run starts from in those that it leaves: what it learns does not replace all that was known.
+    # Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
+    start_share: float = 0.0
     # Share of images that are photographs, where there are any.
-    photograph_share: float = 0.65
+    photograph_share: float = 0.7
+    # Share of the photographs on which segments of others are pasted, up to two.
+    paste_share: float = 0.5
     scene_count: int = 1000
     scene_side: int = 384
-    # Share of the clicks that get a second click where the first answer was wrong; none in the first stage.
-    second_round_share: float = 0.25
     affinity_channels: int = 32
     affinity_weight: float = 0.5
     # As above, of neighbouring pixels at the resolution of the logits.
@@ -68,17 +73,15 @@ class TrainingConfig:
 # Both for inputs of 512 pixels, on two processes of two cores with AVX512-BF16: an hour, and then one and a half.
 FROM_NOTHING = TrainingConfig(
     stages=(
-        Stage(128, 900, images=16, clicks=16, boxes=4, learning_rates=(1e-3, 9e-4)),
+        Stage(128, 900, images=16, clicks=16, boxes=4, learning_rates=(1e-3, 9e-4), second_round_share=0.0),
         Stage(256, 1800, images=8, clicks=16, boxes=4, learning_rates=(9e-4, 2.2e-4)),
         # A new resolution needs larger steps than the stage before ended with.
         Stage(512, 500, images=4, clicks=12, boxes=4, learning_rates=(3e-4, 1e-5), iou_weight=4.0),
     )
 )
 FROM_CHECKPOINT = TrainingConfig(
-    stages=(
-        Stage(256, 600, images=8, clicks=16, boxes=4, learning_rates=(7e-4, 5e-4)),
-        Stage(512, 2000, images=4, clicks=12, boxes=4, learning_rates=(5e-4, 1e-5), iou_weight=4.0),
-    )
+    stages=(Stage(512, 1750, images=4, clicks=16, boxes=4, learning_rates=(6e-4, 1e-5), iou_weight=4.0),),
+    start_share=0.5,
 )
 
 

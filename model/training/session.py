@@ -97,7 +97,7 @@ def _lead(session: Session, until: int | None) -> Generator[Progress]:
         except GeneratorExit:
             trainer.save(session.out / "run.pt")
             raise
-    if trainer.step % SAVE_EVERY:
+    if trainer.step > first:  # since it was last saved
         trainer.save(session.out / "run.pt")
     facts = {
         "step": str(trainer.step),
@@ -111,9 +111,8 @@ def _trainer(session: Session) -> Trainer:
     torch.set_num_threads(1 if session.processes > 1 else torch.get_num_threads())
     recipe = session.recipe
     scenes = Scenes(recipe.scene_count, recipe.seed, recipe.scene_side)
-    saved, start = session.out / "run.pt", None
-    if session.checkpoint is not None and not saved.exists():
-        start = read_start(session.model, session.checkpoint)
+    saved = session.out / "run.pt"
+    start = None if session.checkpoint is None else read_start(session.model, session.checkpoint)
     trainer = Trainer(session.model, recipe, scenes, list(session.data.values()), session.device, start)
     if saved.exists():
         trainer.load(saved)

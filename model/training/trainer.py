@@ -22,8 +22,8 @@ from torch.nn.utils import clip_grad_norm_
 from model.config import SamConfig
 from model.image_encoder import ImageEmbedding
 from model.sam import Sam
-from model.training.augment import Example, augment
-from model.training.data import Dataset, TrainingDataError
+from model.training.augment import Example, augment, paste
+from model.training.data import Dataset, LabelledImage, TrainingDataError
 from model.training.initialise import initialise, load_resized
 from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss, neighbour_loss
 from model.training.optimizers import make_optimizers
@@ -55,16 +55,6 @@ class Learner(nn.Module):
             [F.interpolate(head(x), size, mode="bilinear") for head, x in zip(self.neighbours, levels, strict=True)]
         ).sum(0)
 
-    def similarities(self, embedding_BCHW: Tensor, clicks_N2: Tensor) -> Tensor:
-        """How much each cell of its image resembles the clicked cell, as logits (N, H, W)."""
-        features = nn.functional.normalize(self.affinity(embedding_BCHW).float(), dim=1)
-        cells_N2 = (clicks_N2 / self.sam.config.patch_size).long()
-        per_image = len(clicks_N2) // len(features)
-        image_N = torch.arange(len(features), device=features.device).repeat_interleave(per_image)
-        clicked_NC = features[image_N, :, cells_N2[:, 1], cells_N2[:, 0]]
-        cosine = torch.einsum("bpc,bchw->bphw", clicked_NC.unflatten(0, (-1, per_image)), features).flatten(0, 1)
-        return self.affinity_scale[0] * cosine + self.affinity_scale[1]
-
 
 class Trainer:
     """A run in progress."""
@@ -92,6 +82,7 @@ class Trainer:
         else:
             sam = load_resized(self._model_at(0), start)
         self._learner = Learner(sam, recipe.affinity_channels).to(device)
+        self._start = start
         self._average = {name: value.clone() for name, value in sam.state_dict().items()}
         self._optimizers = make_optimizers(self._learner, recipe.weight_decay)
 
@@ -101,9 +92,19 @@ class Trainer:
         return self._learner.sam.config.image_size
 
     def averaged_sam(self, image_size: int | None = None) -> Sam:
-        """The moving average of the weights, as a Sam for the configured input side (or another)."""
+        """What the run would leave: the moving average of the weights, and a share of those that it started from.
+
+        As a Sam for the configured input side (or another).
+        """
         config = dataclasses.replace(self.model, image_size=image_size or self.model.image_size)
-        return load_resized(config, self._average).to(self.device).eval()
+        sam = load_resized(config, self._average)
+        if self._start is not None:
+            with torch.no_grad():
+                for average, start in zip(
+                    sam.parameters(), load_resized(config, self._start).parameters(), strict=True
+                ):
+                    average.lerp_(start.to(average.device), self.recipe.start_share)
+        return sam.to(self.device).eval()
 
     def run(self, until: int | None = None) -> Iterator[dict[str, float]]:
         """Trains up to step `until` (default: the end), yielding the losses of each step."""
@@ -188,10 +189,18 @@ class Trainer:
         if self._photographs and rng.random() < self.recipe.photograph_share:
             source = self._photographs[int(rng.integers(len(self._photographs)))]
             for _ in range(MAX_CROPS):
-                example = augment(source[int(rng.integers(len(source)))], side, rng)
+                example = augment(self._draw_photograph(source, rng), side, rng)
                 if example.maps_Ass.any():
                     return example
         return augment(self._scenes[int(rng.integers(len(self._scenes)))], side, rng)
+
+    def _draw_photograph(self, source: Dataset, rng: np.random.Generator) -> LabelledImage:
+        """One of a data set, perhaps with segments of others on it."""
+        photograph = source[int(rng.integers(len(source)))]
+        if rng.random() < self.recipe.paste_share:
+            for _ in range(rng.integers(1, 3)):
+                photograph = paste(photograph, source[int(rng.integers(len(source)))], rng)
+        return photograph
 
     def _train_step(self, batch: Batch) -> dict[str, float]:
         for optimizer in self._optimizers:
@@ -225,7 +234,7 @@ class Trainer:
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         recipe, sam = self.recipe, self._learner.sam
-        stage_index, stage = recipe.stage_at(self.step)
+        _, stage = recipe.stage_at(self.step)
         embedding = sam.encode_images(batch.images_B3SS)
         clicks, boxes = len(batch.clicks_N2), len(batch.boxes_N4)
         logits_NMhw, predicted_NM = _decode(sam, embedding, batch)
@@ -248,18 +257,22 @@ class Trainer:
                 + boxes / clicks * (predicted_NM[clicks:, 0].float() - box_iou_N).square().mean()
             ),
             "affinity": recipe.affinity_weight
-            * affinity_loss(
-                self._learner.similarities(embedding.grid_BEHW, batch.clicks_N2), batch.click_answers_NJhw[:, 0]
-            ),
+            * affinity_loss(self._learner.affinity(embedding.grid_BEHW), batch.same_BLL, self._learner.affinity_scale),
             "neighbours": recipe.neighbour_weight
             * neighbour_loss(self._learner.fine_features(embedding), batch.same_BOhw, self._learner.neighbour_scale),
         }
-        if stage_index > 0:
-            losses["second"] = self._second_round(batch, embedding, click_logits, predicted_NM, costs.iou_NMJ)
+        if share := stage.second_round_share:
+            losses["second"] = self._second_round(share, batch, embedding, click_logits, predicted_NM, costs.iou_NMJ)
         return losses
 
     def _second_round(
-        self, batch: Batch, embedding: ImageEmbedding, logits_NMhw: Tensor, predicted_NM: Tensor, iou_NMJ: Tensor
+        self,
+        share: float,
+        batch: Batch,
+        embedding: ImageEmbedding,
+        logits_NMhw: Tensor,
+        predicted_NM: Tensor,
+        iou_NMJ: Tensor,
     ) -> Tensor:
         """Some clicks go on: the mask that looked best comes back as a prompt, with a click where it is wrong."""
         generator = torch.Generator(self.device).manual_seed(
@@ -267,7 +280,7 @@ class Trainer:
         )
         count = len(logits_NMhw)
         chosen_K = torch.randperm(count, generator=generator, device=self.device)
-        chosen_K = chosen_K[: max(1, int(count * self.recipe.second_round_share))]
+        chosen_K = chosen_K[: max(1, int(count * share))]
         best_K = 1 + predicted_NM[chosen_K, 1:].argmax(dim=1)
         previous_Khw = logits_NMhw[chosen_K, best_K].detach().float()
         answer_K = iou_NMJ[chosen_K, best_K].argmax(dim=1)

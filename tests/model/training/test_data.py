@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.training.augment import LABEL_STRIDE, augment, fit
+from model.training.augment import LABEL_STRIDE, augment, fit, paste
 from model.training.data import LabelledImage
 from model.training.scenes import GROUPS, OBJECTS, PARTS, Scenes, draw_scene
 from tests.model.training.tiny import squares
@@ -72,3 +72,21 @@ def test_augmented_labels_move_with_the_pixels():
             inside = pixels_ss3[example.maps_Ass[0] == label]
             if len(inside) > 40:
                 assert np.median(np.abs(inside - np.median(inside, axis=0))) < 6
+
+
+def test_pasted_segment_is_one_in_all_maps_with_the_pixels_it_had():
+    square = squares()
+    two_maps = LabelledImage(np.full((40, 50, 3), 10, np.uint8), np.ones((2, 40, 50), np.int32))
+    for seed in range(20):
+        pasted = paste(two_maps, square, np.random.default_rng(seed))
+        changed_HW = (pasted.pixels_HW3 != 10).any(axis=2)
+        # The red square or the blue one, but not the grey, which is too large.
+        assert changed_HW.sum() in (24 * 24, 24 * 30)
+        assert len(np.unique(pasted.pixels_HW3[changed_HW], axis=0)) == 1
+        assert (pasted.maps_AHW == np.where(changed_HW, 2, 1)).all()
+    assert (two_maps.maps_AHW == 1).all()
+
+
+def test_nothing_is_pasted_from_an_image_without_small_segments():
+    image, whole = squares(), LabelledImage(np.zeros((8, 8, 3), np.uint8), np.ones((1, 8, 8), np.int32))
+    assert paste(image, whole, np.random.default_rng(0)) is image

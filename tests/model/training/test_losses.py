@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss, neighbour_loss
-from model.training.prompts import same_segment
+from model.training.prompts import same_segment, same_segment_cells
 
 
 def _half(left: bool) -> Tensor:
@@ -51,18 +51,41 @@ def test_matched_loss_is_that_of_the_best_mask_when_there_is_one_answer():
     assert matched_loss(loss_NMJ, torch.tensor([[True, False]])).tolist() == pytest.approx([0.3])
 
 
+def test_wrong_pixels_weigh_more_in_a_small_segment():
+    small_88, large_88 = torch.zeros(8, 8), torch.zeros(8, 8)
+    small_88[:2, :2], large_88[:, :4] = 1, 1
+    one_wrong = torch.zeros(8, 8)
+    one_wrong[7, 7] = 80
+
+    def bce(answer_88: Tensor) -> float:
+        right = answer_88[None, None]
+        logits = 40 * (2 * right - 1)
+        wrong, none = (mask_costs(x, right) for x in (logits + one_wrong, logits))
+        dice = 1 - (2 * answer_88.sum() + 1) / (2 * answer_88.sum() + 2)
+        return (wrong.loss_NMJ - none.loss_NMJ).item() - dice.item()
+
+    # 40 nats twice, by eight times four pixels and by all 64.
+    assert bce(small_88) == pytest.approx(2 * 40 / 32, rel=0.01)
+    assert bce(large_88) == pytest.approx(2 * 40 / 64, rel=0.01)
+
+
 def test_best_iou_ignores_answers_that_do_not_exist():
     iou_NMJ = torch.tensor([[[0.2, 0.9], [0.6, 0.1]]])
     valid = torch.tensor([[True, False]])
     assert best_iou(iou_NMJ, valid).tolist() == [[pytest.approx(0.2), pytest.approx(0.6)]]
 
 
-def test_affinity_loss_falls_as_similarity_nears_the_answer():
-    answer_188 = torch.zeros(1, 8, 8)
-    answer_188[:, :, :4] = 1
-    right_144 = 2 * _half(True)[None] - 1
-    losses = [affinity_loss(scale * right_144, answer_188).item() for scale in (-4.0, 0.0, 4.0)]
-    assert losses[0] > losses[1] > losses[2]
+def test_affinity_loss_falls_as_cells_of_a_segment_become_alike():
+    map_ss = np.ones((1, 32, 32), np.int32)
+    map_ss[:, :, 16:] = 2
+    same = torch.from_numpy(same_segment_cells(map_ss, 16))[None]
+    left_44 = torch.tensor([1.0, 1, 0, 0]).expand(4, 4)
+    by_segment = torch.stack([left_44, 1 - left_44])[None]
+    across = by_segment.transpose(2, 3)
+    losses = [affinity_loss(x, same, torch.tensor([8.0, -4.0])).item() for x in (by_segment, across)]
+    assert losses[0] == pytest.approx(2 * math.log1p(math.exp(-4)))
+    # Half of each kind is wrong then.
+    assert losses[1] == pytest.approx(math.log1p(math.exp(4)) + math.log1p(math.exp(-4)))
 
 
 def test_neighbour_loss_falls_as_features_tell_segments_apart():

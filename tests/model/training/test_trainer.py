@@ -119,7 +119,7 @@ def test_recipe_ends_at_the_input_size_of_its_model(variant: str, from_checkpoin
     recipe = choose_recipe(VARIANTS[variant], from_checkpoint)
     assert recipe.stages[-1].image_size == VARIANTS[variant].image_size
     assert recipe.total_steps == sum(stage.steps for stage in recipe.stages)
-    assert recipe.stage_at(recipe.stages[0].steps)[0] == 1
+    assert recipe.stage_at(recipe.total_steps - 1) == (len(recipe.stages) - 1, recipe.stages[-1])
 
 
 def test_published_architecture_trains_through_all_stages_and_keeps_its_position_tables():
@@ -139,6 +139,19 @@ def test_run_from_a_checkpoint_starts_with_its_weights(tmp_path: Path):
     after = read_checkpoint(tmp_path / "run" / "model.safetensors").state["mask_decoder.iou_token.weight"]
     # A step of the warm-up moves a weight by less than this; another start would be far away.
     assert (after - sam.mask_decoder.iou_token.weight).abs().max() < 2e-3
+
+
+def test_run_leaves_a_share_of_the_weights_it_started_from(tmp_path: Path):
+    sam = random_sam(TINY)
+    alone, mixed = (
+        Trainer(TINY, recipe, OneImage(squares()), [], start=sam.state_dict())
+        for recipe in (TWO_STAGES, dataclasses.replace(TWO_STAGES, start_share=0.25))
+    )
+    for trainer in (alone, mixed):
+        list(trainer.run())
+    ends = alone.averaged_sam().state_dict()
+    for name, parameter in mixed.averaged_sam().named_parameters():
+        torch.testing.assert_close(parameter, 0.75 * ends[name] + 0.25 * sam.state_dict()[name])
 
 
 def test_model_may_start_from_one_with_fewer_blocks_and_is_the_same_function_at_first(tmp_path: Path):

@@ -28,7 +28,7 @@ TINY = SamConfig(
 )
 
 TWO_STAGES = TrainingConfig(
-    stages=(Stage(64, 3, 2, 4, 2, (1e-3, 5e-4)), Stage(128, 3, 2, 4, 2, (5e-4, 1e-4))),
+    stages=(Stage(64, 3, 2, 4, 2, (1e-3, 5e-4), second_round_share=0), Stage(128, 3, 2, 4, 2, (5e-4, 1e-4))),
     warmup_steps=2,
     scene_count=2,
     scene_side=64,
