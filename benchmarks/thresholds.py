@@ -28,8 +28,8 @@ from pipeline.config import PRESETS
 from pipeline.generator import MaskGenerator
 from pipeline.records import ImageMasks, StepTimer
 
-PREDICTED_IOU = np.arange(0.2, 0.81, 0.05)
-STABILITY = np.arange(0.3, 0.96, 0.05)
+PREDICTED_IOU = np.arange(0.1, 0.91, 0.1)
+STABILITY = np.arange(0.0, 0.96, 0.1)
 NMS = (0.4, 0.5, 0.6, 0.7, 0.8)
 MASKS_PER_IMAGE = (30, 60, 100)
 SHOWN = 5
