@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,7 +38,6 @@ from pipeline.worker import Job
 from tests.machines import this_machine
 
 MASKS_PER_IMAGE = 100
-_DEVICE = threading.Lock()  # is busy with one image at a time
 CPUS = 2  # room for one worker
 
 
@@ -73,9 +72,10 @@ class SleepingDevice:
     seconds: float
     host_seconds: float
     at_once: int
+    turn: threading.Lock | None = None  # the device does one image at a time; made where the engine is
 
     def __call__(self) -> SleepingDevice:
-        return self
+        return replace(self, turn=threading.Lock())
 
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
         """No view: it looks at none."""
@@ -84,7 +84,8 @@ class SleepingDevice:
 
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
         """The same masks for every image of a size."""
-        with timer.step("encode"), _DEVICE:
+        assert self.turn is not None, "called"
+        with timer.step("encode"), self.turn:
             start = time.monotonic()
             time.sleep(self.seconds)
             end = time.monotonic()
