@@ -36,7 +36,6 @@ def compare(
       maskmill compare s3://bucket/out out/ --json agreement.json
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
-
     from evaluation.compare import compare_images, index_run, pair_images, settings_that_differ, summarise
     from jobs.progress import ProgressBar
     from pipeline.errors import StorageError

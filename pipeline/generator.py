@@ -76,7 +76,9 @@ class MaskGenerator:
         self.at_once = 1 if self._on_cpu else GPU_IMAGES
         self._views_per_batch = views_per_batch or (1 if self._on_cpu else GPU_VIEWS_PER_BATCH)
         bytes_per_prompt = 4 * sam.config.mask_size**2 * sam.config.embed_dim // 8
-        largest = CPU_TENSOR_BYTES if self._on_cpu else GPU_TENSOR_SHARE * _memory(sam.device)
+        largest = CPU_TENSOR_BYTES
+        if not self._on_cpu:
+            largest = GPU_TENSOR_SHARE * torch.cuda.get_device_properties(sam.device).total_memory
         suitable = max(1, int(largest / bytes_per_prompt))
         self._batch_size = min(suitable, config.points_per_batch or suitable)
         threads = torch.get_num_threads()
@@ -289,11 +291,6 @@ def crop_upsampling(config: SamConfig, height: int, width: int) -> Upsampling:
     """From the logits of a network to the pixels of a crop that it has seen whole."""
     resized = resized_size(height, width, config.image_size)
     return plan_upsampling(config.mask_size, config.image_size, resized, height, width)
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes of a GPU."""
-    return torch.cuda.get_device_properties(device).total_memory
 
 
 def _single_threads(count: int) -> ThreadPoolExecutor:
