@@ -125,6 +125,8 @@ class Schedule:
         """A worker has seen a shard committed, by itself or by another."""
         self._leases.remove(lease)
         index = lease.shard.index
+        if lease.ended == 0 and index in self._at_workers():
+            return  # the worker that committed it knows of its images, and is heard a moment later
         if index not in self._done:
             self._done.add(index)
             self._told.pop(index, None)
@@ -156,6 +158,8 @@ class Schedule:
         """A shard is not at its worker any more, through no fault of its own: it is done again, unless it is done."""
         self._leases.remove(lease)
         index = lease.shard.index
-        elsewhere = {other.shard.index for other in self._leases}
-        if index not in self._done | self.failed.keys() | elsewhere:
+        if index not in self._done | self.failed.keys() | self._at_workers():
             self._again.append(lease.shard)
+
+    def _at_workers(self) -> set[int]:
+        return {lease.shard.index for lease in self._leases}

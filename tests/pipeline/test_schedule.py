@@ -60,6 +60,18 @@ def test_images_and_shards_are_told_of_once_when_there_are_copies():
     assert (told.images, told.shards) == (["0a"], [0])
 
 
+def test_images_are_told_of_when_the_copy_that_found_them_committed_is_heard_first():
+    told = Told(1)
+    first, copy = told.take(), told.take()
+    told.schedule.finish(copy)
+    assert told.schedule.unfinished == 1
+    for image_id in ("0a", "0b"):
+        told.schedule.heard(first, ends(first, image_id))
+    told.schedule.finish(first)
+    assert told.schedule.unfinished == 0
+    assert (told.images, told.shards) == (["0a", "0b"], [0])
+
+
 def test_shard_that_lost_its_worker_comes_again_carefully_and_after_the_fresh_ones():
     told = Told(2)
     told.schedule.lose(told.take(), "the worker died")
