@@ -66,6 +66,9 @@ def train(
         int, typer.Option(min=1, help="Processes that share each step; one per core is fastest on a CPU.")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
+    seed: Annotated[
+        int, typer.Option(min=0, max=999, help="Of all draws: give another round on the same data another one.")
+    ] = 0,
 ) -> None:
     """Train a model on procedural scenes, and on photographs with masks.
 
@@ -96,7 +99,7 @@ def train(
 
     if model not in VARIANTS:
         raise ConfigError(f"there is no model {model!r}; choose one of {', '.join(VARIANTS)}")
-    recipe = choose_recipe(VARIANTS[model], from_checkpoint=checkpoint is not None)
+    recipe = replace(choose_recipe(VARIANTS[model], from_checkpoint=checkpoint is not None), seed=seed)
     if data_share is not None:
         if not data:
             raise ConfigError("--data-share is the share of what --data names: give that too")

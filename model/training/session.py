@@ -36,7 +36,7 @@ SAVE_EVERY = 100
 MEASURE_EVERY = 500
 HELD_OUT_IMAGES = 20
 SHEET_IMAGES = 8
-# Far from the seeds that are trained on.
+# Beyond the seeds that are trained on.
 _HELD_OUT_SEED = 1_000_000
 
 
@@ -110,7 +110,7 @@ def _lead(session: Session, until: int | None) -> Generator[Progress]:
 def _trainer(session: Session) -> Trainer:
     torch.set_num_threads(1 if session.processes > 1 else torch.get_num_threads())
     recipe = session.recipe
-    scenes = Scenes(recipe.scene_count, recipe.seed, recipe.scene_side)
+    scenes = Scenes(recipe.scene_count, recipe.seed * recipe.scene_count, recipe.scene_side)
     saved = session.out / "run.pt"
     start = None if session.checkpoint is None else read_start(session.model, session.checkpoint)
     trainer = Trainer(session.model, recipe, scenes, list(session.data.values()), session.device, start)
