@@ -29,16 +29,29 @@ def _first_and_last(occupied_NL: Tensor) -> tuple[Tensor, Tensor]:
     return first_N, last_N * occupied_NL.amax(dim=1)
 
 
-def box_iou(boxes_K4: Tensor, boxes_N4: Tensor) -> Tensor:
-    """(K, N) IoU of all pairs, with areas as NMS has them: without the inclusive pixel. NaN where neither has one."""
-    a_K14, b_1N4 = boxes_K4.float()[:, None], boxes_N4.float()[None]
+def least_iou(boxes_K4: Tensor, inner_N4: Tensor, outer_N4: Tensor) -> Tensor:
+    """(K, N) the least IoU with K boxes that N others can have, each of which lies between an inner and an outer one.
+
+    Areas are those of NMS: without the inclusive pixel. NaN where neither box has one.
+    """
+    a_K4, inner_N4, outer_N4 = boxes_K4.float(), inner_N4.float(), outer_N4.float()
+    area_K1, area_1N = _areas(a_K4)[:, None], _areas(outer_N4)[None]
+    return _overlaps(a_K4, inner_N4) / (area_K1 + area_1N - _overlaps(a_K4, outer_N4))
+
+
+def _areas(boxes_N4: Tensor) -> Tensor:
+    return (boxes_N4[:, 2:] - boxes_N4[:, :2]).prod(dim=1)
+
+
+def _overlaps(boxes_K4: Tensor, boxes_N4: Tensor) -> Tensor:
+    a_K14, b_1N4 = boxes_K4[:, None], boxes_N4[None]
     corner_KN2 = torch.maximum(a_K14[..., :2], b_1N4[..., :2])
-    overlap_KN = (torch.minimum(a_K14[..., 2:], b_1N4[..., 2:]) - corner_KN2).clamp(min=0).prod(dim=-1)
-    area_K1, area_1N = ((x[..., 2:] - x[..., :2]).prod(dim=-1) for x in (a_K14, b_1N4))
-    return overlap_KN / (area_K1 + area_1N - overlap_KN)
+    return (torch.minimum(a_K14[..., 2:], b_1N4[..., 2:]) - corner_KN2).clamp(min=0).prod(dim=-1)
 
 
-def near_crop_edge(boxes_N4: Tensor, crop_boxes_N4: Tensor, height: int, width: int, margin: int = 0) -> Tensor:
+def near_crop_edge(
+    boxes_N4: Tensor, crop_boxes_N4: Tensor, height: int, width: int, inner_boxes_N4: Tensor | None = None
+) -> Tensor:
     """Which boxes (N,) come within 20 px of an edge of their crop that is not an edge of the image.
 
     Such a mask is probably cut off, and another crop sees all of it. The published test goes by coordinate:
@@ -48,13 +61,14 @@ def near_crop_edge(boxes_N4: Tensor, crop_boxes_N4: Tensor, height: int, width: 
         boxes_N4: inclusive XYXY in image pixels.
         crop_boxes_N4: half-open XYXY in image pixels, the crop each mask comes from.
         height, width: of the image, in pixels.
-        margin: how far the boxes may be off, in pixels. Only those are near an edge that are so in any case.
+        inner_boxes_N4: where the boxes are only known to lie between these and `boxes_N4`: only those are near an edge
+            that are so in any case.
 
     Source: Kirillov et al. 2023, Appendix B; `is_box_near_crop_edge` of segment-anything.
     """
     image_box_4 = boxes_N4.new_tensor([0, 0, width, height])
-    near_crop_N4 = (boxes_N4 - crop_boxes_N4).abs() <= EDGE_TOLERANCE - margin
-    near_image_N4 = (boxes_N4 - image_box_4).abs() <= EDGE_TOLERANCE + margin
+    near_crop_N4 = ((boxes_N4 if inner_boxes_N4 is None else inner_boxes_N4) - crop_boxes_N4).abs() <= EDGE_TOLERANCE
+    near_image_N4 = (boxes_N4 - image_box_4).abs() <= EDGE_TOLERANCE
     return (near_crop_N4 & ~near_image_N4).any(dim=1)
 
 

@@ -47,12 +47,14 @@ def stability_score(threshold: float) -> Filter:
     return Filter("stability_score", lambda batch: batch.stability_score >= threshold)
 
 
-def crop_edge(height: int, width: int, margin: int = 0) -> Filter:
+def crop_edge(height: int, width: int, inner_boxes_N4: Tensor | None = None) -> Filter:
     """Drops masks that their crop probably cuts off; `height` and `width` are the image's, in pixels.
 
-    `margin` is how far boxes may be off, in pixels.
+    `inner_boxes_N4` are those of `filters.boxes.near_crop_edge`, for a batch of N rows.
     """
-    return Filter("crop_edge", lambda batch: ~near_crop_edge(batch.boxes, batch.crop_boxes, height, width, margin))
+    return Filter(
+        "crop_edge", lambda batch: ~near_crop_edge(batch.boxes, batch.crop_boxes, height, width, inner_boxes_N4)
+    )
 
 
 def box_nms(threshold: float) -> Filter:

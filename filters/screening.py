@@ -15,18 +15,16 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from filters.boxes import box_iou
+from filters.boxes import least_iou
 from filters.chain import FILTERS, Filter
 from filters.masks import MaskBatch
 from filters.nms import nms
 
-# How far predicted IoUs and stability scores may be off: by less, with bf16, in 999 of 1000 candidates of the embedded
-# model (docs/0008). And an edge of a box that comes near a crop's, in pixels.
+# How far predicted IoUs, stability scores and logits near the threshold may be off: by less, with bf16, in 999 of 1000
+# candidates of the embedded model (docs/0008).
 IOU_MARGIN = 0.01
 STABILITY_MARGIN = 0.02
-EDGE_MARGIN = 2
-# How much more than the NMS threshold boxes must overlap, as a share of what is missing to 1: a speck moves a box far.
-OVERLAP_MARGIN = 0.3
+LOGIT_MARGIN = 0.1
 
 _BOX_NMS = FILTERS.index("box_nms")
 
@@ -36,12 +34,19 @@ class Screening:
     """What is roughly known of the candidates of N prompts."""
 
     predicted_iou_NM: Tensor
-    boxes_NM4: Tensor  # int64, inclusive XYXY in image pixels
+    boxes_NM4: Tensor  # int64, inclusive XYXY in image pixels: the mask's box is within, and holds
+    inner_boxes_NM4: Tensor
     dropped_by_NM: Tensor  # int64, index in FILTERS; of those that pass: that of `box_nms`; -1: no candidate
 
     @staticmethod
-    def of(candidates: MaskBatch, predicted_iou_NM: Tensor, keep_NM: Tensor, filters: Iterable[Filter]) -> Screening:
-        """Of the candidates where the boolean `keep_NM` is true, after `filters`, which must be lenient."""
+    def of(
+        candidates: MaskBatch,
+        inner_boxes_K4: Tensor,
+        predicted_iou_NM: Tensor,
+        keep_NM: Tensor,
+        filters: Iterable[Filter],
+    ) -> Screening:
+        """Of the K candidates where the boolean `keep_NM` is true, after `filters`, which must be lenient."""
         dropped_by_K = torch.full_like(candidates.area, _BOX_NMS)
         for filter_ in filters:
             passed_K = (dropped_by_K != _BOX_NMS) | filter_.keep(candidates)
@@ -52,8 +57,9 @@ class Screening:
         dropped_by_NM[predicted_iou_NM.isnan()] = _BOX_NMS
         dropped_by_NM[:, 0] = -1
         boxes_NM4 = torch.zeros((*keep_NM.shape, 4), dtype=torch.int64, device=keep_NM.device)
-        boxes_NM4[keep_NM] = candidates.boxes
-        return Screening(predicted_iou_NM, boxes_NM4, dropped_by_NM)
+        inner_boxes_NM4 = torch.zeros_like(boxes_NM4)
+        boxes_NM4[keep_NM], inner_boxes_NM4[keep_NM] = candidates.boxes, inner_boxes_K4
+        return Screening(predicted_iou_NM, boxes_NM4, inner_boxes_NM4, dropped_by_NM)
 
     @staticmethod
     def concat(screenings: Sequence[Screening]) -> Screening:
@@ -72,8 +78,7 @@ class Screening:
         boxes = torch.cat([exact.boxes, boxes_X4])
         scores = torch.cat([exact.predicted_iou, scores_X])
         kept_K = nms(boxes, scores, nms_threshold)
-        overlap_KX = box_iou(boxes[kept_K], boxes_X4)
-        overlaps_KX = overlap_KX > nms_threshold + OVERLAP_MARGIN * (1 - nms_threshold)
+        overlaps_KX = least_iou(boxes[kept_K], self.inner_boxes_NM4[passes_NM], boxes_X4) > nms_threshold
         better_KX = scores[kept_K][:, None] > scores_X + IOU_MARGIN
         loses_X = (overlaps_KX & better_KX).any(dim=0)
         return prompts_X[~loses_X].unique()

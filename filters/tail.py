@@ -23,16 +23,19 @@ class Measures(NamedTuple):
     stability_score: Tensor  # (N,) float32; NaN where no pixel is above the lower threshold
     area: Tensor  # (N,) int64, pixels
     boxes: Tensor  # (N, 4) int64, inclusive XYXY in pixels of the crop; zeros for an empty mask
+    inner_boxes: Tensor  # (N, 4) int64, those within `boxes` in any case; x0 > x1 where there is none
 
 
-def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float) -> Measures:
+def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: float = 0.0) -> Measures:
     """Measures of the masks, the pixels whose logit is above `MASK_THRESHOLD`.
 
-    `offset` is that of `filters.scores.stability_score`.
+    `offset` is that of `filters.scores.stability_score`. `margin` is how far logits may be off: the box of the mask
+    then lies somewhere between `inner_boxes` and `boxes`.
     """
-    counts_N3, boxes_N4 = _kernels(logits_Nhw).measure(logits_Nhw, upsampling, offset)
+    counts_N3, boxes_N24 = _kernels(logits_Nhw).measure(logits_Nhw, upsampling, offset, margin)
     above_N, below_N, area_N = counts_N3.unbind(dim=1)
-    return Measures(above_N / below_N, area_N, boxes_N4)
+    outer_N4, inner_N4 = boxes_N24.unbind(dim=1)
+    return Measures(above_N / below_N, area_N, outer_N4 * (outer_N4[:, 2:3] >= 0), inner_N4)
 
 
 def encode(logits_Nhw: Tensor, upsampling: Upsampling, corner: tuple[int, int], height: int, width: int) -> list[bytes]:

@@ -31,13 +31,15 @@ OUTSIDE, INSIDE, MIXED = (np.int32(kind) for kind in range(3))
 _POOL = ThreadPoolExecutor(thread_name_prefix="mask-tail")
 
 
-def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float) -> tuple[Tensor, Tensor]:
-    """Pixels (N, 3) above `offset`, above `-offset` and above 0, and boxes (N, 4): see `filters.tail.measure`."""
+def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
+    """Pixels (N, 3) above `offset`, above `-offset` and above 0, and the boxes (N, 2, 4) of those above `-margin` and
+    above `margin`, x0 > x1 where there are none: see `filters.tail.measure`.
+    """
     logits = logits_Nhw.numpy()
     counts_N3 = np.zeros((len(logits), 3), np.int64)
-    boxes_N4 = np.zeros((len(logits), 4), np.int64)
-    _by_thread(lambda n: _measure(logits[n], upsampling, offset, counts_N3[n], boxes_N4[n]), len(logits))
-    return torch.from_numpy(counts_N3), torch.from_numpy(boxes_N4)
+    boxes_N24 = np.empty((len(logits), 2, 4), np.int64)
+    _by_thread(lambda n: _measure(logits[n], upsampling, offset, margin, counts_N3[n], boxes_N24[n]), len(logits))
+    return torch.from_numpy(counts_N3), torch.from_numpy(boxes_N24)
 
 
 def find_changes(logits_Nhw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
@@ -169,25 +171,41 @@ def _interpolate(logits_hw, upsampling, i, x0, x1, buffers):
 
 
 @njit(nogil=True, cache=True)
-def _measure(logits_Nhw, upsampling, offset, counts_N3, boxes_N4):
+def _widen(box_4, row_W, y, x0, x1, threshold):
+    """Widens an inclusive box by the pixels of row y, columns from x0 to x1, some of which are above the threshold."""
+    first, last = x0, x1 - 1
+    while first < box_4[0] and row_W[first] <= threshold:
+        first += 1
+    while last > box_4[2] and row_W[last] <= threshold:
+        last -= 1
+    box_4[0], box_4[1] = min(box_4[0], first), min(box_4[1], y)
+    box_4[2], box_4[3] = max(box_4[2], last), max(box_4[3], y)
+
+
+@njit(nogil=True, cache=True)
+def _measure(logits_Nhw, upsampling, offset, margin, counts_N3, boxes_N24):
     buffers = _buffers(upsampling)
     pixels_YW = buffers.pixels_YW
-    offset, zero = np.float32(offset), np.float32(0)
+    offset, margin, zero = np.float32(offset), np.float32(margin), np.float32(0)
     one, none = np.int32(1), np.int32(0)
     # A little wider: a mean of equal logits may come out beyond them in its last bit.
-    margin = offset * np.float32(1.0001)
+    known = max(offset, margin) * np.float32(1.0001)
     for n in range(len(logits_Nhw)):
         logits_hw = logits_Nhw[n]
-        left, top, right, bottom = len(upsampling.columns.near), len(upsampling.rows.near), 0, 0
+        outer, inner = boxes_N24[n]
+        outer[:2] = inner[:2] = len(upsampling.columns.near), len(upsampling.rows.near)
+        outer[2:] = inner[2:] = -1
         for i in range(len(logits_hw)):
             y0, y1 = upsampling.row_cells[i], upsampling.row_cells[i + 1]
             if y0 == y1:
                 continue
-            for s in range(_find_spans(logits_hw, upsampling, i, -margin, margin, buffers)):
+            for s in range(_find_spans(logits_hw, upsampling, i, -known, known, buffers)):
                 kind, x0, x1 = buffers.spans_w3[s]
                 if kind == INSIDE:
                     counts_N3[n] += (y1 - y0) * (x1 - x0)
-                    left, right, top, bottom = min(left, x0), max(right, x1), min(top, y0), y1
+                    for box_4 in boxes_N24[n]:
+                        box_4[0], box_4[1] = min(box_4[0], x0), min(box_4[1], y0)
+                        box_4[2], box_4[3] = max(box_4[2], x1 - 1), y1 - 1
                     continue
                 _interpolate(logits_hw, upsampling, i, x0, x1, buffers)
                 for y in range(y1 - y0):
@@ -200,16 +218,21 @@ def _measure(logits_Nhw, upsampling, offset, counts_N3, boxes_N4):
                     counts_N3[n, 0] += above
                     counts_N3[n, 1] += below
                     counts_N3[n, 2] += inside
-                    if inside > 0:
-                        top, bottom = min(top, y0 + y), max(bottom, y0 + y + 1)
-                        first, last = x0, x1
-                        while first < left and pixels_YW[y, first] <= 0:
-                            first += 1
-                        while last > right and pixels_YW[y, last - 1] <= 0:
-                            last -= 1
-                        left, right = min(left, first), max(right, last)
-        if right > 0:
-            boxes_N4[n] = left, top, right - 1, bottom - 1
+                    if margin == 0:
+                        if inside > 0:
+                            _widen(outer, pixels_YW[y], y0 + y, x0, x1, zero)
+                        continue
+                    within_outer = within_inner = none
+                    for x in range(np.uint64(x0), np.uint64(x1)):
+                        value = pixels_YW[y, x]
+                        within_outer += one if value > -margin else none
+                        within_inner += one if value > margin else none
+                    if within_outer > 0:
+                        _widen(outer, pixels_YW[y], y0 + y, x0, x1, -margin)
+                    if within_inner > 0:
+                        _widen(inner, pixels_YW[y], y0 + y, x0, x1, margin)
+        if margin == 0:
+            inner[:] = outer
 
 
 @njit(nogil=True, cache=True)

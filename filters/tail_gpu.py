@@ -28,20 +28,20 @@ _PLANS = 64  # as many as `plan_upsampling` keeps
 _BEYOND = tl.constexpr(2**31 - 1)  # below every pixel and to its right
 
 
-def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float) -> tuple[Tensor, Tensor]:
-    """Pixels (N, 3) above `offset`, above `-offset` and above 0, and boxes (N, 4): see `filters.tail.measure`.
+def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
+    """See `filters.tail_cpu.measure`.
 
     The host waits only where an upsampling is new to the device.
     """
     plan = _on_device(upsampling, logits_Nhw.device)
     counts_N3 = logits_Nhw.new_zeros((len(logits_Nhw), 3), dtype=torch.int64)
-    first_N2 = logits_Nhw.new_full((len(logits_Nhw), 2), _BEYOND.value, dtype=torch.int64)
-    last_N2 = torch.full_like(first_N2, -1)
+    boxes_N24 = logits_Nhw.new_full((len(logits_Nhw), 2, 4), _BEYOND.value, dtype=torch.int64)
+    boxes_N24[:, :, 2:] = -1
     with torch.cuda.device_of(logits_Nhw):
         # A little lower: a mean of equal logits may come out higher in its last bit.
-        strips = _strips(logits_Nhw, plan, -offset * 1.0001)
-        _measure[plan.grid(logits_Nhw)](*strips, offset, counts_N3, first_N2, last_N2, **_LAUNCH)
-    return counts_N3, torch.cat([first_N2, last_N2], dim=1) * (counts_N3[:, 2:] > 0)
+        strips = _strips(logits_Nhw, plan, -max(offset, margin) * 1.0001)
+        _measure[plan.grid(logits_Nhw)](*strips, offset, margin, counts_N3, boxes_N24, **_LAUNCH)
+    return counts_N3, boxes_N24
 
 
 def find_changes(logits_Nhw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
@@ -185,33 +185,47 @@ def _strip(logits, windows, to_input, last_logit, columns, last_column, STRIP: t
     return y0, tl.where(x0 < x1, y1, y0), x, x < x1, strip
 
 
+@_function
+def _widen(top, bottom, y, inside):
+    """The first and the last row of each column that has a pixel inside, with row y."""
+    return tl.minimum(top, tl.where(inside, y, _BEYOND)), tl.where(inside, y, bottom)
+
+
+@_function
+def _store_box(box, x, top, bottom):
+    """Widens a box by those of the columns x that have pixels."""
+    tl.atomic_min(box, tl.min(tl.where(bottom >= 0, x, _BEYOND)))
+    tl.atomic_min(box + 1, tl.min(top))
+    tl.atomic_max(box + 2, tl.max(tl.where(bottom >= 0, x, -1)))
+    tl.atomic_max(box + 3, tl.max(bottom))
+
+
 @_kernel
 def _measure(
     logits, windows, to_input, last_logit, rows, last_row, columns, last_column,
-    offset, counts, first, last, STRIP: tl.constexpr,
+    offset, margin, counts, boxes, STRIP: tl.constexpr,
 ):  # fmt: skip
     y0, y1, x, _, strip = _strip(logits, windows, to_input, last_logit, columns, last_column, STRIP)
     if y0 >= y1:
         return
     above = tl.zeros([STRIP], tl.int32)
-    below, area, top, bottom = above, above, above + _BEYOND, above - 1
+    below, area = above, above
+    outer_top, outer_bottom = above + _BEYOND, above - 1
+    inner_top, inner_bottom = outer_top, outer_bottom
     r, near, far = -2, above.to(tl.float32), above.to(tl.float32)
     for y in range(y0, y1):
         pixels, r, near, far = _pixels(y, r, near, far, rows, last_row, strip)
-        inside = pixels > 0
         above += pixels > offset
         below += pixels > -offset
-        area += inside
-        top = tl.minimum(top, tl.where(inside, y, _BEYOND))
-        bottom = tl.where(inside, y, bottom)
+        area += pixels > 0
+        outer_top, outer_bottom = _widen(outer_top, outer_bottom, y, pixels > -margin)
+        inner_top, inner_bottom = _widen(inner_top, inner_bottom, y, pixels > margin)
     n = tl.program_id(0).to(tl.int64)
     tl.atomic_add(counts + 3 * n, tl.sum(above))
     tl.atomic_add(counts + 3 * n + 1, tl.sum(below))
     tl.atomic_add(counts + 3 * n + 2, tl.sum(area))
-    tl.atomic_min(first + 2 * n, tl.min(tl.where(area > 0, x, _BEYOND)))
-    tl.atomic_min(first + 2 * n + 1, tl.min(top))
-    tl.atomic_max(last + 2 * n, tl.max(tl.where(area > 0, x, -1)))
-    tl.atomic_max(last + 2 * n + 1, tl.max(bottom))
+    _store_box(boxes + 8 * n, x, outer_top, outer_bottom)
+    _store_box(boxes + 8 * n + 4, x, inner_top, inner_bottom)
 
 
 @_kernel

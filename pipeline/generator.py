@@ -24,7 +24,7 @@ from filters.boxes import xywh_to_xyxy, xyxy_to_xywh
 from filters.masks import MaskBatch
 from filters.nms import nms
 from filters.regions import remove_small_regions
-from filters.screening import EDGE_MARGIN, IOU_MARGIN, STABILITY_MARGIN, Screening
+from filters.screening import IOU_MARGIN, LOGIT_MARGIN, STABILITY_MARGIN, Screening
 from filters.upsampling import Upsampling, plan_upsampling
 from model.config import SamConfig
 from model.image_encoder import ImageEmbedding
@@ -124,12 +124,13 @@ class MaskGenerator:
             dropped=dropped,
         )
 
-    def _mask_filters(self, height: int, width: int, lenient: bool) -> list[chain.Filter]:
-        """What applies to each mask by itself; `lenient`: where scores and boxes are only roughly known."""
+    def _mask_filters(self, height: int, width: int, inner_boxes_N4: Tensor | None = None) -> list[chain.Filter]:
+        """What applies to each mask by itself; leniently, where N masks are only roughly known."""
         filters, threshold = [], self.config.stability_score_thresh
         if threshold > 0:
-            filters.append(chain.stability_score(threshold - STABILITY_MARGIN if lenient else threshold))
-        return [*filters, chain.crop_edge(height, width, EDGE_MARGIN if lenient else 0)]
+            margin = 0 if inner_boxes_N4 is None else STABILITY_MARGIN
+            filters.append(chain.stability_score(threshold - margin))
+        return [*filters, chain.crop_edge(height, width, inner_boxes_N4)]
 
     def _image_filters(self, height: int, width: int, views: int) -> list[chain.Filter]:
         """What applies to the masks of all views together."""
@@ -196,29 +197,28 @@ class MaskGenerator:
     @torch.inference_mode()  # each thread has a mode of its own
     def _point_masks(self, seen: _SeenView, points_N2: Tensor, timer: StepTimer) -> tuple[MaskBatch, Counter[str]]:
         """The masks at a batch of points that pass, and how many did not, by filter."""
-        candidates, _, keep_NM = self._candidates(self.sam, seen, points_N2, self.config.pred_iou_thresh, timer)
-        dropped = Counter({"predicted_iou": keep_NM[:, 1:].numel() - len(candidates)})
+        found = self._candidates(self.sam, seen, points_N2, self.config.pred_iou_thresh, 0, timer)
+        dropped = Counter({"predicted_iou": found.keep_NM[:, 1:].numel() - len(found.masks)})
         with timer.step("filter", self._threads):
-            filters = self._mask_filters(seen.image_height, seen.image_width, lenient=False)
-            return chain.apply(candidates, filters, dropped), dropped
+            filters = self._mask_filters(seen.image_height, seen.image_width)
+            return chain.apply(found.masks, filters, dropped), dropped
 
     @torch.inference_mode()
     def _screen_points(self, seen: _SeenView, points_N2: Tensor, screen: Sam, timer: StepTimer) -> Screening:
         """What `screen` makes of a batch of points."""
         threshold = self.config.pred_iou_thresh
-        candidates, iou_NM, keep_NM = self._candidates(
-            screen, seen, points_N2, threshold - IOU_MARGIN if threshold > 0 else 0, timer
-        )
+        threshold = threshold - IOU_MARGIN if threshold > 0 else 0
+        found = self._candidates(screen, seen, points_N2, threshold, LOGIT_MARGIN, timer)
         with timer.step("filter", self._threads):
-            filters = self._mask_filters(seen.image_height, seen.image_width, lenient=True)
-            return Screening.of(candidates, iou_NM, keep_NM, filters)
+            filters = self._mask_filters(seen.image_height, seen.image_width, found.inner_boxes_K4)
+            return Screening.of(found.masks, found.inner_boxes_K4, found.predicted_iou_NM, found.keep_NM, filters)
 
     def _candidates(
-        self, sam: Sam, seen: _SeenView, points_N2: Tensor, threshold: float, timer: StepTimer
-    ) -> tuple[MaskBatch, Tensor, Tensor]:
-        """The masks at a batch of points whose predicted IoU passes; those (N, M) of all, and which passed.
+        self, sam: Sam, seen: _SeenView, points_N2: Tensor, threshold: float, logit_margin: float, timer: StepTimer
+    ) -> _Candidates:
+        """The masks at a batch of points whose predicted IoU passes. The others are never computed.
 
-        The others are never computed.
+        Their boxes are those of `filters.tail.measure` with the margin.
         """
         view = seen.view
         with timer.step("prompt", self._threads):
@@ -231,18 +231,19 @@ class MaskGenerator:
             logits_Khw = sam.decode_masks(decoded, keep_NM)
         with timer.step("filter", self._threads):
             upsampling = crop_upsampling(sam.config, view.height, view.width)
-            measures = tail.measure(logits_Khw, upsampling, self.config.stability_score_offset)
+            measures = tail.measure(logits_Khw, upsampling, self.config.stability_score_offset, logit_margin)
             crop_box_4 = torch.tensor(view.crop_box, device=points_N2.device)
-            candidates = MaskBatch(
+            corner_4 = crop_box_4[:2].repeat(2)
+            masks = MaskBatch(
                 logits=logits_Khw,
                 predicted_iou=iou_NM[keep_NM],
                 stability_score=measures.stability_score,
                 area=measures.area,
-                boxes=measures.boxes + crop_box_4[:2].repeat(2),
+                boxes=measures.boxes + corner_4,
                 points=points_N2[keep_NM.nonzero()[:, 0]] + crop_box_4[:2],
                 crop_boxes=crop_box_4.expand(len(logits_Khw), 4),
             )
-        return candidates, iou_NM, keep_NM
+        return _Candidates(masks, measures.inner_boxes + corner_4, iou_NM, keep_NM)
 
     def _encode(
         self, batch: MaskBatch, height: int, width: int, timer: StepTimer, dropped: Counter[str]
@@ -309,6 +310,15 @@ class _SeenView(NamedTuple):
     view: View
     image_height: int
     image_width: int
+
+
+class _Candidates(NamedTuple):
+    """K of the masks of N points."""
+
+    masks: MaskBatch
+    inner_boxes_K4: Tensor
+    predicted_iou_NM: Tensor
+    keep_NM: Tensor  # boolean, which of them these are
 
 
 class _EncodedMask(NamedTuple):

@@ -1,6 +1,6 @@
 import torch
 
-from filters.boxes import masks_to_boxes, near_crop_edge, xywh_to_xyxy, xyxy_to_xywh
+from filters.boxes import least_iou, masks_to_boxes, near_crop_edge, xywh_to_xyxy, xyxy_to_xywh
 
 
 def test_box_is_inclusive_and_xyxy():
@@ -39,15 +39,26 @@ def test_box_is_near_crop_edge_up_to_and_including_20_pixels():
     assert not _near([150, 50, 279, 150])
 
 
-def test_box_that_may_be_off_is_near_crop_edge_only_where_it_is_so_in_any_case():
-    sure, unsure = [118, 50, 200, 150], [119, 50, 200, 150]
-    crop_box_14 = torch.tensor([CROP])
-    boxes = torch.tensor([sure, unsure])
-    assert near_crop_edge(boxes, crop_box_14, height=200, width=600, margin=2).tolist() == [True, False]
-    # The crop's left edge lies 21 pixels from the image's: a box that may be off may be near that.
-    shifted, box = torch.tensor([[21, 0, 221, 200]]), torch.tensor([[21, 50, 150, 150]])
-    assert near_crop_edge(box, shifted, height=200, width=600)
-    assert not near_crop_edge(box, shifted, height=200, width=600, margin=2)
+def test_box_between_two_is_near_crop_edge_only_where_it_is_so_in_any_case():
+    outer = torch.tensor([[110, 50, 200, 150]] * 3)
+    inner = torch.tensor([[120, 60, 190, 140], [121, 60, 190, 140], [999, 999, -1, -1]])
+    assert near_crop_edge(outer, torch.tensor([CROP]), 200, 600, inner).tolist() == [True, False, False]
+    # The crop's left edge lies 15 pixels from the image's: a box may be near that.
+    crop_box, inner = torch.tensor([[15, 0, 221, 200]]), torch.tensor([[21, 50, 150, 150]])
+    assert near_crop_edge(inner, crop_box, 200, 600)
+    assert not near_crop_edge(torch.tensor([[20, 50, 150, 150]]), crop_box, 200, 600, inner)
+
+
+def test_no_box_between_two_has_less_than_the_least_iou():
+    generator = torch.Generator().manual_seed(0)
+    low_N52, high_N52 = (
+        torch.randint(first, first + 30, (2000, 5, 2), generator=generator).sort(dim=1).values for first in (0, 30)
+    )
+    outer, between, inner, other, _ = (torch.cat([low_N52[:, i], high_N52[:, 4 - i]], dim=1) for i in range(5))
+    other = other.roll(1, dims=0)[:50]
+    least_KN, exact_KN = least_iou(other, inner, outer), least_iou(other, between, between)
+    assert (least_KN <= exact_KN).all()
+    assert (least_KN > exact_KN / 2).any(), "it is not too careful"
 
 
 def test_box_is_not_near_crop_edge_when_that_is_an_image_edge():

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from filters import chain
-from filters.boxes import box_iou
+from filters.boxes import least_iou
 from filters.chain import FILTERS
 from filters.masks import MaskBatch
 from filters.nms import nms
-from filters.screening import EDGE_MARGIN, IOU_MARGIN, STABILITY_MARGIN, Screening
+from filters.screening import IOU_MARGIN, STABILITY_MARGIN, Screening
 
 NMS_THRESHOLD, IOU_THRESHOLD, STABILITY_THRESHOLD = 0.5, 0.4, 0.5
 MASKS = 4  # the single one and three
@@ -48,11 +48,13 @@ class Candidates:
         size = 150 + 200 * uniform(prompts, MASKS, 2)
         self.boxes = torch.cat([corner, corner + size], dim=2).round().long()
         self.scores, self.stability = uniform(prompts, MASKS), uniform(prompts, MASKS)
-        noise = error * (2 * uniform(prompts, MASKS, 6) - 1)
+        noise = error * (2 * uniform(prompts, MASKS, 2) - 1)
         self.rough_scores = self.scores + noise[..., 0] * IOU_MARGIN
         self.rough_stability = self.stability + noise[..., 1] * STABILITY_MARGIN
-        # Edges within the margin for edges change an overlap of boxes this large by less than its own margin.
-        self.rough_boxes = self.boxes + (noise[..., 2:] * EDGE_MARGIN).round().long()
+        # The box lies between two, most of them near, some far from it: there may be a speck.
+        off = (error * 100 * uniform(prompts, MASKS, 8) ** 8).round().long()
+        outwards = torch.tensor([-1, -1, 1, 1])
+        self.outer_boxes, self.inner_boxes = self.boxes + off[..., :4] * outwards, self.boxes - off[..., 4:] * outwards
 
     def exact(self, prompts: Tensor) -> MaskBatch:
         """What passes of some prompts."""
@@ -65,11 +67,11 @@ class Candidates:
     def screening(self) -> Screening:
         keep_NM = self.rough_scores > IOU_THRESHOLD - IOU_MARGIN
         keep_NM[:, 0] = False
-        rough = (self.rough_scores, self.rough_stability, self.rough_boxes)
-        scores_K, stability_K, boxes_K4 = (x[keep_NM] for x in rough)
-        candidates = batch(scores_K, stability_K, boxes_K4, keep_NM.nonzero()[:, 0])
+        rough = (self.rough_scores, self.rough_stability, self.outer_boxes, self.inner_boxes)
+        scores_K, stability_K, outer_K4, inner_K4 = (x[keep_NM] for x in rough)
+        candidates = batch(scores_K, stability_K, outer_K4, keep_NM.nonzero()[:, 0])
         lenient = chain.stability_score(STABILITY_THRESHOLD - STABILITY_MARGIN)
-        return Screening.of(candidates, self.rough_scores, keep_NM, [lenient])
+        return Screening.of(candidates, inner_K4, self.rough_scores, keep_NM, [lenient])
 
 
 def screened(candidates: Candidates, screening: Screening) -> tuple[MaskBatch, int]:
@@ -132,7 +134,7 @@ def test_overlap_is_that_of_nms() -> None:
     generator = torch.Generator().manual_seed(0)
     corners = torch.randint(0, 8, (200, 2), generator=generator)
     boxes_N4 = torch.cat([corners, corners + torch.randint(1, 9, (200, 2), generator=generator)], dim=1)
-    overlap_NN = box_iou(boxes_N4, boxes_N4)
+    overlap_NN = least_iou(boxes_N4, boxes_N4, boxes_N4)
     for i in range(0, 200, 2):
         kept = nms(boxes_N4[i : i + 2], torch.tensor([1.0, 0.5]), 0.3)
         assert (len(kept) == 1) == bool(overlap_NN[i, i + 1].double() > 0.3)

@@ -69,6 +69,23 @@ def test_measures_are_those_of_all_pixels(mask_size, image_size, height, width, 
     assert torch.equal(measures.boxes, masks_to_boxes(logits_NHW > 0))
 
 
+@pytest.mark.parametrize("margin", [0.5, 2.0])
+@pytest.mark.parametrize(("mask_size", "image_size", "height", "width"), SIZES)
+def test_boxes_are_those_of_the_largest_and_the_smallest_mask_that_there_may_be(
+    mask_size, image_size, height, width, margin
+):
+    logits_Nhw = _logits(mask_size)
+    upsampling = plan_upsampling(mask_size, image_size, resized_size(height, width, image_size), height, width)
+    measures, without = (tail.measure(logits_Nhw, upsampling, 1.0, m) for m in (margin, 0))
+    logits_NHW = to_image_logits(logits_Nhw, height, width, image_size)
+    assert torch.equal(measures.boxes, masks_to_boxes(logits_NHW > -margin))
+    inner_N = (logits_NHW > margin).any(2).any(1)
+    assert torch.equal(measures.inner_boxes[inner_N], masks_to_boxes(logits_NHW[inner_N] > margin))
+    assert (measures.inner_boxes[~inner_N, 0] > measures.inner_boxes[~inner_N, 2]).all()
+    assert torch.equal(measures.area, without.area)
+    torch.testing.assert_close(measures.stability_score, without.stability_score, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("around", [(0, 0, 0, 0), (3, 0, 4, 0), (0, 5, 0, 6), (2, 1, 0, 7)])
 @pytest.mark.parametrize(("mask_size", "image_size", "height", "width"), SIZES)
 def test_run_lengths_are_those_of_all_pixels(mask_size, image_size, height, width, around):

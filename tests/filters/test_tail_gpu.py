@@ -28,7 +28,7 @@ from model.preprocess import resized_size, to_image_logits
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is for Linux")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
-OFFSET = 0.7
+OFFSET, MARGIN = 0.7, 0.2
 
 Tail = Callable[..., Any]  # (function of tail_gpu, logits, sizes, its other arguments) -> what it returns, in NumPy
 
@@ -68,7 +68,7 @@ def smooth(count: int, side: int) -> Tensor:
 def assert_as_reference(tail: Tail, logits_Nhw: Tensor, image_size: int, height: int, width: int) -> None:
     """Counts, boxes and run lengths are those of all pixels; in the image there is a margin around the crop."""
     sizes = (image_size, height, width)
-    counts_N3, boxes_N4 = tail("measure", logits_Nhw, *sizes, OFFSET)
+    counts_N3, boxes_N24 = tail("measure", logits_Nhw, *sizes, OFFSET, MARGIN)
     left, top, right, bottom = 2, 1, 3, 4
     H, W = top + height + bottom, left + width + right
     changes = tail("find_changes", logits_Nhw, *sizes, left * H + top, H)
@@ -76,7 +76,12 @@ def assert_as_reference(tail: Tail, logits_Nhw: Tensor, image_size: int, height:
         logits_1HW = to_image_logits(logits_1hw, height, width, image_size)
         expected = [int((logits_1HW > threshold).sum()) for threshold in (OFFSET, -OFFSET, 0)]
         assert counts_N3[n].tolist() == expected, f"mask {n}"
-        assert boxes_N4[n].tolist() == masks_to_boxes(logits_1HW > 0)[0].tolist(), f"mask {n}"
+        for box_4, threshold in zip(boxes_N24[n].tolist(), (-MARGIN, MARGIN), strict=True):
+            mask_1HW = logits_1HW > threshold
+            if mask_1HW.any():
+                assert box_4 == masks_to_boxes(mask_1HW)[0].tolist(), f"mask {n}"
+            else:
+                assert box_4[0] > box_4[2], f"mask {n}"
         mask_HW = F.pad(logits_1HW[0] > 0, (left, right, top, bottom)).numpy()
         assert rle.from_changes(changes[n : n + 1], H * W) == [rle.encode(mask_HW)], f"mask {n}"
 
@@ -105,9 +110,9 @@ def test_kernels_see_the_pixels_of_the_reference_when_masks_are_odd(tail: Tail) 
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_masks(tail: Tail, count: int) -> None:
     logits_Nhw = smooth(count, 8) if count else torch.empty(0, 8, 8)
-    counts_N3, boxes_N4 = tail("measure", logits_Nhw, 32, 10, 10, OFFSET)
+    counts_N3, boxes_N24 = tail("measure", logits_Nhw, 32, 10, 10, OFFSET, MARGIN)
     assert (counts_N3.shape, counts_N3.dtype) == ((count, 3), torch.int64)
-    assert (boxes_N4.shape, boxes_N4.dtype) == ((count, 4), torch.int64)
+    assert (boxes_N24.shape, boxes_N24.dtype) == ((count, 2, 4), torch.int64)
     assert len(tail("find_changes", logits_Nhw, 32, 10, 10, 0, 10)) == count
 
 
@@ -129,7 +134,7 @@ def compile_for_hopper(cache: Path) -> list[int]:
 
     strips = {"logits": "*fp32", "windows": "*i32", "to_input": "*fp32", "last_logit": "i32"}
     strips |= {"rows": "*fp32", "last_row": "i32", "columns": "*fp32", "last_column": "i32"}
-    found = {"offset": "fp32", "counts": "*i64", "first": "*i64", "last": "*i64"}
+    found = {"offset": "fp32", "margin": "fp32", "counts": "*i64", "boxes": "*i64"}
     changes = {"width": "i32", "stride": "i32", "changes": "*i32"}
     sizes: list[int] = []
     for kernel, types, fixed in [
@@ -176,7 +181,7 @@ def test_kernels_see_the_pixels_of_the_reference_when_images_are_real(height: in
 @on_gpu
 def test_an_image_may_have_more_than_2_to_the_31_pixels() -> None:
     side = 50_000
-    counts_N3, boxes_N4 = run("measure", torch.full((1, 256, 256), 3.0), 1024, side, side, OFFSET)
+    counts_N3, boxes_N4 = run("measure", torch.full((1, 256, 256), 3.0), 1024, side, side, OFFSET, MARGIN)
     assert counts_N3.tolist() == [[side**2] * 3]
     assert boxes_N4.tolist() == [[0, 0, side - 1, side - 1]]
     (changes,) = run("find_changes", torch.full((1, 256, 256), 3.0), 1024, side, side, 0, side)
@@ -188,7 +193,7 @@ def test_an_image_may_have_more_than_2_to_the_31_pixels() -> None:
 def test_masks_may_have_more_than_2_to_the_31_logits() -> None:
     logits_Nhw = torch.full((2**15 + 1, 256, 256), -3.0, device="cuda")
     logits_Nhw[-1] = 3
-    counts_N3, _ = run("measure", logits_Nhw, 1024, 30, 20, OFFSET)
+    counts_N3, _ = run("measure", logits_Nhw, 1024, 30, 20, OFFSET, MARGIN)
     assert counts_N3[-2:].tolist() == [[0, 0, 0], [600, 600, 600]]
     changes = run("find_changes", logits_Nhw, 1024, 30, 20, 0, 30)
     assert [len(of_mask) for of_mask in changes[-2:]] == [0, 40]
@@ -200,7 +205,7 @@ def test_memory_is_independent_of_the_pixels() -> None:
     logits_Nhw = smooth(1000, 256).cuda()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    run("measure", logits_Nhw, 1024, 8192, 8192, OFFSET)
+    run("measure", logits_Nhw, 1024, 8192, 8192, OFFSET, MARGIN)
     run("find_changes", logits_Nhw[:100], 1024, 8192, 8192, 0, 8192)
     assert torch.cuda.max_memory_allocated() - before < 2**29  # one mask of these is 2**28 bytes of float32
 
@@ -213,10 +218,10 @@ def test_measuring_does_not_wait_for_the_gpu() -> None:
 
     logits_Nhw = smooth(4, 256).cuda()
     upsampling = plan_upsampling(256, 1024, resized_size(300, 400, 1024), 300, 400)
-    tail_gpu.measure(logits_Nhw, upsampling, OFFSET)  # copies the taps
+    tail_gpu.measure(logits_Nhw, upsampling, OFFSET, MARGIN)  # copies the taps
     torch.cuda.set_sync_debug_mode("error")
     try:
-        tail_gpu.measure(logits_Nhw, upsampling, OFFSET)
+        tail_gpu.measure(logits_Nhw, upsampling, OFFSET, MARGIN)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -228,7 +233,7 @@ def test_no_kernel_is_compiled_again_for_another_size() -> None:
 
     for side, image_size in ((64, 256), (256, 1024)):
         for height, width in ((320, 480), (1, 300), (300, 1), (1021, 733)):
-            run("measure", smooth(2, side), image_size, height, width, OFFSET)
+            run("measure", smooth(2, side), image_size, height, width, OFFSET, MARGIN)
             run("find_changes", smooth(2, side), image_size, height, width, 3 * height, height)
     kernels = [
         kernel.device_caches[torch.cuda.current_device()][0] for kernel in (tail_gpu._measure, tail_gpu._changes)
