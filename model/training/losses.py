@@ -1,13 +1,14 @@
 """What the trainer minimises, as pure functions of logits and answers.
 
-Shapes: N prompts, M masks per prompt, J answers per prompt, h w mask side; B images, O offsets, L cells, X pairs.
-Answers are soft masks in 0..1.
+Shapes: N prompts, M masks per prompt, J answers per prompt, h w mask side; B images, A label maps of s s pixels,
+O offsets, H W embedding grid, L = H W of its cells, X pairs. Answers are soft masks in 0..1; label 0 is unknown.
 Source: Kirillov et al. 2023, Appendix A, with binary cross entropy in place of the focal loss, which is too
 weak to start learning from nothing.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -15,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.training.prompts import OFFSETS, offset_windows
+# Down and right of a logit pixel, in logit pixels: far enough to see across an edge, and across a small object.
+OFFSETS = tuple((d * y, d * x) for d in (1, 5) for y, x in ((0, 1), (1, 0), (1, 1), (1, -1)))
 
 BCE_WEIGHT = 2.0
 _BCE_AREAS = 8
@@ -72,22 +74,65 @@ def best_iou(iou_NMJ: Tensor, valid_NJ: Tensor) -> Tensor:
     return (iou_NMJ * valid_NJ[:, None, :]).amax(dim=2)
 
 
-def neighbour_loss(features_BChw: Tensor, same_BOhw: Tensor, scale_2: Tensor) -> Tensor:
+def neighbour_loss(features_BChw: Tensor, maps_BAss: Tensor, scale_2: Tensor) -> Tensor:
     """Cost of telling whether each pixel and its neighbours are of one segment from the cosine of their features."""
     features_BChw = F.normalize(features_BChw.float(), dim=1)
     h, w = features_BChw.shape[-2:]
     cosines, answers = [], []
-    for offset, same_Bhw in zip(OFFSETS, same_BOhw.unbind(1), strict=True):
-        here, there = offset_windows(h, w, *offset)
+    for offset, same_Bhw in zip(OFFSETS, same_segment(maps_BAss, h).unbind(1), strict=True):
+        here, there = _offset_windows(h, w, *offset)
         cosines.append((features_BChw[:, :, *here] * features_BChw[:, :, *there]).sum(1).flatten())
         answers.append(same_Bhw[:, *here].flatten())
     return _pair_cost(torch.cat(cosines), torch.cat(answers), scale_2)
 
 
-def affinity_loss(features_BCHW: Tensor, same_BLL: Tensor, scale_2: Tensor) -> Tensor:
-    """The same of all pairs of an image's L = H W cells: the short way from what belongs together to the encoder."""
+def affinity_loss(features_BCHW: Tensor, maps_BAss: Tensor, scale_2: Tensor) -> Tensor:
+    """The same of all pairs of an image's cells: the short way from what belongs together to the encoder."""
     features_BLC = F.normalize(features_BCHW.float(), dim=1).flatten(2).transpose(1, 2)
+    same_BLL = same_segment_cells(maps_BAss, features_BCHW.shape[-1])
     return _pair_cost(features_BLC @ features_BLC.transpose(1, 2), same_BLL, scale_2)
+
+
+def same_segment(maps_BAss: Tensor, side: int) -> Tensor:
+    """(B, O, h, w) of that side: the share of the maps in which a pixel and its neighbour at each of OFFSETS are alike.
+
+    NaN where no map has a label at both.
+    """
+    maps_BAhw = _at_centres(maps_BAss, side)
+    shares_BOhw = maps_BAhw.new_full((len(maps_BAhw), len(OFFSETS), side, side), math.nan, dtype=torch.float32)
+    for (dy, dx), share_Bhw in zip(OFFSETS, shares_BOhw.unbind(1), strict=True):
+        here, there = _offset_windows(side, side, dy, dx)
+        share_Bhw[:, *here] = _share_alike(maps_BAhw[..., *here], maps_BAhw[..., *there])
+    return shares_BOhw
+
+
+def same_segment_cells(maps_BAss: Tensor, side: int) -> Tensor:
+    """(B, L, L): the same for every two cells of a grid of that side, by what is in their middles."""
+    maps_BAL = _at_centres(maps_BAss, side).flatten(2)
+    return _share_alike(maps_BAL[..., :, None], maps_BAL[..., None, :])
+
+
+def _at_centres(maps_BAss: Tensor, side: int) -> Tensor:
+    """The labels in the middle of each cell of a grid of that side."""
+    step = maps_BAss.shape[-1] // side
+    return maps_BAss[..., step // 2 :: step, step // 2 :: step]
+
+
+def _share_alike(a_BAX: Tensor, b_BAX: Tensor) -> Tensor:
+    """(B, X): the share of maps with the same label at two places; NaN where none has one at both."""
+    alike_BX = labelled_BX = torch.zeros((), device=a_BAX.device)
+    # Map by map: all of them at once would be many times the result.
+    for a_BX, b_BX in zip(a_BAX.unbind(1), b_BAX.unbind(1), strict=True):
+        is_labelled_BX = (a_BX != 0) & (b_BX != 0)
+        labelled_BX = labelled_BX + is_labelled_BX.float()
+        alike_BX = alike_BX + ((a_BX == b_BX) & is_labelled_BX).float()
+    return alike_BX / labelled_BX
+
+
+def _offset_windows(h: int, w: int, dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The pixels of (h, w) that have a neighbour at (dy, dx), dy not negative, and those neighbours."""
+    left, right = max(0, -dx), max(0, dx)
+    return (slice(0, h - dy), slice(left, w - right)), (slice(dy, h), slice(right, w - left))
 
 
 def _pair_cost(cosine_LX: Tensor, same_LX: Tensor, scale_2: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from model.config import SamConfig
 from model.training.augment import LABEL_STRIDE, Example
@@ -21,8 +22,6 @@ from model.training.augment import LABEL_STRIDE, Example
 MAX_ALTERNATIVES = 3
 _SAME_SEGMENT_IOU = 0.85
 _MIN_LABEL_PIXELS = 12
-# Down and right of a logit pixel, in logit pixels: far enough to see across an edge, and across a small object.
-OFFSETS = tuple((d * y, d * x) for d in (1, 5) for y, x in ((0, 1), (1, 0), (1, 1), (1, -1)))
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Batch:
     """B images with C clicks and X boxes each; prompts are in order of their images.
 
     `answers_NJhw` are soft masks, 0..1, the first of which the prompt was drawn from; `valid_NJ` says which exist.
-    Clicks come first, then boxes, which have a single answer. `same_BOhw` is what `same_segment` says of the images,
-    `same_BLL` what `same_segment_cells` does.
+    Clicks come first, then boxes, which have a single answer. `maps_BAss` are the label maps of the images, 0 where
+    there is no label, or an image has fewer maps than another.
     """
 
     images_B3SS: Tensor
@@ -40,8 +39,7 @@ class Batch:
     click_valid_NJ: Tensor
     boxes_N4: Tensor
     box_answers_Nhw: Tensor
-    same_BOhw: Tensor
-    same_BLL: Tensor
+    maps_BAss: Tensor
 
 
 def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConfig, rng: Generator) -> Batch:
@@ -55,49 +53,8 @@ def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConf
         torch.from_numpy(valid),
         torch.from_numpy(boxes_N4),
         pool_masks(box_answers),
-        torch.from_numpy(np.stack([same_segment(example.maps_Ass) for example in examples])),
-        torch.from_numpy(np.stack([same_segment_cells(example.maps_Ass, config.patch_size) for example in examples])),
+        pad_sequence([torch.from_numpy(example.maps_Ass) for example in examples], batch_first=True),
     )
-
-
-def same_segment(maps_Ass: NDArray[np.int32]) -> NDArray[np.float32]:
-    """(O, h, w): the share of the maps in which a logit pixel and its neighbour at each of OFFSETS are of one segment.
-
-    NaN where no map has a label at both.
-    """
-    maps_Ahw = _at_centres(maps_Ass, 4)
-    h, w = maps_Ahw.shape[1:]
-    shares_Ohw = np.full((len(OFFSETS), h, w), np.nan, np.float32)
-    for (dy, dx), share_hw in zip(OFFSETS, shares_Ohw, strict=True):
-        here, there = offset_windows(h, w, dy, dx)
-        a, b = maps_Ahw[:, *here], maps_Ahw[:, *there]
-        share_hw[here] = _share_alike(a, b)
-    return shares_Ohw
-
-
-def same_segment_cells(maps_Ass: NDArray[np.int32], patch_size: int) -> NDArray[np.float32]:
-    """(L, L): the same for every two of the L cells of the embedding, by what is in their middles."""
-    maps_AL = _at_centres(maps_Ass, patch_size).reshape(len(maps_Ass), -1)
-    return _share_alike(maps_AL[:, :, None], maps_AL[:, None, :])
-
-
-def _at_centres(maps_Ass: NDArray[np.int32], pixels: int) -> NDArray[np.int32]:
-    """The labels in the middle of squares of that many input pixels."""
-    step = pixels // LABEL_STRIDE
-    return maps_Ass[:, step // 2 :: step, step // 2 :: step]
-
-
-def _share_alike(a_A: NDArray[np.int32], b_A: NDArray[np.int32]) -> NDArray[np.float32]:
-    """The share of maps, the first axis, with the same label at two places; NaN where none has one at both."""
-    labelled_A = (a_A != 0) & (b_A != 0)
-    count = labelled_A.sum(0)
-    return np.where(count, (labelled_A & (a_A == b_A)).sum(0) / np.maximum(count, 1), np.nan).astype(np.float32)
-
-
-def offset_windows(h: int, w: int, dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The pixels of (h, w) that have a neighbour at (dy, dx), dy not negative, and those neighbours."""
-    left, right = max(0, -dx), max(0, dx)
-    return (slice(0, h - dy), slice(left, w - right)), (slice(dy, h), slice(right, w - left))
 
 
 def normalise(examples: list[Example], config: SamConfig) -> Tensor:

@@ -257,9 +257,9 @@ class Trainer:
                 + boxes / clicks * (predicted_NM[clicks:, 0].float() - box_iou_N).square().mean()
             ),
             "affinity": recipe.affinity_weight
-            * affinity_loss(self._learner.affinity(embedding.grid_BEHW), batch.same_BLL, self._learner.affinity_scale),
+            * affinity_loss(self._learner.affinity(embedding.grid_BEHW), batch.maps_BAss, self._learner.affinity_scale),
             "neighbours": recipe.neighbour_weight
-            * neighbour_loss(self._learner.fine_features(embedding), batch.same_BOhw, self._learner.neighbour_scale),
+            * neighbour_loss(self._learner.fine_features(embedding), batch.maps_BAss, self._learner.neighbour_scale),
         }
         if share := stage.second_round_share:
             losses["second"] = self._second_round(share, batch, embedding, click_logits, predicted_NM, costs.iou_NMJ)

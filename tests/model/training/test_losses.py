@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
-from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss, neighbour_loss
-from model.training.prompts import same_segment, same_segment_cells
+from model.training.losses import (
+    OFFSETS,
+    affinity_loss,
+    best_iou,
+    mask_costs,
+    matched_loss,
+    neighbour_loss,
+    same_segment,
+    same_segment_cells,
+)
 
 
 def _half(left: bool) -> Tensor:
@@ -75,36 +83,56 @@ def test_best_iou_ignores_answers_that_do_not_exist():
     assert best_iou(iou_NMJ, valid).tolist() == [[pytest.approx(0.2), pytest.approx(0.6)]]
 
 
+def test_same_segment_is_the_share_of_maps_in_which_neighbours_have_one_label():
+    maps_1Ass = torch.ones(1, 2, 32, 32, dtype=torch.int32)
+    maps_1Ass[0, 0, :, 16:] = 2  # one annotator cuts the image in two,
+    maps_1Ass[0, :, 24:] = 0  # and none labels its lower quarter
+    same_Ohw = dict(zip(OFFSETS, same_segment(maps_1Ass, 16)[0], strict=True))
+    right, below, slanting = same_Ohw[0, 5], same_Ohw[1, 0], same_Ohw[5, -5]
+    assert right[0].tolist()[:11] == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 1, 1, 1]
+    assert right[0, 11:].isnan().all()  # beyond the image
+    assert (below[:11] == 1).all()
+    assert below[11:].isnan().all()
+    assert slanting[:, :5].isnan().all()
+    assert slanting[0, 5:].tolist() == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 1, 1, 1]
+
+
+def test_same_segment_of_cells_goes_by_what_is_in_their_middles():
+    maps_1Ass = torch.ones(1, 2, 16, 16, dtype=torch.int32)
+    maps_1Ass[0, 0, :, 8:] = 2  # one annotator cuts the image in two,
+    maps_1Ass[0, :, 8:, 8:] = 0  # and none labels its lower right
+    known_LL = torch.full((4, 4), math.nan)
+    known_LL[:3, :3] = torch.tensor([[1, 0.5, 1], [0.5, 1, 0.5], [1, 0.5, 1]])
+    assert_close(same_segment_cells(maps_1Ass, 2)[0], known_LL, rtol=0, atol=0, equal_nan=True)
+
+
 def test_affinity_loss_falls_as_cells_of_a_segment_become_alike():
-    map_ss = np.ones((1, 32, 32), np.int32)
-    map_ss[:, :, 16:] = 2
-    same = torch.from_numpy(same_segment_cells(map_ss, 16))[None]
+    maps_11ss = torch.ones(1, 1, 32, 32, dtype=torch.int32)
+    maps_11ss[..., 16:] = 2
     left_44 = torch.tensor([1.0, 1, 0, 0]).expand(4, 4)
     by_segment = torch.stack([left_44, 1 - left_44])[None]
     across = by_segment.transpose(2, 3)
-    losses = [affinity_loss(x, same, torch.tensor([8.0, -4.0])).item() for x in (by_segment, across)]
+    losses = [affinity_loss(x, maps_11ss, torch.tensor([8.0, -4.0])).item() for x in (by_segment, across)]
     assert losses[0] == pytest.approx(2 * math.log1p(math.exp(-4)))
     # Half of each kind is wrong then.
     assert losses[1] == pytest.approx(math.log1p(math.exp(4)) + math.log1p(math.exp(-4)))
 
 
 def test_neighbour_loss_falls_as_features_tell_segments_apart():
-    map_ss = np.ones((32, 32), np.int32)
-    map_ss[:, 16:] = 2
-    same = torch.from_numpy(same_segment(map_ss[None]))[None]
+    maps_11ss = torch.ones(1, 1, 32, 32, dtype=torch.int32)
+    maps_11ss[..., 16:] = 2
     left_hw = torch.zeros(16, 16)
     left_hw[:, :8] = 1
     losses = []
     for apart in (0.0, 0.5, 1.0):
         # The angle between the features of the two segments grows.
         features = torch.stack([torch.ones(16, 16) - apart * left_hw, 1e-3 + apart * left_hw])[None]
-        losses.append(neighbour_loss(features, same, torch.tensor([8.0, -4.0])).item())
+        losses.append(neighbour_loss(features, maps_11ss, torch.tensor([8.0, -4.0])).item())
     assert losses[0] > losses[1] > losses[2]
     # Pairs across the border are few, and as weighty as all others together.
     assert losses[0] == pytest.approx(math.log1p(math.exp(4)) + math.log1p(math.exp(-4)), abs=0.01)
 
 
 def test_neighbour_loss_of_nothing_known_is_nothing():
-    same = torch.from_numpy(same_segment(np.zeros((1, 32, 32), np.int32)))[None]
-    assert same.isnan().all()
-    assert neighbour_loss(torch.randn(1, 3, 16, 16), same, torch.tensor([8.0, -4.0])).item() == 0
+    maps_11ss = torch.zeros(1, 1, 32, 32, dtype=torch.int32)
+    assert neighbour_loss(torch.randn(1, 3, 16, 16), maps_11ss, torch.tensor([8.0, -4.0])).item() == 0

@@ -7,7 +7,7 @@ import torch
 
 from model.training.augment import fit
 from model.training.data import LabelledImage
-from model.training.prompts import OFFSETS, error_clicks, make_batch, same_segment, same_segment_cells
+from model.training.prompts import error_clicks, make_batch
 from tests.model.training.tiny import TINY, squares
 
 
@@ -49,30 +49,6 @@ def test_boxes_surround_their_answers_roughly():
         rows, columns = answer_hw.amax(1).nonzero()[:, 0] * 4, answer_hw.amax(0).nonzero()[:, 0] * 4
         exact_4 = torch.stack([columns.min(), rows.min(), columns.max() + 4, rows.max() + 4])
         assert (box_4 - exact_4).abs().max() <= 20
-
-
-def test_same_segment_is_the_share_of_maps_in_which_neighbours_have_one_label():
-    maps_Ass = np.ones((2, 32, 32), np.int32)
-    maps_Ass[0, :, 16:] = 2  # one annotator cuts the image in two,
-    maps_Ass[:, 24:] = 0  # and none labels its lower quarter
-    same_Ohw = dict(zip(OFFSETS, same_segment(maps_Ass), strict=True))
-    right, below, slanting = same_Ohw[0, 5], same_Ohw[1, 0], same_Ohw[5, -5]
-    assert right[0].tolist()[:11] == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 1, 1, 1]
-    assert np.isnan(right[0, 11:]).all()  # beyond the image
-    assert (below[:11] == 1).all()
-    assert np.isnan(below[11:]).all()
-    assert np.isnan(slanting[:, :5]).all()
-    assert slanting[0, 5:].tolist() == [1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 1, 1, 1]
-
-
-def test_same_segment_of_cells_goes_by_what_is_in_their_middles():
-    maps_Ass = np.ones((2, 16, 16), np.int32)
-    maps_Ass[0, :, 8:] = 2  # one annotator cuts the image in two,
-    maps_Ass[:, 8:, 8:] = 0  # and none labels its lower right
-    same_LL = same_segment_cells(maps_Ass, 16)
-    known_LL = np.full((4, 4), np.nan)
-    known_LL[:3, :3] = [[1, 0.5, 1], [0.5, 1, 0.5], [1, 0.5, 1]]
-    np.testing.assert_array_equal(same_LL, known_LL)
 
 
 def test_padding_is_zero_after_normalising():
