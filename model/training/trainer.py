@@ -8,6 +8,7 @@ Shapes: B images, N prompts, M masks per prompt, J answers, C channels, H W embe
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -126,8 +127,7 @@ class Trainer:
         """Everything needed to go on, written in one piece."""
         state = {
             "step": self.step,
-            "recipe": dataclasses.asdict(self.recipe),
-            "model": dataclasses.asdict(self.model),
+            **self._identity(),
             "learner": self._learner.state_dict(),
             "average": self._average,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
@@ -137,10 +137,13 @@ class Trainer:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Goes on from a file that `save` wrote. Raises TrainingDataError if it is of another recipe or model."""
+        """Goes on from a file that `save` wrote.
+
+        Raises TrainingDataError if it is of another recipe or model, or started from another checkpoint.
+        """
         state = torch.load(path, map_location=self.device, weights_only=True)
-        for what in ("recipe", "model"):
-            if state[what] != dataclasses.asdict(getattr(self, what)):
+        for what, value in self._identity().items():
+            if state[what] != value:
                 raise TrainingDataError(f"{path} is a run of another {what}; train into another folder")
         self.step = state["step"]
         learner = state["learner"]
@@ -152,6 +155,14 @@ class Trainer:
         self._optimizers = make_optimizers(self._learner, self.recipe.weight_decay)
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+
+    def _identity(self) -> dict[str, object]:
+        """What has to be the same for one run to be the continuation of another."""
+        return {
+            "recipe": dataclasses.asdict(self.recipe),
+            "model": dataclasses.asdict(self.model),
+            "checkpoint": self._start and _digest(self._start),
+        }
 
     def _model_at(self, step: int) -> SamConfig:
         return dataclasses.replace(self.model, image_size=self.recipe.stage_at(step)[1].image_size)
@@ -296,6 +307,15 @@ class Trainer:
         costs = mask_costs(sam.decode_masks(decoded, keep_KM)[:, None], answers_Khw[:, None])
         error_K = (decoded.predicted_iou_NM[:, 0].float() - costs.iou_NMJ[:, 0, 0]).square()
         return len(chosen_K) / count * (costs.loss_NMJ.mean() + error_K.mean())
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """The sha256 of weights, in hex."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _decode(sam: Sam, embedding: ImageEmbedding, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,18 @@ def test_run_is_refused_when_the_model_is_another(tmp_path: Path):
         wider.load(tmp_path / "run.pt")
 
 
+def test_run_is_refused_when_it_started_from_another_checkpoint(tmp_path: Path):
+    starts = [random_sam(TINY, seed).state_dict() for seed in (1, 2)]
+    first, again, other = (
+        Trainer(TINY, TWO_STAGES, OneImage(squares()), [], start=starts[which]) for which in (0, 0, 1)
+    )
+    first.save(tmp_path / "run.pt")
+    again.load(tmp_path / "run.pt")
+    for trainer in (other, _trainer()):
+        with pytest.raises(TrainingDataError, match="another checkpoint"):
+            trainer.load(tmp_path / "run.pt")
+
+
 def test_resized_weights_differ_only_in_the_position_table():
     trainer = _trainer()
     small, large = trainer.averaged_sam(64), trainer.averaged_sam(128)
