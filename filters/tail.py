@@ -32,7 +32,8 @@ def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: f
     `offset` is that of `filters.scores.stability_score`. `margin` is how far logits may be off: the box of the mask
     then lies somewhere between `inner_boxes` and `boxes`.
     """
-    counts_N3, boxes_N24 = _kernels(logits_Nhw).measure(logits_Nhw, upsampling, offset, margin)
+    # For an integer every kernel would be compiled once more.
+    counts_N3, boxes_N24 = _kernels(logits_Nhw).measure(logits_Nhw, upsampling, float(offset), float(margin))
     above_N, below_N, area_N = counts_N3.unbind(dim=1)
     outer_N4, inner_N4 = boxes_N24.unbind(dim=1)
     return Measures(above_N / below_N, area_N, outer_N4 * (outer_N4[:, 2:3] >= 0), inner_N4)

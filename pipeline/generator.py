@@ -197,7 +197,7 @@ class MaskGenerator:
     @torch.inference_mode()  # each thread has a mode of its own
     def _point_masks(self, seen: _SeenView, points_N2: Tensor, timer: StepTimer) -> tuple[MaskBatch, Counter[str]]:
         """The masks at a batch of points that pass, and how many did not, by filter."""
-        found = self._candidates(self.sam, seen, points_N2, self.config.pred_iou_thresh, 0, timer)
+        found = self._candidates(self.sam, seen, points_N2, self.config.pred_iou_thresh, 0.0, timer)
         dropped = Counter({"predicted_iou": found.keep_NM[:, 1:].numel() - len(found.masks)})
         with timer.step("filter", self._threads):
             filters = self._mask_filters(seen.image_height, seen.image_width)
