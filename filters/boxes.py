@@ -67,7 +67,8 @@ def near_crop_edge(
     Source: Kirillov et al. 2023, Appendix B; `is_box_near_crop_edge` of segment-anything.
     """
     image_box_4 = boxes_N4.new_tensor([0, 0, width, height])
-    # A box between two is as near to its crop's edge as the inner one at least, and to the image's as the outer at most.
+    # A box between two is at least as near to its crop's edge as the inner, and at most as near to the image's as the
+    # outer one.
     inner_boxes_N4 = boxes_N4 if inner_boxes_N4 is None else inner_boxes_N4
     near_crop_N4 = (inner_boxes_N4 - crop_boxes_N4).abs() <= EDGE_TOLERANCE
     near_image_N4 = (boxes_N4 - image_box_4).abs() <= EDGE_TOLERANCE
