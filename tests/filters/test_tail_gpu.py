@@ -181,9 +181,9 @@ def test_kernels_see_the_pixels_of_the_reference_when_images_are_real(height: in
 @on_gpu
 def test_an_image_may_have_more_than_2_to_the_31_pixels() -> None:
     side = 50_000
-    counts_N3, boxes_N4 = run("measure", torch.full((1, 256, 256), 3.0), 1024, side, side, OFFSET, MARGIN)
+    counts_N3, boxes_N24 = run("measure", torch.full((1, 256, 256), 3.0), 1024, side, side, OFFSET, MARGIN)
     assert counts_N3.tolist() == [[side**2] * 3]
-    assert boxes_N4.tolist() == [[0, 0, side - 1, side - 1]]
+    assert boxes_N24.tolist() == [[[0, 0, side - 1, side - 1]] * 2]
     (changes,) = run("find_changes", torch.full((1, 256, 256), 3.0), 1024, side, side, 0, side)
     assert np.array_equal(changes, np.repeat(side * np.arange(side + 1), 2)[1:-1])
 
