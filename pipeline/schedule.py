@@ -65,6 +65,7 @@ class Schedule:
         self._again: list[Shard] = []
         self._leases: list[Lease] = []
         self._done: set[int] = set()
+        self._committed: set[int] = set()  # found so by a copy, while the worker that did it has more to tell
         self._histories: defaultdict[int, _History] = defaultdict(_History)
         self._told: defaultdict[int, set[str]] = defaultdict(set)  # shard -> images that on_progress was told of
         self.failed: dict[int, str] = {}  # shard -> why, after the last attempt
@@ -103,7 +104,7 @@ class Schedule:
             lease
             for lease in self._leases
             if copies[lease.shard.index] == 1
-            and lease.shard.index not in self._done
+            and lease.shard.index not in self._done | self._committed
             and lease.shard.index not in self._histories
         ]
         return min(candidates, key=lambda lease: lease.ended).shard if candidates else None
@@ -126,7 +127,8 @@ class Schedule:
         self._leases.remove(lease)
         index = lease.shard.index
         if lease.ended == 0 and index in self._at_workers():
-            return  # the worker that committed it knows of its images, and is heard a moment later
+            self._committed.add(index)  # by a worker that knows of its images, and is heard a moment later
+            return
         if index not in self._done:
             self._done.add(index)
             self._told.pop(index, None)

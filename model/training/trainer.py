@@ -83,7 +83,7 @@ class Trainer:
         else:
             sam = load_resized(self._model_at(0), start)
         self._learner = Learner(sam, recipe.affinity_channels).to(device)
-        self._start = start
+        self._start, self._start_digest = start, start and _digest(start)
         self._average = {name: value.clone() for name, value in sam.state_dict().items()}
         self._optimizers = make_optimizers(self._learner, recipe.weight_decay)
 
@@ -161,7 +161,7 @@ class Trainer:
         return {
             "recipe": dataclasses.asdict(self.recipe),
             "model": dataclasses.asdict(self.model),
-            "checkpoint": self._start and _digest(self._start),
+            "checkpoint": self._start_digest,
         }
 
     def _model_at(self, step: int) -> SamConfig:

@@ -65,11 +65,22 @@ def test_images_are_told_of_when_the_copy_that_found_them_committed_is_heard_fir
     first, copy = told.take(), told.take()
     told.schedule.finish(copy)
     assert told.schedule.unfinished == 1
+    assert told.schedule.take(idle=True) is None, "no other copy of what is done"
     for image_id in ("0a", "0b"):
         told.schedule.heard(first, ends(first, image_id))
     told.schedule.finish(first)
     assert told.schedule.unfinished == 0
     assert (told.images, told.shards) == (["0a", "0b"], [0])
+
+
+def test_shard_that_a_copy_found_committed_is_done_when_its_worker_is_lost_and_another_finds_it_too():
+    told = Told(1)
+    first, copy = told.take(), told.take()
+    told.schedule.finish(copy)
+    told.schedule.lose(first, "the worker died")
+    told.schedule.finish(told.take())
+    assert told.schedule.unfinished == 0
+    assert told.shards == [0]
 
 
 def test_shard_that_lost_its_worker_comes_again_carefully_and_after_the_fresh_ones():
