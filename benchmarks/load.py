@@ -147,7 +147,7 @@ class Replay:
 
     def chosen_logits(self, rows_N: Tensor, keep_NM: Tensor) -> Tensor:
         """(K, h, w) where `keep_NM` is true."""
-        prompts, masks = keep_NM.nonzero(as_tuple=True)
+        prompts, masks = keep_NM.nonzero().to(self._device, non_blocking=True).unbind(dim=1)
         return self._logits_NMhw[rows_N[prompts], masks]
 
 

@@ -66,7 +66,7 @@ def near_crop_edge(
 
     Source: Kirillov et al. 2023, Appendix B; `is_box_near_crop_edge` of segment-anything.
     """
-    image_box_4 = boxes_N4.new_tensor([0, 0, width, height])
+    image_box_4 = torch.tensor([0, 0, width, height]).to(boxes_N4.device, non_blocking=True)
     # A box between two is at least as near to its crop's edge as the inner, and at most as near to the image's as the
     # outer one.
     inner_boxes_N4 = boxes_N4 if inner_boxes_N4 is None else inner_boxes_N4

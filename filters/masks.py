@@ -44,9 +44,10 @@ class MaskBatch:
         return self.logits.shape[0]
 
     def select(self, rows: Tensor) -> MaskBatch:
-        """The rows of a boolean mask (N,) or of an index tensor, in that order."""
+        """The rows of a boolean mask (N,) or of an index tensor, in that order; it may be on the CPU."""
         if rows.dtype == torch.bool:
             rows = rows.nonzero()[:, 0]  # once: on a GPU every column would wait for their number
+        rows = rows.to(self.logits.device, non_blocking=True)
         return MaskBatch(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
 
     @staticmethod

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -13,19 +17,30 @@ def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float) -> Tensor:
     A box is dropped when its IoU with a better kept one is above the threshold. The arithmetic is that of
     `torchvision.ops.nms` on the CPU: XYXY corners, areas without the inclusive pixel, in float32, compared in
     float64. A box without area has IoU 0 or NaN with any other, so it neither suppresses nor is suppressed.
+
+    It runs on the host, which waits for the boxes and scores.
     """
-    order_N = scores_N.argsort(descending=True, stable=True)
-    x0, y0, x1, y1 = boxes_N4[order_N].float().cpu().numpy().T
-    area = (x1 - x0) * (y1 - y0)
-    kept: list[int] = []
-    rest = np.arange(len(order_N))
-    while len(rest):
-        best, rest = rest[0], rest[1:]
-        kept.append(int(best))
-        width = np.minimum(x1[best], x1[rest]) - np.maximum(x0[best], x0[rest])
-        height = np.minimum(y1[best], y1[rest]) - np.maximum(y0[best], y0[rest])
-        overlap = width.clip(min=0) * height.clip(min=0)
-        with np.errstate(invalid="ignore"):
-            iou = overlap / (area[best] + area[rest] - overlap)
-        rest = rest[~(iou.astype(np.float64) > iou_threshold)]
-    return order_N[torch.tensor(kept, dtype=torch.int64, device=order_N.device)]
+    order_N = scores_N.cpu().argsort(descending=True, stable=True)
+    kept_K = _keep(boxes_N4.cpu()[order_N].float().numpy(), float(iou_threshold))
+    return order_N[torch.from_numpy(kept_K)].to(boxes_N4.device, non_blocking=True)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")  # a division by zero is none of Python's
+def _keep(boxes_N4: Any, iou_threshold: float) -> NDArray[np.int64]:
+    """Which boxes are kept, the better first."""
+    kept = np.empty(len(boxes_N4), np.int64)
+    count = 0
+    for i in range(len(boxes_N4)):
+        x0, y0, x1, y1 = boxes_N4[i]
+        area = (x1 - x0) * (y1 - y0)
+        for k in kept[:count]:
+            u0, v0, u1, v1 = boxes_N4[k]
+            width, height = min(x1, u1) - max(x0, u0), min(y1, v1) - max(y0, v0)
+            if width > 0 and height > 0:
+                overlap = width * height
+                if np.float64(overlap / ((u1 - u0) * (v1 - v0) + area - overlap)) > iou_threshold:
+                    break
+        else:
+            kept[count] = i
+            count += 1
+    return kept[:count]

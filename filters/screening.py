@@ -43,45 +43,49 @@ class Screening:
         candidates: MaskBatch,
         inner_boxes_K4: Tensor,
         predicted_iou_NM: Tensor,
-        keep_NM: Tensor,
+        chosen: tuple[Tensor, Tensor],
         filters: Iterable[Filter],
     ) -> Screening:
-        """Of the K candidates where the boolean `keep_NM` is true, after `filters`, which must be lenient."""
+        """Of K candidates, by prompt and mask, after `filters`, which must be lenient."""
         dropped_by_K = torch.full_like(candidates.area, _BOX_NMS)
         for filter_ in filters:
-            passed_K = (dropped_by_K != _BOX_NMS) | filter_.keep(candidates)
-            dropped_by_K[~passed_K] = FILTERS.index(filter_.name)
-        dropped_by_NM = torch.full_like(keep_NM, FILTERS.index("predicted_iou"), dtype=torch.int64)
-        dropped_by_NM[keep_NM] = dropped_by_K
+            failed_K = (dropped_by_K == _BOX_NMS) & ~filter_.keep(candidates)
+            dropped_by_K = dropped_by_K.masked_fill(failed_K, FILTERS.index(filter_.name))
+        dropped_by_NM = torch.full_like(predicted_iou_NM, FILTERS.index("predicted_iou"), dtype=torch.int64)
+        dropped_by_NM[chosen] = dropped_by_K
         # What is not a number says nothing.
-        dropped_by_NM[predicted_iou_NM.isnan()] = _BOX_NMS
+        dropped_by_NM = dropped_by_NM.masked_fill(predicted_iou_NM.isnan(), _BOX_NMS)
         dropped_by_NM[:, 0] = -1
-        boxes_NM4 = torch.zeros((*keep_NM.shape, 4), dtype=torch.int64, device=keep_NM.device)
+        boxes_NM4 = dropped_by_NM.new_zeros((*dropped_by_NM.shape, 4))
         inner_boxes_NM4 = torch.zeros_like(boxes_NM4)
-        boxes_NM4[keep_NM], inner_boxes_NM4[keep_NM] = candidates.boxes, inner_boxes_K4
+        boxes_NM4[chosen], inner_boxes_NM4[chosen] = candidates.boxes, inner_boxes_K4
         return Screening(predicted_iou_NM, boxes_NM4, inner_boxes_NM4, dropped_by_NM)
 
     @staticmethod
     def concat(screenings: Sequence[Screening]) -> Screening:
-        """The prompts of all, in order."""
-        return Screening(*(torch.cat([getattr(s, column.name) for s in screenings]) for column in fields(Screening)))
+        """The prompts of all, in order; on the CPU what dropped them."""
+        predicted_iou, boxes, inner_boxes, dropped_by = (
+            torch.cat([getattr(s, column.name) for s in screenings]) for column in fields(Screening)
+        )
+        return Screening(predicted_iou, boxes, inner_boxes, dropped_by.cpu())
 
     def contenders(self, open_N: Tensor, exact: MaskBatch, nms_threshold: float) -> Tensor:
         """The prompts, by index, with a candidate that NMS may keep, of those where the boolean `open_N` is true.
 
-        `exact` are the candidates of all others. Each candidate that is not among the contenders loses to one that
-        is, or to an exact one: where there are no contenders any more, NMS of `exact` is NMS of all.
+        `open_N` and what is returned are on the CPU. `exact` are the candidates of all others. Each candidate that is
+        not among the contenders loses to one that is, or to an exact one: where there are no contenders any more, NMS
+        of `exact` is NMS of all.
         """
-        passes_NM = (self.dropped_by_NM == _BOX_NMS) & open_N[:, None]
-        prompts_X = passes_NM.nonzero()[:, 0]
-        boxes_X4, scores_X = self.boxes_NM4[passes_NM], self.predicted_iou_NM[passes_NM]
+        passes_X2 = ((self.dropped_by_NM == _BOX_NMS) & open_N[:, None]).nonzero()
+        of_X = passes_X2.to(self.boxes_NM4.device, non_blocking=True).unbind(dim=1)
+        boxes_X4, scores_X = self.boxes_NM4[of_X], self.predicted_iou_NM[of_X]
         boxes = torch.cat([exact.boxes, boxes_X4])
         scores = torch.cat([exact.predicted_iou, scores_X])
         kept_K = nms(boxes, scores, nms_threshold)
-        overlaps_KX = least_iou(boxes[kept_K], self.inner_boxes_NM4[passes_NM], boxes_X4) > nms_threshold
+        overlaps_KX = least_iou(boxes[kept_K], self.inner_boxes_NM4[of_X], boxes_X4) > nms_threshold
         better_KX = scores[kept_K][:, None] > scores_X + IOU_MARGIN
-        loses_X = (overlaps_KX & better_KX).any(dim=0)
-        return prompts_X[~loses_X].unique()
+        loses_X = (overlaps_KX & better_KX).any(dim=0).cpu()
+        return passes_X2[~loses_X, 0].unique()
 
     def dropped(self, prompts_N: Tensor) -> Counter[str]:
         """How many candidates each filter drops, of the prompts where the boolean `prompts_N` is true."""

@@ -46,7 +46,7 @@ def encode(logits_Nhw: Tensor, upsampling: Upsampling, corner: tuple[int, int], 
 
 
 def _kernels(logits_Nhw: Tensor) -> ModuleType:
-    # Imported where they are needed: a machine has numba or Triton, not necessarily both.
+    # Imported where they are needed: a machine without a GPU need not have Triton.
     if logits_Nhw.is_cuda:
         from filters import tail_gpu as kernels
     else:

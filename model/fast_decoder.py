@@ -87,7 +87,10 @@ class FastMaskDecoder(MaskDecoder):
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
         """See `MaskDecoder`. Logits are float32."""
+        device = decoded.mask_tokens_NMC.device
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
+        chosen_K2 = keep_NM[rows].nonzero().to(device, non_blocking=True)
+        rows = rows.to(device, non_blocking=True)
         tokens_RLC = decoded.image_tokens_NCHW.flatten(2).transpose(1, 2)[rows]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips] or [None, None]
         half_RXC = fast_linear(tokens_RLC, *self._double_1).unflatten(2, (4, -1)).flatten(1, 2)
@@ -99,7 +102,7 @@ class FastMaskDecoder(MaskDecoder):
         mlps = self.output_hypernetworks_mlps
         weights_RMC = torch.stack([mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(mlps)], dim=1)
         logits_RXM = full_RXC @ weights_RMC.transpose(1, 2).to(self._dtype)
-        return passes.to_pixels(logits_RXM, keep_NM[rows], decoded.image_tokens_NCHW.shape[-2:])
+        return passes.to_pixels(logits_RXM, chosen_K2, decoded.image_tokens_NCHW.shape[-2:])
 
 
 def _as_linear(convolution: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

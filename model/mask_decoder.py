@@ -68,7 +68,10 @@ class MaskDecoder(nn.Module):
         )
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
-        """Mask logits (K, h, w) of the masks where the boolean `keep_NM` is true, in row-major order of (N, M)."""
+        """Mask logits (K, h, w) of the masks where the boolean `keep_NM` is true, in row-major order of (N, M).
+
+        `keep_NM` may be on the CPU: then nobody waits for a GPU to say how many there are.
+        """
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips]
         upscaled_RChw = self._upscale(decoded.image_tokens_NCHW[rows], skips)

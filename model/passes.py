@@ -48,15 +48,15 @@ def gelu(x_NXC: Tensor, skip_BXC: Tensor | None) -> Tensor:
     return F.gelu(_add(x_NXC, skip_BXC))
 
 
-def to_pixels(logits_NXM: Tensor, keep_NM: Tensor, grid: Sequence[int]) -> Tensor:
-    """Logits (K, 4H, 4W), float32, of the masks to keep, of a grid (H, W) of cells whose 16 pixels lie as two doublings
-    made them.
+def to_pixels(logits_NXM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Tensor:
+    """Logits (K, 4H, 4W), float32, of chosen prompts and masks, of a grid (H, W) of cells whose 16 pixels lie as two
+    doublings made them.
     """
     if _has_kernels(logits_NXM):
         from model import cpu_kernels
 
-        return cpu_kernels.to_pixels(logits_NXM, keep_NM.nonzero(), grid)
-    logits_KX = logits_NXM.transpose(1, 2)[keep_NM].float()
+        return cpu_kernels.to_pixels(logits_NXM, chosen_K2, grid)
+    logits_KX = logits_NXM[chosen_K2[:, 0], :, chosen_K2[:, 1]].float()
     cells = logits_KX.unflatten(1, (*grid, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6)
     return cells.flatten(1, 3).flatten(2, 4)
 

@@ -48,8 +48,8 @@ def normalise(resized_hw3: Tensor, config: SamConfig) -> Tensor:
 def to_input_frame(xy: Tensor, height: int, width: int, image_size: int) -> Tensor:
     """Points (..., 2) from pixels of a (height, width) image to pixels of the network's input."""
     resized_height, resized_width = resized_size(height, width, image_size)
-    scale = torch.tensor([resized_width / width, resized_height / height], dtype=xy.dtype, device=xy.device)
-    return xy * scale
+    scale = torch.tensor([resized_width / width, resized_height / height], dtype=xy.dtype)
+    return xy * scale.to(xy.device, non_blocking=True)
 
 
 def to_image_logits(logits_Nhw: Tensor, height: int, width: int, image_size: int) -> Tensor:

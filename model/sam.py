@@ -65,5 +65,7 @@ class Sam(nn.Module):
         return self.decode_prompts(embedding, points_N12, labels_N1)
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
-        """Mask logits (K, h, w), four per embedding cell and axis, of the masks chosen by the boolean `keep_NM`."""
+        """Mask logits (K, h, w), four per embedding cell and axis, of the masks chosen by the boolean `keep_NM`,
+        which may be on the CPU.
+        """
         return self.mask_decoder.decode_masks(decoded, keep_NM)

@@ -109,8 +109,7 @@ class MaskGenerator:
         with timer.step("filter"):
             batch = chain.apply(MaskBatch.concat(batches), self._image_filters(height, width, len(views)), dropped)
         encoded = self._encode(batch, height, width, timer, dropped)
-        rows = torch.tensor([mask.row for mask in encoded], dtype=torch.int64, device=self.sam.device)
-        batch = batch.select(rows)
+        batch = batch.select(torch.tensor([mask.row for mask in encoded], dtype=torch.int64))
         return ImageMasks(
             height=height,
             width=width,
@@ -154,7 +153,7 @@ class MaskGenerator:
 
     def _view_masks(self, seen: _SeenView, timer: StepTimer, dropped: Counter[str]) -> MaskBatch:
         """The masks that remain of one view of the image."""
-        points_P2 = torch.from_numpy(seen.view.points_P2).to(self.sam.device)
+        points_P2 = torch.from_numpy(seen.view.points_P2)
         if self._screen is None:
             batch = self._masks_at(seen, points_P2, timer, dropped)
         else:
@@ -170,7 +169,7 @@ class MaskGenerator:
             list(self._by_batches(lambda points_N2: self._screen_points(seen, points_N2, screen, timer), points_P2))
         )
         batch = MaskBatch.empty(self.sam.config.mask_size, self.sam.device)
-        open_P = torch.ones(len(points_P2), dtype=torch.bool, device=points_P2.device)
+        open_P = torch.ones(len(points_P2), dtype=torch.bool)
         while True:
             with timer.step("filter"):
                 chosen = screening.contenders(open_P, batch, self.config.box_nms_thresh)
@@ -198,10 +197,10 @@ class MaskGenerator:
     def _point_masks(self, seen: _SeenView, points_N2: Tensor, timer: StepTimer) -> tuple[MaskBatch, Counter[str]]:
         """The masks at a batch of points that pass, and how many did not, by filter."""
         found = self._candidates(self.sam, seen, points_N2, self.config.pred_iou_thresh, 0.0, timer)
-        dropped = Counter({"predicted_iou": found.keep_NM[:, 1:].numel() - len(found.masks)})
+        dropped = Counter({"predicted_iou": found.predicted_iou_NM[:, 1:].numel() - len(found.masks)})
         with timer.step("filter", self._threads):
             filters = self._mask_filters(seen.image_height, seen.image_width)
-            return chain.apply(found.masks, filters, dropped), dropped
+            return chain.apply_together(found.masks, filters, dropped), dropped
 
     @torch.inference_mode()
     def _screen_points(self, seen: _SeenView, points_N2: Tensor, screen: Sam, timer: StepTimer) -> Screening:
@@ -211,7 +210,7 @@ class MaskGenerator:
         found = self._candidates(screen, seen, points_N2, threshold, LOGIT_MARGIN, timer)
         with timer.step("filter", self._threads):
             filters = self._mask_filters(seen.image_height, seen.image_width, found.inner_boxes_K4)
-            return Screening.of(found.masks, found.inner_boxes_K4, found.predicted_iou_NM, found.keep_NM, filters)
+            return Screening.of(found.masks, found.inner_boxes_K4, found.predicted_iou_NM, found.chosen, filters)
 
     def _candidates(
         self, sam: Sam, seen: _SeenView, points_N2: Tensor, threshold: float, logit_margin: float, timer: StepTimer
@@ -220,30 +219,34 @@ class MaskGenerator:
 
         Their boxes are those of `filters.tail.measure` with the margin.
         """
-        view = seen.view
+        view, device = seen.view, self.sam.device
         with timer.step("prompt", self._threads):
+            points_N2 = points_N2.to(device, non_blocking=True)
             inputs_N2 = to_input_frame(points_N2, view.height, view.width, sam.config.image_size)
             decoded = sam.decode_points(seen.embedding, inputs_N2)
             iou_NM = decoded.predicted_iou_NM
             keep_NM = iou_NM > threshold if threshold > 0 else torch.ones_like(iou_NM, dtype=torch.bool)
             # A lone click is ambiguous: its candidates are the three ambiguity masks, not the single one.
             keep_NM[:, 0] = False
+            keep_NM = keep_NM.cpu()  # Here the host waits for a GPU, and then knows how many there are.
+            chosen_K2 = keep_NM.nonzero().to(device, non_blocking=True)
+            prompts_K, masks_K = chosen_K2.unbind(dim=1)
             logits_Khw = sam.decode_masks(decoded, keep_NM)
         with timer.step("filter", self._threads):
             upsampling = crop_upsampling(sam.config, view.height, view.width)
             measures = tail.measure(logits_Khw, upsampling, self.config.stability_score_offset, logit_margin)
-            crop_box_4 = torch.tensor(view.crop_box, device=points_N2.device)
+            crop_box_4 = torch.tensor(view.crop_box).to(device, non_blocking=True)
             corner_4 = crop_box_4[:2].repeat(2)
             masks = MaskBatch(
                 logits=logits_Khw,
-                predicted_iou=iou_NM[keep_NM],
+                predicted_iou=iou_NM[prompts_K, masks_K],
                 stability_score=measures.stability_score,
                 area=measures.area,
                 boxes=measures.boxes + corner_4,
-                points=points_N2[keep_NM.nonzero()[:, 0]] + crop_box_4[:2],
+                points=points_N2[prompts_K] + crop_box_4[:2],
                 crop_boxes=crop_box_4.expand(len(logits_Khw), 4),
             )
-        return _Candidates(masks, measures.inner_boxes + corner_4, iou_NM, keep_NM)
+        return _Candidates(masks, measures.inner_boxes + corner_4, iou_NM, (prompts_K, masks_K))
 
     def _encode(
         self, batch: MaskBatch, height: int, width: int, timer: StepTimer, dropped: Counter[str]
@@ -262,12 +265,14 @@ class MaskGenerator:
     def _counts(self, batch: MaskBatch, height: int, width: int) -> list[bytes]:
         """The RLE of each mask in the image."""
         counts = [b""] * len(batch)
-        for crop_box_4 in batch.crop_boxes.unique(dim=0):
-            rows = (batch.crop_boxes == crop_box_4).all(dim=1).nonzero()[:, 0]
+        crop_boxes_N4 = batch.crop_boxes.cpu()
+        for crop_box_4 in crop_boxes_N4.unique(dim=0):
+            rows = (crop_boxes_N4 == crop_box_4).all(dim=1).nonzero()[:, 0]
             x0, y0, x1, y1 = crop_box_4.tolist()
             upsampling = crop_upsampling(self.sam.config, y1 - y0, x1 - x0)
             for block in rows.split(ENCODED_AT_ONCE):
-                of_block = tail.encode(batch.logits[block], upsampling, (x0, y0), height, width)
+                logits = batch.logits[block.to(batch.logits.device, non_blocking=True)]
+                of_block = tail.encode(logits, upsampling, (x0, y0), height, width)
                 for row, text in zip(block.tolist(), of_block, strict=True):
                     counts[row] = text
         return counts
@@ -318,7 +323,7 @@ class _Candidates(NamedTuple):
     masks: MaskBatch
     inner_boxes_K4: Tensor
     predicted_iou_NM: Tensor
-    keep_NM: Tensor  # boolean, which of them these are
+    chosen: tuple[Tensor, Tensor]  # of each, the point and the mask
 
 
 class _EncodedMask(NamedTuple):

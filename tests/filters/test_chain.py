@@ -1,5 +1,6 @@
 from collections import Counter
 
+import pytest
 import torch
 
 from filters import chain
@@ -27,11 +28,12 @@ def _kept(batch: MaskBatch, filter_: chain.Filter) -> list[int]:
     return [batch.points.tolist().index(point) for point in kept.points.tolist()]
 
 
-def test_every_drop_is_counted_under_its_filter():
-    batch = _batch(stability_score=torch.tensor([0.9, 0.99, 0.97, 0.2]), area=torch.tensor([1, 1, 90, 1]))
+@pytest.mark.parametrize("apply", [chain.apply, chain.apply_together])
+def test_every_drop_is_counted_under_the_first_filter_that_drops(apply):
+    batch = _batch(stability_score=torch.tensor([0.9, 0.99, 0.97, 0.2]), area=torch.tensor([1, 1, 90, 95]))
     dropped = Counter({"coverage": 5})
-    kept = chain.apply(batch, (chain.stability_score(0.95), chain.coverage(0.9, 10, 10)), dropped)
-    assert len(kept) == 1
+    kept = apply(batch, (chain.stability_score(0.95), chain.coverage(0.9, 10, 10)), dropped)
+    assert kept.points.tolist() == batch.points[1:2].tolist()
     assert dropped == {"stability_score": 2, "coverage": 6}
 
 
@@ -73,3 +75,4 @@ def test_filters_pass_an_empty_batch():
         chain.coverage(0.95, 9, 9),
     )
     assert len(chain.apply(empty, filters, Counter())) == 0
+    assert len(chain.apply_together(empty, filters[:2], Counter())) == 0

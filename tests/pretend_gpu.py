@@ -1,0 +1,114 @@
+"""A GPU that is none: its tensors say that they are on one, and the CPU computes what is in them.
+
+What runs on it takes the way that code takes on a GPU, but for the mask tail, whose kernels are the CPU's. As there,
+tensors of two devices do not mix, and where the host needs to know what is in a tensor it waits for the device: these
+waits are counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from filters import tail, tail_cpu
+
+DEVICE = torch.device("cuda:0")
+
+# What they return, or the size of that, is in the data.
+_WAITS = {"nonzero", "masked_select", "unique", "bincount", "item", "tolist", "equal", "__bool__", "__int__"}
+_MOVES = {"to", "cpu", "cuda"}
+
+
+class OnGpu(Tensor):
+    """A tensor on the pretended device."""
+
+
+@contextmanager
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """While it is entered there is such a device, for this thread. Yields how often the host waited for it, and why."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
+    monkeypatch.setattr(tail, "_kernels", lambda logits_Nhw: _Tail if isinstance(logits_Nhw, OnGpu) else tail_cpu)
+    with _PretendGpu() as device:
+        yield device.waits
+
+
+class _PretendGpu(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        on_gpu = any(isinstance(x, OnGpu) for x in tensors)
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # an attribute
+            name = getattr(func.__self__, "__name__", "")
+            if on_gpu and name in ("device", "is_cuda"):
+                return DEVICE if name == "device" else True
+        if name == "pin_memory":
+            return args[0]
+        if name == "_has_compatible_shallow_copy_type":
+            return False  # so that `Module.to` makes new parameters
+        if name in _MOVES:
+            return self._move(name, args, kwargs)
+        if on_gpu:
+            assert name != "numpy", "a GPU's tensor has no NumPy array"
+            others = [tuple(x.shape) for x in tensors if not isinstance(x, OnGpu) and x.dim() > 0]
+            assert not others, f"{name} mixes a GPU's tensors with a CPU's of {others}"
+            by_mask = name in ("__getitem__", "__setitem__") and _has_mask(args[1])
+            self.waits[name] += name in _WAITS or by_mask
+        wanted = kwargs.get("device")
+        to_gpu = on_gpu if wanted is None else torch.device(wanted).type == "cuda"
+        if wanted is not None:
+            kwargs["device"] = "cpu"
+        self.waits["copy to the device"] += to_gpu and name in ("tensor", "as_tensor", "new_tensor")
+        result = func(*tree_map(_plain, args), **tree_map(_plain, kwargs))
+        return tree_map(_on_gpu, result) if to_gpu else result
+
+    def _move(self, name: str, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        """`to`, `cpu` or `cuda`."""
+        was_there = isinstance(args[0], OnGpu)
+        targets = [*args[1:], *kwargs.values()]
+        devices = [torch.device(target) for target in targets if isinstance(target, str | torch.device)]
+        devices += [target.device for target in targets if isinstance(target, Tensor)]
+        to_gpu = devices[0].type == "cuda" if devices else name == "cuda" or (name == "to" and was_there)
+        self.waits["copy to the host"] += was_there and not to_gpu
+        self.waits["copy to the device"] += to_gpu and not was_there and not kwargs.get("non_blocking")
+        dtypes = [target for target in targets if isinstance(target, torch.dtype)]
+        moved = _plain(args[0]).to(*dtypes, copy=was_there != to_gpu)
+        return _on_gpu(moved) if to_gpu else moved
+
+
+class _Tail:
+    """The mask tail on the pretended device."""
+
+    @staticmethod
+    def measure(logits_Nhw: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        return tree_map(_on_gpu, tail_cpu.measure(_plain(logits_Nhw), *args))
+
+    @staticmethod
+    def find_changes(logits_Nhw: Tensor, *args: Any) -> Any:
+        return tail_cpu.find_changes(_plain(logits_Nhw), *args)
+
+
+def _has_mask(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts)
+
+
+def _plain(x: Any) -> Any:
+    return x.as_subclass(Tensor) if isinstance(x, OnGpu) else x
+
+
+def _on_gpu(x: Any) -> Any:
+    return x.as_subclass(OnGpu) if isinstance(x, Tensor) else x
