@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from filters import tail, tail_cpu
 
 DEVICE = torch.device("cuda:0")
+_autocast = torch.autocast
 
 # What they return, or the size of that, is in the data.
 _WAITS = {"nonzero", "masked_select", "unique", "bincount", "item", "tolist", "equal", "__bool__", "__int__"}
@@ -37,6 +38,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """While it is entered there is such a device, for this thread. Yields how often the host waited for it, and why."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
     monkeypatch.setattr(tail, "_kernels", lambda logits_Nhw: _Tail if isinstance(logits_Nhw, OnGpu) else tail_cpu)
+    monkeypatch.setattr(torch, "autocast", lambda device_type, *args, **kwargs: _autocast("cpu", *args, **kwargs))
     with _PretendGpu() as device:
         yield device.waits
 

@@ -10,6 +10,7 @@ import pytest
 import skimage.data
 import torch
 
+from evaluation import overlap
 from model.checkpoint import load_model
 from model.optimize import OptimizedSam
 from pipeline.config import GeneratorConfig
@@ -30,8 +31,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def open_generator(device: torch.device, screen: torch.dtype | None, config: GeneratorConfig) -> MaskGenerator:
-    return MaskGenerator(OptimizedSam(load_model("mini", None).sam.to(device), torch.float32, screen), config)
+def open_generator(
+    device: torch.device, screen: torch.dtype | None, config: GeneratorConfig, encoder: torch.dtype = torch.float32
+) -> MaskGenerator:
+    return MaskGenerator(OptimizedSam(load_model("mini", None).sam.to(device), encoder, screen), config)
 
 
 def generate(generator: MaskGenerator) -> ImageMasks:
@@ -54,6 +57,15 @@ def test_masks_are_those_of_a_cpu(screen: torch.dtype | None) -> None:
     assert len(masks) == len(expected) > 50
     assert masks.rle_counts == expected.rle_counts
     assert sum(masks.dropped.values()) == sum(expected.dropped.values())
+
+
+def test_half_precision_of_a_gpu_finds_nearly_the_same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generate(open_generator(torch.device("cpu"), None, CONFIG))
+    with pretend_gpu(monkeypatch):
+        masks = generate(open_generator(DEVICE, torch.float16, CONFIG, encoder=torch.float16))
+    iou_NN = overlap.iou(masks.rle_counts, expected.rle_counts, expected.height, expected.width)
+    assert len(masks) == pytest.approx(len(expected), rel=0.05)
+    assert (iou_NN.max(axis=0) >= 0.9).mean() >= 0.95
 
 
 @SCREENS
