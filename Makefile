@@ -36,7 +36,7 @@ GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 gpu-check:  ## where there is a GPU: its tests, the engine against its peers (BENCH: further arguments), and throughput
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null || \
 		{ echo "no GPU that the torch of $(GPU_PYTHON) can use; say which Python with: make gpu-check GPU_PYTHON=..."; exit 1; }
-	$(GPU_PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark[.]gpu' tests)
+	$(GPU_PYTHON) -m pytest -m gpu $$(grep -rlE --include='test_*.py' 'mark[.]gpu|gpu: str' tests)
 	$(GPU_PYTHON) -m benchmarks.engine --device cuda --model mini $(BENCH)
 	$(GPU_PYTHON) -m benchmarks.engine --device cuda --model vit_h $(BENCH)
 	$(GPU_PYTHON) -m benchmarks.throughput --device cuda --model vit_h

@@ -1,4 +1,4 @@
-"""Fixtures for tests that talk to S3: the servers of tests/s3/servers.py, and a new bucket."""
+"""Fixtures: a GPU, real or pretended; for tests that talk to S3 the servers of tests/s3/servers.py and a bucket."""
 
 from __future__ import annotations
 
@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     from tests.s3.servers import FaultProxy, MotoServer
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.gpu)])
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of the device."""
+    import torch
+
+    from tests.pretend_gpu import pretend_gpu
+
+    if request.param == "pretended":
+        with pretend_gpu(monkeypatch):
+            yield "cuda"
+    elif torch.cuda.is_available():
+        yield "cuda"
+    else:
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="session")

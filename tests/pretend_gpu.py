@@ -36,10 +36,12 @@ class OnGpu(Tensor):
 @contextmanager
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """While it is entered there is such a device, for this thread. Yields how often the host waited for it, and why."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
     monkeypatch.setattr(tail, "_kernels", lambda logits_Nhw: _Tail if isinstance(logits_Nhw, OnGpu) else tail_cpu)
     monkeypatch.setattr(torch, "autocast", lambda device_type, *args, **kwargs: _autocast("cpu", *args, **kwargs))
-    with _PretendGpu() as device:
+    with torch.no_grad(), _PretendGpu() as device:
         yield device.waits
 
 

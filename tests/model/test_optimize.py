@@ -110,12 +110,10 @@ def test_encoder_in_half_precision_leaves_the_original_and_the_delicate_weights_
     assert 1e-5 < (found - expected).abs().max() / expected.abs().max() < 0.05
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_gpu_equals_cpu() -> None:
+def test_gpu_equals_cpu(gpu: str) -> None:
     on_cpu = results(random_sam(CONFIG))
     for precision, tolerance in (("exact", 1e-4), ("fast", 0.05)):
-        on_gpu = results(optimize(random_sam(CONFIG), precision, "cuda"))
+        on_gpu = results(optimize(random_sam(CONFIG), precision, gpu))
         for name, tensor in on_cpu.items():
             assert (on_gpu[name].cpu() - tensor).abs().max() / tensor.abs().max() < tolerance, name
 

@@ -101,11 +101,9 @@ def test_masks_are_the_same_when_images_share_a_generator(sam: Sam, expected: Im
     assert_same(coffee, generate(generator, COFFEE))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-def test_masks_on_a_gpu_are_nearly_all_those_on_the_cpu(expected: ImageMasks, precision: str):
-    sam = optimize(load_model("mini", None).sam, precision, "cuda")
+def test_masks_on_a_gpu_are_nearly_all_those_on_the_cpu(expected: ImageMasks, precision: str, gpu: str):
+    sam = optimize(load_model("mini", None).sam, precision, gpu)
     masks = generate(MaskGenerator(sam, CONFIG), CAT)
     iou_NN = overlap.iou(masks.rle_counts, expected.rle_counts, expected.height, expected.width)
     assert abs(len(masks) - len(expected)) <= 1
