@@ -54,9 +54,8 @@ class Click(NamedTuple):
 class ClickScores:
     """The IoUs of one image's segments with the masks that clicks on them gave."""
 
-    iou_KC: NDArray[
-        np.float64
-    ]  # after each of CLICKS; of the three after the first the one with the best predicted IoU
+    # After each of CLICKS; of the three after the first the one with the best predicted IoU.
+    iou_KC: NDArray[np.float64]
     oracle_K: NDArray[np.float64]  # after the first click, the best of three
     predicted_K3: NDArray[np.float64]  # the model's own estimates after the first click
     clicked_K3: NDArray[np.float64]  # IoU with the segment that was clicked

@@ -25,7 +25,8 @@ DEVICE = torch.device("cuda:0")
 _autocast = torch.autocast
 
 # What they return, or the size of that, is in the data.
-_WAITS = {"nonzero", "masked_select", "unique", "bincount", "item", "tolist", "equal", "__bool__", "__int__"}
+_WAITS = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "equal"}
+_WAITS |= {"item", "tolist", "__bool__", "__int__", "__float__"}
 _MOVES = {"to", "cpu", "cuda"}
 
 
