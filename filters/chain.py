@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -43,14 +43,23 @@ def apply(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) ->
     return batch
 
 
-def apply_together(batch: MaskBatch, filters: Sequence[Filter], dropped: Counter[str]) -> MaskBatch:
-    """`apply` of filters, at least one, that look at each mask by itself: rows are copied once, the host waits once."""
-    names = [filter_.name for filter_ in filters]
-    passed_FN = torch.stack([filter_.keep(batch) for filter_ in filters]).cpu().cumprod(dim=0)
-    left = [len(batch), *passed_FN.sum(dim=1).tolist()]
-    for name, before, after in zip(names, left, left[1:], strict=False):
-        dropped[name] += before - after
-    return batch.select(passed_FN[-1].bool())
+def apply_together(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) -> MaskBatch:
+    """`apply` of filters that look at each mask by itself: rows are copied once, the host waits once for a GPU."""
+    dropped_by_N = first_to_drop(batch, filters).cpu()
+    dropped.update(FILTERS[i] for i in dropped_by_N[dropped_by_N >= 0].tolist())
+    return batch.select(dropped_by_N < 0)
+
+
+def first_to_drop(batch: MaskBatch, filters: Iterable[Filter]) -> Tensor:
+    """The index (N,) int64, in FILTERS, of the first filter that drops each mask; -1 where none does.
+
+    Of filters that look at each mask by itself.
+    """
+    dropped_by_N = torch.full_like(batch.area, -1)
+    for filter_ in filters:
+        drops_N = (dropped_by_N < 0) & ~filter_.keep(batch)
+        dropped_by_N = dropped_by_N.masked_fill(drops_N, FILTERS.index(filter_.name))
+    return dropped_by_N
 
 
 def stability_score(threshold: float) -> Filter:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from filters.boxes import least_iou
-from filters.chain import FILTERS, Filter
+from filters.chain import FILTERS, Filter, first_to_drop
 from filters.masks import MaskBatch
 from filters.nms import nms
 
@@ -43,16 +43,13 @@ class Screening:
         candidates: MaskBatch,
         inner_boxes_K4: Tensor,
         predicted_iou_NM: Tensor,
-        chosen: tuple[Tensor, Tensor],
+        chosen: tuple[Tensor, ...],
         filters: Iterable[Filter],
     ) -> Screening:
-        """Of K candidates, by prompt and mask, after `filters`, which must be lenient."""
-        dropped_by_K = torch.full_like(candidates.area, _BOX_NMS)
-        for filter_ in filters:
-            failed_K = (dropped_by_K == _BOX_NMS) & ~filter_.keep(candidates)
-            dropped_by_K = dropped_by_K.masked_fill(failed_K, FILTERS.index(filter_.name))
+        """Of K candidates, the prompts and masks `chosen` (K each), after `filters`, which must be lenient."""
+        dropped_by_K = first_to_drop(candidates, filters)
         dropped_by_NM = torch.full_like(predicted_iou_NM, FILTERS.index("predicted_iou"), dtype=torch.int64)
-        dropped_by_NM[chosen] = dropped_by_K
+        dropped_by_NM[chosen] = dropped_by_K.masked_fill(dropped_by_K < 0, _BOX_NMS)
         # What is not a number says nothing.
         dropped_by_NM = dropped_by_NM.masked_fill(predicted_iou_NM.isnan(), _BOX_NMS)
         dropped_by_NM[:, 0] = -1

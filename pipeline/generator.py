@@ -229,8 +229,7 @@ class MaskGenerator:
             # A lone click is ambiguous: its candidates are the three ambiguity masks, not the single one.
             keep_NM[:, 0] = False
             keep_NM = keep_NM.cpu()  # Here the host waits for a GPU, and then knows how many there are.
-            chosen_K2 = keep_NM.nonzero().to(device, non_blocking=True)
-            prompts_K, masks_K = chosen_K2.unbind(dim=1)
+            chosen = keep_NM.nonzero().to(device, non_blocking=True).unbind(dim=1)
             logits_Khw = sam.decode_masks(decoded, keep_NM)
         with timer.step("filter", self._threads):
             upsampling = crop_upsampling(sam.config, view.height, view.width)
@@ -239,14 +238,14 @@ class MaskGenerator:
             corner_4 = crop_box_4[:2].repeat(2)
             masks = MaskBatch(
                 logits=logits_Khw,
-                predicted_iou=iou_NM[prompts_K, masks_K],
+                predicted_iou=iou_NM[chosen],
                 stability_score=measures.stability_score,
                 area=measures.area,
                 boxes=measures.boxes + corner_4,
-                points=points_N2[prompts_K] + crop_box_4[:2],
+                points=points_N2[chosen[0]] + crop_box_4[:2],
                 crop_boxes=crop_box_4.expand(len(logits_Khw), 4),
             )
-        return _Candidates(masks, measures.inner_boxes + corner_4, iou_NM, (prompts_K, masks_K))
+        return _Candidates(masks, measures.inner_boxes + corner_4, iou_NM, chosen)
 
     def _encode(
         self, batch: MaskBatch, height: int, width: int, timer: StepTimer, dropped: Counter[str]
@@ -323,7 +322,7 @@ class _Candidates(NamedTuple):
     masks: MaskBatch
     inner_boxes_K4: Tensor
     predicted_iou_NM: Tensor
-    chosen: tuple[Tensor, Tensor]  # of each, the point and the mask
+    chosen: tuple[Tensor, ...]  # (K,) each: the points and the masks
 
 
 class _EncodedMask(NamedTuple):

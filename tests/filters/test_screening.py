@@ -69,10 +69,10 @@ class Candidates:
         keep_NM[:, 0] = False
         rough = (self.rough_scores, self.rough_stability, self.outer_boxes, self.inner_boxes)
         scores_K, stability_K, outer_K4, inner_K4 = (x[keep_NM] for x in rough)
-        prompts_K, masks_K = keep_NM.nonzero().unbind(dim=1)
-        candidates = batch(scores_K, stability_K, outer_K4, prompts_K)
+        chosen = keep_NM.nonzero().unbind(dim=1)
+        candidates = batch(scores_K, stability_K, outer_K4, chosen[0])
         lenient = chain.stability_score(STABILITY_THRESHOLD - STABILITY_MARGIN)
-        return Screening.of(candidates, inner_K4, self.rough_scores, (prompts_K, masks_K), [lenient])
+        return Screening.of(candidates, inner_K4, self.rough_scores, chosen, [lenient])
 
 
 def screened(candidates: Candidates, screening: Screening) -> tuple[MaskBatch, int]:

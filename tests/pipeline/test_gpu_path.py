@@ -7,35 +7,28 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import skimage.data
 import torch
 
 from model.checkpoint import load_model
 from model.optimize import OptimizedSam
 from pipeline.config import GeneratorConfig
 from pipeline.generator import MaskGenerator
-from pipeline.records import ImageMasks, StepTimer
+from pipeline.records import ImageMasks
+from tests.pipeline.test_batches import CAT, generate, torch_threads
 from tests.pretend_gpu import DEVICE, pretend_gpu
 
 CONFIG = GeneratorConfig(points_per_side=8, pred_iou_thresh=0.15, stability_score_thresh=0.3, points_per_batch=64)
-CAT = skimage.data.chelsea()[60:200, 100:300]
 SCREENS = pytest.mark.parametrize("screen", [None, torch.bfloat16], ids=["exact", "fast"])
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 def open_generator(device: torch.device, screen: torch.dtype | None, config: GeneratorConfig) -> MaskGenerator:
     return MaskGenerator(OptimizedSam(load_model("mini", None).sam.to(device), torch.float32, screen), config)
-
-
-def generate(generator: MaskGenerator) -> ImageMasks:
-    return generator.generate(generator.prepare(CAT), StepTimer())
 
 
 def on_gpu(screen: torch.dtype | None, config: GeneratorConfig) -> tuple[ImageMasks, Counter[str]]:
@@ -43,13 +36,13 @@ def on_gpu(screen: torch.dtype | None, config: GeneratorConfig) -> tuple[ImageMa
     with pytest.MonkeyPatch.context() as monkeypatch, pretend_gpu(monkeypatch) as waits:
         generator = open_generator(DEVICE, screen, config)
         waits.clear()
-        return generate(generator), +waits
+        return generate(generator, CAT), +waits
 
 
 @SCREENS
 def test_masks_are_those_of_a_cpu(screen: torch.dtype | None) -> None:
     config = replace(CONFIG, crop_n_layers=1, min_mask_region_area=20)
-    expected = generate(open_generator(torch.device("cpu"), screen, config))
+    expected = generate(open_generator(torch.device("cpu"), screen, config), CAT)
     masks, _ = on_gpu(screen, config)
     assert len(masks) == len(expected) > 50
     assert masks.rle_counts == expected.rle_counts
