@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from annotations.json_files import Fields, image_of_entries, image_size, read_first, read_json
-from annotations.records import AnnotatedImage, AnnotationError
+from maskmill.annotations.json_files import Fields, image_of_entries, image_size, read_first, read_json
+from maskmill.annotations.records import AnnotatedImage, AnnotationError
 
 # How many images are looked for before a folder is taken for another's.
 _LOOKED_FOR = 20

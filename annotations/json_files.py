@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from annotations.records import AnnotatedImage, AnnotationError, annotated_image
-from annotations.segmentations import SegmentationError, to_counts
-from pipeline.config import RunConfig
-from pipeline.errors import one_line_cause
+from maskmill.annotations.records import AnnotatedImage, AnnotationError, annotated_image
+from maskmill.annotations.segmentations import SegmentationError, to_counts
+from maskmill.pipeline.config import RunConfig
+from maskmill.pipeline.errors import one_line_cause
 
 Fields = dict[str, Any]
 

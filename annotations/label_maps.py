@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from annotations.records import AnnotatedImage, AnnotationError, annotated_image
-from filters import rle
-from pipeline.errors import one_line_cause
+from maskmill.annotations.records import AnnotatedImage, AnnotationError, annotated_image
+from maskmill.filters import rle
+from maskmill.pipeline.errors import one_line_cause
 
 _ONE_CHANNEL = ("L", "P", "I", "I;16", "1")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from annotations.coco import coco_of, is_coco
-from annotations.json_files import read_json
-from annotations.label_maps import open_label_maps
-from annotations.records import AnnotatedImages, AnnotationError
-from annotations.runs import open_run_images
-from annotations.sa1b import Sa1bFolder, is_sa1b
-from pipeline.ledger import RUN_KEY
+from maskmill.annotations.coco import coco_of, is_coco
+from maskmill.annotations.json_files import read_json
+from maskmill.annotations.label_maps import open_label_maps
+from maskmill.annotations.records import AnnotatedImages, AnnotationError
+from maskmill.annotations.runs import open_run_images
+from maskmill.annotations.sa1b import Sa1bFolder, is_sa1b
+from maskmill.pipeline.ledger import RUN_KEY
 
 KINDS = (
     "photographs ID.jpg with label maps ID.seg0.png, COCO instances (a .json file), SA-1B (sa_1.jpg with sa_1.json) "

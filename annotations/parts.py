@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from annotations.records import AnnotationError
-from pipeline.errors import one_line_cause
-from pipeline.ledger import masks_key
-from pipeline.storage import Storage
-from pipeline.table import read_images, read_parquet
+from maskmill.annotations.records import AnnotationError
+from maskmill.pipeline.errors import one_line_cause
+from maskmill.pipeline.ledger import masks_key
+from maskmill.pipeline.storage import Storage
+from maskmill.pipeline.table import read_images, read_parquet
 
 
 def read_footer(storage: Storage, part: str) -> pa.Table:

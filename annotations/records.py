@@ -12,11 +12,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from filters import rle
-from model.errors import MaskmillError
-from pipeline.config import RunConfig
-from pipeline.errors import ImageError, StorageError
-from pipeline.images import decode_image
+from maskmill.filters import rle
+from maskmill.model.errors import MaskmillError
+from maskmill.pipeline.config import RunConfig
+from maskmill.pipeline.errors import ImageError, StorageError
+from maskmill.pipeline.images import decode_image
 
 
 class AnnotationError(MaskmillError):

@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from annotations.parts import read_counts, read_footer
-from annotations.records import AnnotatedImage, AnnotationError, annotated_image
-from pipeline.errors import ObjectError, StorageError, one_line_cause
-from pipeline.ledger import Ledger, masks_key, read_run
-from pipeline.plan import read_plan
-from pipeline.records import ImageRecord, Shard
-from pipeline.sources import Source, open_source
-from pipeline.storage import Storage, open_storage
+from maskmill.annotations.parts import read_counts, read_footer
+from maskmill.annotations.records import AnnotatedImage, AnnotationError, annotated_image
+from maskmill.pipeline.errors import ObjectError, StorageError, one_line_cause
+from maskmill.pipeline.ledger import Ledger, masks_key, read_run
+from maskmill.pipeline.plan import read_plan
+from maskmill.pipeline.records import ImageRecord, Shard
+from maskmill.pipeline.sources import Source, open_source
+from maskmill.pipeline.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)

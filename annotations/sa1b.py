@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from annotations.json_files import image_of_entries, image_size, read_json
-from annotations.records import AnnotatedImage, AnnotationError
+from maskmill.annotations.json_files import image_of_entries, image_size, read_json
+from maskmill.annotations.records import AnnotatedImage, AnnotationError
 
 
 @dataclass(frozen=True)

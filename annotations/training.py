@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from annotations.layers import layer_masks
-from annotations.records import AnnotatedImage, AnnotatedImages, AnnotationError
-from filters import rle
-from model.training.data import LabelledImage, TrainingDataError
+from maskmill.annotations.layers import layer_masks
+from maskmill.annotations.records import AnnotatedImage, AnnotatedImages, AnnotationError
+from maskmill.filters import rle
+from maskmill.model.training.data import LabelledImage, TrainingDataError
 
 # The largest input of any model.
 LONGEST_SIDE = 1024

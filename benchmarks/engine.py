@@ -26,16 +26,16 @@ import torch
 from benchmarks import load, peers, roofline
 from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.peers import Engine, EngineFactory
-from filters.chain import FILTERS
-from model.checkpoint import load_model
-from model.config import VARIANTS, SamConfig
-from model.optimize import encoder_precision, half_precision, optimize, resolve_device
-from model.sam import Sam
-from pipeline.config import PRESETS, GeneratorConfig
-from pipeline.images import decode_image
-from pipeline.prompts import plan_views
-from pipeline.records import ImageMasks, ImageResult, Shard
-from pipeline.table import encode_part
+from maskmill.filters.chain import FILTERS
+from maskmill.model.checkpoint import load_model
+from maskmill.model.config import VARIANTS, SamConfig
+from maskmill.model.optimize import encoder_precision, half_precision, optimize, resolve_device
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import PRESETS, GeneratorConfig
+from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.prompts import plan_views
+from maskmill.pipeline.records import ImageMasks, ImageResult, Shard
+from maskmill.pipeline.table import encode_part
 from tests.model.networks import random_sam
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _photographs(
     if folder is None:
         import skimage.data
 
-        from jobs.demo import PHOTOGRAPHS
+        from maskmill.jobs.demo import PHOTOGRAPHS
 
         bundled = Path(skimage.data.__file__).parent
         paths = [next(bundled.glob(f"{name}.*")) for name in PHOTOGRAPHS]

@@ -26,15 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from filters import rle
-from filters.chain import FILTERS
-from pipeline import cluster
-from pipeline.generator import ResizedImage
-from pipeline.ledger import Ledger
-from pipeline.records import ImageMasks, StepTimer
-from pipeline.sources import ImageFolder
-from pipeline.storage import LocalStorage
-from pipeline.worker import Job
+from maskmill.filters import rle
+from maskmill.filters.chain import FILTERS
+from maskmill.pipeline import cluster
+from maskmill.pipeline.generator import ResizedImage
+from maskmill.pipeline.ledger import Ledger
+from maskmill.pipeline.records import ImageMasks, StepTimer
+from maskmill.pipeline.sources import ImageFolder
+from maskmill.pipeline.storage import LocalStorage
+from maskmill.pipeline.worker import Job
 from tests.machines import this_machine
 
 MASKS_PER_IMAGE = 100

@@ -20,17 +20,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from evaluation.candidates import grid_logits
-from filters.boxes import masks_to_boxes
-from filters.nms import nms
-from filters.scores import stability_score
-from model.checkpoint import load_model
-from model.image_encoder import ImageEmbedding
-from model.mask_decoder import DecodedPrompts
-from model.optimize import optimize
-from model.preprocess import resized_size
-from model.sam import Sam
-from pipeline.config import GeneratorConfig
+from maskmill.evaluation.candidates import grid_logits
+from maskmill.filters.boxes import masks_to_boxes
+from maskmill.filters.nms import nms
+from maskmill.filters.scores import stability_score
+from maskmill.model.checkpoint import load_model
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.mask_decoder import DecodedPrompts
+from maskmill.model.optimize import optimize
+from maskmill.model.preprocess import resized_size
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import GeneratorConfig
 
 # What released weights let through with the `official` thresholds, about.
 PROMPTS_PASSING_IOU = 0.6

@@ -25,11 +25,11 @@ from PIL import Image
 
 from benchmarks import load, peers
 from benchmarks.machine import RESULTS, describe_machine
-from model.checkpoint import load_model
-from model.config import VARIANTS
-from model.optimize import optimize, resolve_device
-from pipeline.config import GeneratorConfig
-from pipeline.images import decode_image
+from maskmill.model.checkpoint import load_model
+from maskmill.model.config import VARIANTS
+from maskmill.model.optimize import optimize, resolve_device
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.images import decode_image
 from tests.model.networks import random_sam
 
 SIDE = 8192

@@ -14,11 +14,11 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from benchmarks.load import Replay, ReplayedSam, replay_in_segment_anything, replay_in_transformers
-from model.sam import Sam
-from pipeline.config import GeneratorConfig
-from pipeline.generator import MaskGenerator
-from pipeline.images import decode_image
-from pipeline.records import Clock, ImageMasks, StepTimer
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.generator import MaskGenerator
+from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.records import Clock, ImageMasks, StepTimer
 
 if TYPE_CHECKING:
     from transformers import SamModel

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.plan import PLAN_KEY, encode_plan, read_plan
-from pipeline.sources import ImageFolder, Source, open_source
-from pipeline.storage import LocalStorage, StoredObject
+from maskmill.pipeline.plan import PLAN_KEY, encode_plan, read_plan
+from maskmill.pipeline.sources import ImageFolder, Source, open_source
+from maskmill.pipeline.storage import LocalStorage, StoredObject
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES_PER_SHARD = 64

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from model.config import SamConfig
+from maskmill.model.config import SamConfig
 
 
 def image_encoder(config: SamConfig) -> int:

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from annotations import open_annotations
-from evaluation import overlap
-from evaluation.segments import select_segments
-from filters.boxes import xywh_to_xyxy
-from filters.nms import nms
-from model.checkpoint import load_model
-from model.optimize import optimize
-from pipeline.config import PRESETS
-from pipeline.generator import MaskGenerator
-from pipeline.records import ImageMasks, StepTimer
+from maskmill.annotations import open_annotations
+from maskmill.evaluation import overlap
+from maskmill.evaluation.segments import select_segments
+from maskmill.filters.boxes import xywh_to_xyxy
+from maskmill.filters.nms import nms
+from maskmill.model.checkpoint import load_model
+from maskmill.model.optimize import optimize
+from maskmill.pipeline.config import PRESETS
+from maskmill.pipeline.generator import MaskGenerator
+from maskmill.pipeline.records import ImageMasks, StepTimer
 
 PREDICTED_IOU = np.arange(0.1, 0.91, 0.1)
 STABILITY = np.arange(0.0, 0.96, 0.1)

@@ -31,16 +31,16 @@ from PIL import Image
 from benchmarks import load
 from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.peers import MAX_PIXELS
-from model.checkpoint import load_model
-from model.config import VARIANTS
-from model.optimize import optimize, resolve_device
-from pipeline.config import PRESETS
-from pipeline.generator import MaskGenerator
-from pipeline.images import decode_image
-from pipeline.ledger import Ledger
-from pipeline.records import ImageRecord, Shard
-from pipeline.storage import LocalStorage
-from pipeline.worker import Engine, Job, process_shard
+from maskmill.model.checkpoint import load_model
+from maskmill.model.config import VARIANTS
+from maskmill.model.optimize import optimize, resolve_device
+from maskmill.pipeline.config import PRESETS
+from maskmill.pipeline.generator import MaskGenerator
+from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.ledger import Ledger
+from maskmill.pipeline.records import ImageRecord, Shard
+from maskmill.pipeline.storage import LocalStorage
+from maskmill.pipeline.worker import Engine, Job, process_shard
 from tests.model.networks import random_sam
 
 SAMPLE_MILLISECONDS = 100

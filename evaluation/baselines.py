@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import felzenszwalb
 
-from filters import rle
+from maskmill.filters import rle
 
 # Chosen on BSDS500's validation split among 3 minimum sizes, 8 triples of scales and 2 sigmas: a baseline at its best.
 # Segments may be a little smaller than the smallest that recall counts (0.5 % of the image).

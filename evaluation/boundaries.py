@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
 from skimage.morphology import thin
 
-from annotations import AnnotatedImage
+from maskmill.annotations import AnnotatedImage
 
 TOLERANCE = 0.0075  # of the image's diagonal
 # The benchmark has 99: a third of them take a third of the time, and rates between two are interpolated.

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from annotations import AnnotatedImage
-from evaluation.clicks import Predictor, iou
-from filters import rle
+from maskmill.annotations import AnnotatedImage
+from maskmill.evaluation.clicks import Predictor, iou
+from maskmill.filters import rle
 
 
 def measure_boxes(predictor: Predictor, image: AnnotatedImage, segments: Sequence[int]) -> NDArray[np.float64]:

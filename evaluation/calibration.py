@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import StorageError
+from maskmill.pipeline.errors import StorageError
 
 BINS = 10
 

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from filters import tail
-from filters.nms import nms
-from model.preprocess import preprocess, to_image_logits, to_input_frame
-from model.sam import Sam
-from pipeline.generator import crop_upsampling
-from pipeline.prompts import square_grid
+from maskmill.filters import tail
+from maskmill.filters.nms import nms
+from maskmill.model.preprocess import preprocess, to_image_logits, to_input_frame
+from maskmill.model.sam import Sam
+from maskmill.pipeline.generator import crop_upsampling
+from maskmill.pipeline.prompts import square_grid
 
 POINTS_PER_SIDE = 64
 NMS_THRESHOLD = 0.9

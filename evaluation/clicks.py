@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from annotations import AnnotatedImage
-from evaluation import overlap
-from filters import rle
-from model.predictor import Prediction
+from maskmill.annotations import AnnotatedImage
+from maskmill.evaluation import overlap
+from maskmill.filters import rle
+from maskmill.model.predictor import Prediction
 
 Mask = NDArray[np.bool_]
 

@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from annotations import AnnotationError
-from annotations.parts import read_counts, read_footer
-from evaluation import overlap
-from filters import rle
-from pipeline.errors import RunMismatchError
-from pipeline.ledger import REQUESTS_AT_ONCE, Ledger, flatten, read_run
-from pipeline.plan import read_plan
-from pipeline.storage import Storage
+from maskmill.annotations import AnnotationError
+from maskmill.annotations.parts import read_counts, read_footer
+from maskmill.evaluation import overlap
+from maskmill.filters import rle
+from maskmill.pipeline.errors import RunMismatchError
+from maskmill.pipeline.ledger import REQUESTS_AT_ONCE, Ledger, flatten, read_run
+from maskmill.pipeline.plan import read_plan
+from maskmill.pipeline.storage import Storage
 
 _COLUMNS = ("image_id", "shard", "image_height", "image_width", "sha256", "status")
 _IMAGES_AT_ONCE = 1024  # as Python objects

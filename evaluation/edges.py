@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluation.candidates import grid_logits, image_logits
-from filters import tail
-from filters.nms import nms
-from model.sam import Sam
-from pipeline.generator import crop_upsampling
+from maskmill.evaluation.candidates import grid_logits, image_logits
+from maskmill.filters import tail
+from maskmill.filters.nms import nms
+from maskmill.model.sam import Sam
+from maskmill.pipeline.generator import crop_upsampling
 
 POINTS_PER_SIDE = 16
 NMS_THRESHOLD = 0.7  # the paper names none: the generator's

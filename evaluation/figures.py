@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import boundaries
-from evaluation.baselines import BASELINES
-from evaluation.calibration import Bin, correlation, reliability
-from evaluation.clicks import CLICKS, ClickScores
-from evaluation.image import MODEL, ImageScores
-from evaluation.proposals import average_recall
-from evaluation.recall import recall_at
+from maskmill.evaluation import boundaries
+from maskmill.evaluation.baselines import BASELINES
+from maskmill.evaluation.calibration import Bin, correlation, reliability
+from maskmill.evaluation.clicks import CLICKS, ClickScores
+from maskmill.evaluation.image import MODEL, ImageScores
+from maskmill.evaluation.proposals import average_recall
+from maskmill.evaluation.recall import recall_at
 
 # How many masks per image the model may have in the second row of the recalls.
 MASK_LIMIT = 100

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from annotations import AnnotatedImage
-from evaluation.baselines import BASELINES
-from evaluation.boundaries import BoundaryCounts, count_matches, human_boundaries
-from evaluation.boxes import measure_boxes
-from evaluation.candidates import POINTS_PER_SIDE, find_candidates
-from evaluation.clicks import CLICKS, ClickScores, measure_clicks
-from evaluation.edges import edge_map
-from evaluation.proposals import LIMITS, Matches, match_proposals
-from evaluation.recall import RecallCurve, recall_curve
-from evaluation.segments import MIN_SHARE, covers_image, select_segments
-from model.predictor import encode_image
-from model.sam import Sam
-from pipeline.config import GeneratorConfig
-from pipeline.generator import MaskGenerator
-from pipeline.records import StepTimer
+from maskmill.annotations import AnnotatedImage
+from maskmill.evaluation.baselines import BASELINES
+from maskmill.evaluation.boundaries import BoundaryCounts, count_matches, human_boundaries
+from maskmill.evaluation.boxes import measure_boxes
+from maskmill.evaluation.candidates import POINTS_PER_SIDE, find_candidates
+from maskmill.evaluation.clicks import CLICKS, ClickScores, measure_clicks
+from maskmill.evaluation.edges import edge_map
+from maskmill.evaluation.proposals import LIMITS, Matches, match_proposals
+from maskmill.evaluation.recall import RecallCurve, recall_curve
+from maskmill.evaluation.segments import MIN_SHARE, covers_image, select_segments
+from maskmill.model.predictor import encode_image
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.generator import MaskGenerator
+from maskmill.pipeline.records import StepTimer
 
 MEASURES = ("proposals", "clicks", "boxes", "recall", "baselines", "calibration", "edges")
 MODEL = "model"  # its name among those whose masks have a recall

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from filters import rle
+from maskmill.filters import rle
 
 
 def iou(counts_N: Sequence[bytes], counts_K: Sequence[bytes], height: int, width: int) -> NDArray[np.float64]:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from annotations import AnnotatedImage
-from evaluation import overlap
-from filters import rle
+from maskmill.annotations import AnnotatedImage
+from maskmill.evaluation import overlap
+from maskmill.filters import rle
 
 LIMITS = (10, 100, 1000)
 SIZES = ("all", "small", "medium", "large")  # COCOeval's, small and large to 32^2 and from 96^2 pixels

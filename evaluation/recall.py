@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import overlap
+from maskmill.evaluation import overlap
 
 
 @dataclass(frozen=True, eq=False)

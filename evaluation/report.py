@@ -10,17 +10,17 @@ from typing import Any
 
 from rich.table import Table
 
-from evaluation.boundaries import BoundaryFigures
-from evaluation.calibration import draw_reliability
-from evaluation.figures import (
+from maskmill.evaluation.boundaries import BoundaryFigures
+from maskmill.evaluation.calibration import draw_reliability
+from maskmill.evaluation.figures import (
     BoxFigures,
     CalibrationFigures,
     ClickFigures,
     Figures,
     RecallFigures,
 )
-from evaluation.proposals import LIMITS
-from pipeline.errors import StorageError
+from maskmill.evaluation.proposals import LIMITS
+from maskmill.pipeline.errors import StorageError
 
 JSON_NAME = "evaluation.json"
 PLOT_NAME = "calibration.png"

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from annotations import AnnotatedImages, AnnotationError
-from evaluation.image import ImageEvaluator, ImageScores, Settings
-from model.checkpoint import load_model
-from model.errors import MaskmillError
-from model.optimize import optimize
-from pipeline.config import RunConfig
+from maskmill.annotations import AnnotatedImages, AnnotationError
+from maskmill.evaluation.image import ImageEvaluator, ImageScores, Settings
+from maskmill.model.checkpoint import load_model
+from maskmill.model.errors import MaskmillError
+from maskmill.model.optimize import optimize
+from maskmill.pipeline.config import RunConfig
 
 # Results are kept in order, so that figures are the same to the last digit: an image that takes long makes others wait.
 AHEAD = 4

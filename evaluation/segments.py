@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from annotations import AnnotatedImage
-from filters import rle
+from maskmill.annotations import AnnotatedImage
+from maskmill.filters import rle
 
 # Smaller segments than this share of the image say more about the annotator's patience than about the model.
 MIN_SHARE = 0.005

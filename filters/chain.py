@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from filters.boxes import near_crop_edge
-from filters.masks import MaskBatch
-from filters.nms import nms
+from maskmill.filters.boxes import near_crop_edge
+from maskmill.filters.masks import MaskBatch
+from maskmill.filters.nms import nms
 
 # All filters in the order they are applied: the names of the drop counters. `predicted_iou` rejects prompts
 # before there are masks and `small_regions` edits masks, so these two run in the generator.

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from filters import rle
+from maskmill.filters import rle
 
 Mask = NDArray[np.bool_]
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from filters.boxes import least_iou
-from filters.chain import FILTERS, Filter, first_to_drop
-from filters.masks import MaskBatch
-from filters.nms import nms
+from maskmill.filters.boxes import least_iou
+from maskmill.filters.chain import FILTERS, Filter, first_to_drop
+from maskmill.filters.masks import MaskBatch
+from maskmill.filters.nms import nms
 
 # How far predicted IoUs, stability scores and logits near the threshold may be off: by less, with bf16, in 999 of 1000
 # candidates of the embedded model (docs/0008).

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from filters import rle
-from filters.upsampling import Upsampling
+from maskmill.filters import rle
+from maskmill.filters.upsampling import Upsampling
 
 
 class Measures(NamedTuple):
@@ -48,7 +48,7 @@ def encode(logits_Nhw: Tensor, upsampling: Upsampling, corner: tuple[int, int], 
 def _kernels(logits_Nhw: Tensor) -> ModuleType:
     # Imported where they are needed: a machine without a GPU need not have Triton.
     if logits_Nhw.is_cuda:
-        from filters import tail_gpu as kernels
+        from maskmill.filters import tail_gpu as kernels
     else:
-        from filters import tail_cpu as kernels
+        from maskmill.filters import tail_cpu as kernels
     return kernels

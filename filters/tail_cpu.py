@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from filters.upsampling import Upsampling
+from maskmill.filters.upsampling import Upsampling
 
 _Result = TypeVar("_Result")
 

@@ -19,8 +19,8 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from filters.boxes import masks_to_boxes
-from filters.upsampling import Taps, Upsampling
+from maskmill.filters.boxes import masks_to_boxes
+from maskmill.filters.upsampling import Taps, Upsampling
 
 _STRIP = 128  # columns
 _LAUNCH = {"STRIP": _STRIP, "num_warps": 1, "enable_fp_fusion": False}

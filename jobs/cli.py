@@ -13,16 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.compare import compare
-from jobs.demo import demo
-from jobs.evaluate import evaluate
-from jobs.generate import generate
-from jobs.info import info
-from jobs.preview import preview
-from jobs.retry import retry
-from jobs.train import train
-from jobs.verify import verify
-from model.errors import MaskmillError
+from maskmill.jobs.compare import compare
+from maskmill.jobs.demo import demo
+from maskmill.jobs.evaluate import evaluate
+from maskmill.jobs.generate import generate
+from maskmill.jobs.info import info
+from maskmill.jobs.preview import preview
+from maskmill.jobs.retry import retry
+from maskmill.jobs.train import train
+from maskmill.jobs.verify import verify
+from maskmill.model.errors import MaskmillError
 
 app = typer.Typer(
     help="Automatic mask generation with Segment Anything: images in, Parquet tables of masks out.",

@@ -36,10 +36,10 @@ def compare(
       maskmill compare s3://bucket/out out/ --json agreement.json
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
-    from evaluation.compare import compare_images, index_run, pair_images, settings_that_differ, summarise
-    from jobs.progress import ProgressBar
-    from pipeline.errors import StorageError
-    from pipeline.storage import open_storage
+    from maskmill.evaluation.compare import compare_images, index_run, pair_images, settings_that_differ, summarise
+    from maskmill.jobs.progress import ProgressBar
+    from maskmill.pipeline.errors import StorageError
+    from maskmill.pipeline.storage import open_storage
 
     a, b = (index_run(open_storage(run)) for run in (run_a, run_b))
     pairs = pair_images(a, b, limit)

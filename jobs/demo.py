@@ -25,10 +25,10 @@ def demo(
     # The libraries behind it take a while to load: `--help` must not wait for them.
     from rich.console import Console
 
-    from jobs.generate import generate_masks
-    from pipeline.overlay import contact_sheet, write_picture
-    from pipeline.preview import overlays
-    from pipeline.storage import open_storage
+    from maskmill.jobs.generate import generate_masks
+    from maskmill.pipeline.overlay import contact_sheet, write_picture
+    from maskmill.pipeline.preview import overlays
+    from maskmill.pipeline.storage import open_storage
 
     photographs, tables, pictures = out / "photographs", out / "tables", out / "overlays"
     _write_photographs(photographs)
@@ -49,7 +49,7 @@ def _write_photographs(folder: Path) -> None:
     """Copies what is bundled, byte for byte: part of what the run's results rest on."""
     import shutil
 
-    from model.errors import MaskmillError
+    from maskmill.model.errors import MaskmillError
 
     try:
         import skimage.data

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.generate import run_config
-from jobs.run import Device
+from maskmill.jobs.generate import run_config
+from maskmill.jobs.run import Device
 
 if TYPE_CHECKING:
-    from annotations import AnnotatedImages
-    from evaluation.image import ImageScores
-    from evaluation.run import EvaluatorFactory
+    from maskmill.annotations import AnnotatedImages
+    from maskmill.evaluation.image import ImageScores
+    from maskmill.evaluation.run import EvaluatorFactory
 
 # More processes than this want more memory than a laptop has.
 MAX_DEFAULT_PROCESSES = 4
@@ -88,14 +88,14 @@ def evaluate(
     _check_extra()
     from rich.console import Console
 
-    from annotations import open_annotations
-    from evaluation.figures import summarise
-    from evaluation.image import MEASURES, Settings
-    from evaluation.report import tables, write_report
-    from evaluation.run import EvaluationError, EvaluatorFactory
-    from model.checkpoint import load_model
-    from model.optimize import resolve_device
-    from pipeline.errors import ConfigError, StorageError
+    from maskmill.annotations import open_annotations
+    from maskmill.evaluation.figures import summarise
+    from maskmill.evaluation.image import MEASURES, Settings
+    from maskmill.evaluation.report import tables, write_report
+    from maskmill.evaluation.run import EvaluationError, EvaluatorFactory
+    from maskmill.model.checkpoint import load_model
+    from maskmill.model.optimize import resolve_device
+    from maskmill.pipeline.errors import ConfigError, StorageError
 
     config = run_config(model, preset, {}, precision)
     for name in only or ():
@@ -142,8 +142,8 @@ def _measure(
     make_evaluator: EvaluatorFactory, annotated: AnnotatedImages, count: int, processes: int
 ) -> tuple[Sequence[ImageScores], Sequence[str]]:
     """The scores, and why other images have none, which is also told on stderr; with a progress bar."""
-    from evaluation.run import Skipped, measure_images
-    from jobs.progress import ProgressBar
+    from maskmill.evaluation.run import Skipped, measure_images
+    from maskmill.jobs.progress import ProgressBar
 
     scores: list[ImageScores] = []
     skipped: list[str] = []
@@ -160,7 +160,7 @@ def _measure(
 def _check_extra() -> None:
     from importlib.util import find_spec
 
-    from model.errors import MaskmillError
+    from maskmill.model.errors import MaskmillError
 
     missing = [name for name in ("matplotlib", "scipy", "skimage") if find_spec(name) is None]
     if missing:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, check_device, run_job
+from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, check_device, run_job
 
 if TYPE_CHECKING:
-    from pipeline.config import RunConfig
-    from pipeline.sources import Source
+    from maskmill.pipeline.config import RunConfig
+    from maskmill.pipeline.sources import Source
 
 # Shards have MAX_IMAGES_PER_SHARD, or fewer where that would make fewer than MIN_SHARDS: small sources are spread over
 # the workers too.
@@ -130,11 +130,11 @@ def generate_masks(
     `overrides` are fields of GeneratorConfig that shall differ from the preset's. Raises MaskmillError.
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
-    from model.checkpoint import load_model
-    from pipeline.ledger import Identity, open_run
-    from pipeline.sources import open_source
-    from pipeline.storage import open_storage
-    from pipeline.worker import Job, SamFactory
+    from maskmill.model.checkpoint import load_model
+    from maskmill.pipeline.ledger import Identity, open_run
+    from maskmill.pipeline.sources import open_source
+    from maskmill.pipeline.storage import open_storage
+    from maskmill.pipeline.worker import Job, SamFactory
 
     images = open_source(source)
     config = run_config(model, preset, overrides or {}, precision)
@@ -152,9 +152,9 @@ def generate_masks(
 
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
     """The configuration that the flags mean. ConfigError where one of them is wrong."""
-    from model.config import VARIANTS
-    from pipeline.config import PRESETS, RunConfig
-    from pipeline.errors import ConfigError
+    from maskmill.model.config import VARIANTS
+    from maskmill.pipeline.config import PRESETS, RunConfig
+    from maskmill.pipeline.errors import ConfigError
 
     if model not in VARIANTS:
         raise ConfigError(f"there is no model {model!r}; choose one of {', '.join(VARIANTS)}")

@@ -26,9 +26,9 @@ def info(
     from rich.console import Console
     from rich.table import Table
 
-    from model.checkpoint import build_sam, embedded_checkpoint, file_sha256, read_checkpoint
-    from model.config import VARIANTS
-    from model.errors import CheckpointError
+    from maskmill.model.checkpoint import build_sam, embedded_checkpoint, file_sha256, read_checkpoint
+    from maskmill.model.config import VARIANTS
+    from maskmill.model.errors import CheckpointError
 
     path = checkpoint or embedded_checkpoint("mini")
     content = read_checkpoint(path)

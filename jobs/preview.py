@@ -34,10 +34,10 @@ def preview(
     # The libraries behind it take a while to load: `--help` must not wait for them.
     from rich.console import Console
 
-    from model.errors import MaskmillError
-    from pipeline.overlay import contact_sheet, write_picture
-    from pipeline.preview import overlays
-    from pipeline.storage import open_storage
+    from maskmill.model.errors import MaskmillError
+    from maskmill.pipeline.overlay import contact_sheet, write_picture
+    from maskmill.pipeline.preview import overlays
+    from maskmill.pipeline.storage import open_storage
 
     drawn = list(islice(overlays(open_storage(out), image_ids or ()), len(image_ids or ()) or limit))
     if not drawn:

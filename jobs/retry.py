@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, check_device, run_job
+from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, check_device, run_job
 
 
 def retry(
@@ -37,12 +37,12 @@ def retry(
     # The libraries behind it take a while to load: `--help` must not wait for them.
     from rich.console import Console
 
-    from model.checkpoint import load_model
-    from pipeline.errors import RunMismatchError
-    from pipeline.ledger import reopen_run
-    from pipeline.sources import open_source
-    from pipeline.storage import open_storage
-    from pipeline.worker import Job, SamFactory
+    from maskmill.model.checkpoint import load_model
+    from maskmill.pipeline.errors import RunMismatchError
+    from maskmill.pipeline.ledger import reopen_run
+    from maskmill.pipeline.sources import open_source
+    from maskmill.pipeline.storage import open_storage
+    from maskmill.pipeline.worker import Job, SamFactory
 
     check_device(device)
     identity, ledger, plan = reopen_run(open_storage(out))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.ledger import Ledger
-    from pipeline.plan import Plan
-    from pipeline.records import Shard
-    from pipeline.worker import Job
+    from maskmill.pipeline.ledger import Ledger
+    from maskmill.pipeline.plan import Plan
+    from maskmill.pipeline.records import Shard
+    from maskmill.pipeline.worker import Job
 
 IMAGE_TIMEOUT = 1800.0
 
@@ -32,7 +32,7 @@ ImageTimeout = Annotated[
 
 def check_device(device: str) -> None:
     """Raises ConfigError for anything but auto, cpu and cuda."""
-    from pipeline.errors import ConfigError
+    from maskmill.pipeline.errors import ConfigError
 
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"there is no device {device!r}; choose auto, cpu or cuda")
@@ -49,7 +49,7 @@ def run_job(
 
     Raises what `cluster.run` does; after a signal, which is answered by a line on stderr, typer.Exit.
     """
-    from pipeline.errors import RunFailedError, RunStoppedError, StorageError
+    from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
 
     started = time.monotonic()
     try:
@@ -66,9 +66,9 @@ def _run_with_progress_bar(
     job: Job, shards: Plan | list[Shard], device: str, address: str | None, image_timeout: float
 ) -> int:
     """How many images ended. The bar counts images where their number is known, else shards."""
-    from jobs.progress import ProgressBar
-    from pipeline import cluster
-    from pipeline.worker import Progress as ImageProgress
+    from maskmill.jobs.progress import ProgressBar
+    from maskmill.pipeline import cluster
+    from maskmill.pipeline.worker import Progress as ImageProgress
 
     ended = masks = failed = 0
     n_images = _count_images(shards)

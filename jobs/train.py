@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from annotations.training import TrainingImages
-    from model.training.recipe import TrainingConfig
-    from model.training.session import Session
+    from maskmill.annotations.training import TrainingImages
+    from maskmill.model.training.recipe import TrainingConfig
+    from maskmill.model.training.session import Session
 
 # The losses are averaged over about as many steps before they are shown.
 SMOOTHING = 20
@@ -90,12 +90,12 @@ def train(
       maskmill train runs/vit_b --model vit_b --checkpoint sam_vit_b_01ec64.pth --data sa1b/ --device cuda
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
-    from model.checkpoint import embedded_checkpoint
-    from model.config import VARIANTS
-    from model.optimize import resolve_device
-    from model.training.recipe import choose_recipe
-    from model.training.session import Session, read_start
-    from pipeline.errors import ConfigError
+    from maskmill.model.checkpoint import embedded_checkpoint
+    from maskmill.model.config import VARIANTS
+    from maskmill.model.optimize import resolve_device
+    from maskmill.model.training.recipe import choose_recipe
+    from maskmill.model.training.session import Session, read_start
+    from maskmill.pipeline.errors import ConfigError
 
     if model not in VARIANTS:
         raise ConfigError(f"there is no model {model!r}; choose one of {', '.join(VARIANTS)}")
@@ -138,8 +138,8 @@ def _open_all(paths: Sequence[str]) -> dict[str, TrainingImages]:
 
 
 def _open(path: str) -> TrainingImages:
-    from annotations import open_annotations
-    from annotations.training import TrainingImages
+    from maskmill.annotations import open_annotations
+    from maskmill.annotations.training import TrainingImages
 
     file, colon, folder = path.rpartition(":")
     apart = bool(colon) and file.lower().endswith(".json")
@@ -151,9 +151,9 @@ def _open(path: str) -> TrainingImages:
 def _run_with_progress_bar(session: Session, recipe: TrainingConfig, last: int) -> None:
     from rich.console import Console
 
-    from jobs.progress import ProgressBar
-    from model.training.session import SAVE_EVERY, run
-    from pipeline.signals import StopSignals
+    from maskmill.jobs.progress import ProgressBar
+    from maskmill.model.training.session import SAVE_EVERY, run
+    from maskmill.pipeline.signals import StopSignals
 
     log = session.out / "log.jsonl"
     mean: dict[str, float] = {}

@@ -22,9 +22,9 @@ def verify(
     # The libraries behind it take a while to load: `--help` must not wait for them.
     from rich.console import Console
 
-    from jobs.progress import ProgressBar
-    from pipeline.storage import open_storage
-    from pipeline.verify import verify as checks
+    from maskmill.jobs.progress import ProgressBar
+    from maskmill.pipeline.storage import open_storage
+    from maskmill.pipeline.verify import verify as checks
 
     first: list[str] = []
     shards = done = images = failed = masks = offences = 0

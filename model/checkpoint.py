@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import VARIANTS, SamConfig
-from model.errors import CheckpointError
-from model.sam import Sam
+from maskmill.model.config import VARIANTS, SamConfig
+from maskmill.model.errors import CheckpointError
+from maskmill.model.sam import Sam
 
 Layout = Literal["official", "Hugging Face", "maskmill"]
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"

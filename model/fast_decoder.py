@@ -17,13 +17,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from model import passes
-from model.config import SamConfig
-from model.image_encoder import ImageEmbedding
-from model.layers import fast_linear
-from model.mask_decoder import DecodedPrompts, MaskDecoder
-from model.token_side import PreparedImage, TokenSideTransformer
-from model.transformer import TwoWayTransformer
+from maskmill.model import passes
+from maskmill.model.config import SamConfig
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.layers import fast_linear
+from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
+from maskmill.model.token_side import PreparedImage, TokenSideTransformer
+from maskmill.model.transformer import TwoWayTransformer
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.image_encoder import Attention, Block, ImageEncoder, join_windows, relative_distances, split_windows
-from model.layers import fast_linear, is_float32_on_cpu
+from maskmill.model.image_encoder import Attention, Block, ImageEncoder, join_windows, relative_distances, split_windows
+from maskmill.model.layers import fast_linear, is_float32_on_cpu
 
 # What is worked on together on a CPU, so that scores and hidden features stay in its cache.
 QUERIES_AT_ONCE = 512

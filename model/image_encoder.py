@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import SamConfig
-from model.layers import LayerNorm2d, MLPBlock
+from maskmill.model.config import SamConfig
+from maskmill.model.layers import LayerNorm2d, MLPBlock
 
 
 @dataclass(frozen=True, eq=False)

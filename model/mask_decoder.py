@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.config import SamConfig
-from model.image_encoder import ImageEmbedding
-from model.layers import MLP, LayerNorm2d
-from model.transformer import TwoWayTransformer
+from maskmill.model.config import SamConfig
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.layers import MLP, LayerNorm2d
+from maskmill.model.transformer import TwoWayTransformer
 
 
 @dataclass(frozen=True)

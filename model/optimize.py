@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.errors import DeviceError
-from model.fast_decoder import FastMaskDecoder
-from model.fast_encoder import speed_up
-from model.image_encoder import ImageEmbedding
-from model.sam import Sam
+from maskmill.model.errors import DeviceError
+from maskmill.model.fast_decoder import FastMaskDecoder
+from maskmill.model.fast_encoder import speed_up
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.sam import Sam
 
 
 def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:

@@ -19,7 +19,7 @@ def add_and_norm(
 ) -> tuple[Tensor, Tensor]:
     """Layer norm of the sum of the first two, in place of the first; and the same with positions added."""
     if _has_kernels(attended_NLC):
-        from model import cpu_kernels
+        from maskmill.model import cpu_kernels
 
         return attended_NLC, cpu_kernels.add_and_norm(
             attended_NLC, image_BLC, positions_1LC, norm.weight, norm.bias, norm.eps
@@ -31,7 +31,7 @@ def add_and_norm(
 def norm_and_gelu(x_NXC: Tensor, skip_BXC: Tensor | None, norm: nn.LayerNorm) -> Tensor:
     """The skip added, layer norm, GELU; in place of the first."""
     if _has_kernels(x_NXC):
-        from model import cpu_kernels
+        from maskmill.model import cpu_kernels
 
         cpu_kernels.norm_and_gelu(x_NXC, skip_BXC, norm.weight, norm.bias, norm.eps)
         return x_NXC
@@ -41,7 +41,7 @@ def norm_and_gelu(x_NXC: Tensor, skip_BXC: Tensor | None, norm: nn.LayerNorm) ->
 def gelu(x_NXC: Tensor, skip_BXC: Tensor | None) -> Tensor:
     """The skip added, GELU; in place of the first."""
     if _has_kernels(x_NXC):
-        from model import cpu_kernels
+        from maskmill.model import cpu_kernels
 
         cpu_kernels.gelu(x_NXC, skip_BXC)
         return x_NXC
@@ -53,7 +53,7 @@ def to_pixels(logits_NXM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Ten
     doublings made them.
     """
     if _has_kernels(logits_NXM):
-        from model import cpu_kernels
+        from maskmill.model import cpu_kernels
 
         return cpu_kernels.to_pixels(logits_NXM, chosen_K2, grid)
     logits_KX = logits_NXM[chosen_K2[:, 0], :, chosen_K2[:, 1]].float()

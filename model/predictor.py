@@ -13,10 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from model.errors import PromptError
-from model.image_encoder import ImageEmbedding
-from model.preprocess import preprocess, to_image_logits, to_input_frame
-from model.sam import Sam
+from maskmill.model.errors import PromptError
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.preprocess import preprocess, to_image_logits, to_input_frame
+from maskmill.model.sam import Sam
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from model.config import SamConfig
+from maskmill.model.config import SamConfig
 
 
 def resized_size(height: int, width: int, image_size: int) -> tuple[int, int]:

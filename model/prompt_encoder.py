@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from model.config import SamConfig
-from model.layers import LayerNorm2d
+from maskmill.model.config import SamConfig
+from maskmill.model.layers import LayerNorm2d
 
 PADDING_LABEL = -1  # a point that says nothing; stands where a box could be
 

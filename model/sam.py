@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.config import SamConfig
-from model.image_encoder import ImageEmbedding, ImageEncoder
-from model.mask_decoder import DecodedPrompts, MaskDecoder
-from model.prompt_encoder import PromptEncoder
+from maskmill.model.config import SamConfig
+from maskmill.model.image_encoder import ImageEmbedding, ImageEncoder
+from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
+from maskmill.model.prompt_encoder import PromptEncoder
 
 
 class Sam(nn.Module):

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import passes
-from model.transformer import CrossAttention, TwoWayBlock, TwoWayTransformer
+from maskmill.model import passes
+from maskmill.model.transformer import CrossAttention, TwoWayBlock, TwoWayTransformer
 
 
 class PreparedImage(NamedTuple):

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import SamConfig
-from model.layers import MLPBlock
+from maskmill.model.config import SamConfig
+from maskmill.model.layers import MLPBlock
 
 
 class TwoWayTransformer(nn.Module):

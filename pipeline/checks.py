@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filters import rle
-from pipeline.errors import one_line_cause
-from pipeline.ledger import RUN_KEY, images_key, masks_key
-from pipeline.records import STEPS, Shard
-from pipeline.table import (
+from maskmill.filters import rle
+from maskmill.pipeline.errors import one_line_cause
+from maskmill.pipeline.ledger import RUN_KEY, images_key, masks_key
+from maskmill.pipeline.records import STEPS, Shard
+from maskmill.pipeline.table import (
     IDENTITY_KEY,
     IMAGES,
     MASKS,

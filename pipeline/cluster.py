@@ -20,14 +20,14 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
 
-from model.errors import CheckpointError, DeviceError
-from pipeline.errors import RunFailedError, RunStoppedError, StorageError
-from pipeline.placement import Placement, place
-from pipeline.plan import Plan
-from pipeline.records import Shard
-from pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
-from pipeline.signals import StopSignals
-from pipeline.worker import Attempt, Engine, Job, OnCommit, OnProgress, Progress, process_shard
+from maskmill.model.errors import CheckpointError, DeviceError
+from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
+from maskmill.pipeline.placement import Placement, place
+from maskmill.pipeline.plan import Plan
+from maskmill.pipeline.records import Shard
+from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
+from maskmill.pipeline.signals import StopSignals
+from maskmill.pipeline.worker import Attempt, Engine, Job, OnCommit, OnProgress, Progress, process_shard
 
 SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and images of the next are read ahead
 MAX_AHEAD = 8  # images that are decoded at once: a small part of what a large machine could

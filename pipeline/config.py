@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError
+from maskmill.pipeline.errors import ConfigError
 
 Precision = Literal["exact", "fast"]
 

@@ -11,7 +11,7 @@ MaskmillError (model/errors.py)
 └── RunStoppedError     a run that somebody stopped
 """
 
-from model.errors import MaskmillError
+from maskmill.model.errors import MaskmillError
 
 
 class ConfigError(MaskmillError):

@@ -19,20 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from filters import chain, rle, tail
-from filters.boxes import xywh_to_xyxy, xyxy_to_xywh
-from filters.masks import MaskBatch
-from filters.nms import nms
-from filters.regions import remove_small_regions
-from filters.screening import IOU_MARGIN, LOGIT_MARGIN, STABILITY_MARGIN, Screening
-from filters.upsampling import Upsampling, plan_upsampling
-from model.config import SamConfig
-from model.image_encoder import ImageEmbedding
-from model.preprocess import normalise, resize, resized_size, to_input_frame
-from model.sam import Sam
-from pipeline.config import GeneratorConfig
-from pipeline.prompts import View, plan_views
-from pipeline.records import ImageMasks, StepTimer
+from maskmill.filters import chain, rle, tail
+from maskmill.filters.boxes import xywh_to_xyxy, xyxy_to_xywh
+from maskmill.filters.masks import MaskBatch
+from maskmill.filters.nms import nms
+from maskmill.filters.regions import remove_small_regions
+from maskmill.filters.screening import IOU_MARGIN, LOGIT_MARGIN, STABILITY_MARGIN, Screening
+from maskmill.filters.upsampling import Upsampling, plan_upsampling
+from maskmill.model.config import SamConfig
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.preprocess import normalise, resize, resized_size, to_input_frame
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.prompts import View, plan_views
+from maskmill.pipeline.records import ImageMasks, StepTimer
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ import warnings
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.errors import ImageError
-from pipeline.records import DecodedImage
+from maskmill.pipeline.errors import ImageError
+from maskmill.pipeline.records import DecodedImage
 
 # Raster formats whose decoders come with every Pillow. No EPS or PDF, which would start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

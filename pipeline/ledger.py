@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.config import GeneratorConfig, RunConfig
-from pipeline.errors import ConfigError, RunMismatchError, SourceError
-from pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan
-from pipeline.records import Shard
-from pipeline.sources import Source
-from pipeline.storage import PROBE_PREFIX, Storage, prove_create_if_absent
-from pipeline.table import SCHEMA_VERSION, images_part, read_parquet
+from maskmill.pipeline.config import GeneratorConfig, RunConfig
+from maskmill.pipeline.errors import ConfigError, RunMismatchError, SourceError
+from maskmill.pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan
+from maskmill.pipeline.records import Shard
+from maskmill.pipeline.sources import Source
+from maskmill.pipeline.storage import PROBE_PREFIX, Storage, prove_create_if_absent
+from maskmill.pipeline.table import SCHEMA_VERSION, images_part, read_parquet
 
 RUN_KEY = "_run.json"
 REQUESTS_AT_ONCE = 16  # to the store, where a run is opened or summed up

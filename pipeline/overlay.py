@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.errors import StorageError
+from maskmill.pipeline.errors import StorageError
 
 Pixels = NDArray[np.uint8]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from model.errors import DeviceError
-from pipeline.errors import RunFailedError
+from maskmill.model.errors import DeviceError
+from maskmill.pipeline.errors import RunFailedError
 
 CPUS_PER_WORKER = 2
 

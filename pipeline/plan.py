@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.errors import StorageError
-from pipeline.records import Shard
-from pipeline.storage import Storage
+from maskmill.pipeline.errors import StorageError
+from maskmill.pipeline.records import Shard
+from maskmill.pipeline.storage import Storage
 
 PLAN_KEY = "_plan.parquet"
 ROWS_PER_GROUP = 65536

@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from filters import rle
-from pipeline.errors import SourceError
-from pipeline.images import decode_image
-from pipeline.ledger import Ledger, masks_key, read_run
-from pipeline.overlay import draw_masks
-from pipeline.plan import read_plan
-from pipeline.records import ImageRecord
-from pipeline.sources import open_source
-from pipeline.storage import Storage
-from pipeline.table import read_images, read_parquet
+from maskmill.filters import rle
+from maskmill.pipeline.errors import SourceError
+from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.ledger import Ledger, masks_key, read_run
+from maskmill.pipeline.overlay import draw_masks
+from maskmill.pipeline.plan import read_plan
+from maskmill.pipeline.records import ImageRecord
+from maskmill.pipeline.sources import open_source
+from maskmill.pipeline.storage import Storage
+from maskmill.pipeline.table import read_images, read_parquet
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import GeneratorConfig
+from maskmill.pipeline.config import GeneratorConfig
 
 Box = tuple[int, int, int, int]
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filters.chain import FILTERS
-from pipeline.records import STEPS, Failure, ImageMasks, ImageResult, Shard
+from maskmill.filters.chain import FILTERS
+from maskmill.pipeline.records import STEPS, Failure, ImageMasks, ImageResult, Shard
 
 # Part of the run's identity: raise it when a column or its meaning changes.
 SCHEMA_VERSION = 1

@@ -16,14 +16,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from model.errors import MaskmillError
-from pipeline.checks import Chain, Check, check_shard
-from pipeline.errors import ObjectError, RunMismatchError
-from pipeline.ledger import RUN_KEY, images_key, masks_key, read_run
-from pipeline.plan import PLAN_KEY, Plan, read_plan
-from pipeline.records import Shard
-from pipeline.storage import PROBE_PREFIX, Storage
-from pipeline.table import SCHEMA_VERSION
+from maskmill.model.errors import MaskmillError
+from maskmill.pipeline.checks import Chain, Check, check_shard
+from maskmill.pipeline.errors import ObjectError, RunMismatchError
+from maskmill.pipeline.ledger import RUN_KEY, images_key, masks_key, read_run
+from maskmill.pipeline.plan import PLAN_KEY, Plan, read_plan
+from maskmill.pipeline.records import Shard
+from maskmill.pipeline.storage import PROBE_PREFIX, Storage
+from maskmill.pipeline.table import SCHEMA_VERSION
 
 _RETRY = re.compile(r"(?:masks|images)/part-(\d+)-retry-([1-9]\d*)\.parquet")
 SHARDS_AT_ONCE = 16  # most of the time of each goes into waiting for the store

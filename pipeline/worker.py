@@ -17,15 +17,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.checkpoint import load_model
-from model.errors import CheckpointError
-from model.optimize import optimize
-from pipeline.config import RunConfig
-from pipeline.errors import ImageError
-from pipeline.generator import MaskGenerator, ResizedImage
-from pipeline.images import decode_image
-from pipeline.ledger import Ledger
-from pipeline.records import (
+from maskmill.model.checkpoint import load_model
+from maskmill.model.errors import CheckpointError
+from maskmill.model.optimize import optimize
+from maskmill.pipeline.config import RunConfig
+from maskmill.pipeline.errors import ImageError
+from maskmill.pipeline.generator import MaskGenerator, ResizedImage
+from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.ledger import Ledger
+from maskmill.pipeline.records import (
     STEPS,
     Clock,
     DecodedImage,
@@ -37,8 +37,8 @@ from pipeline.records import (
     Status,
     StepTimer,
 )
-from pipeline.sources import Source
-from pipeline.table import encode_part
+from maskmill.pipeline.sources import Source
+from maskmill.pipeline.table import encode_part
 
 # Images of a shard that are fetched, decoded and resized while the device is busy.
 AHEAD = 4

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import SamConfig
-from model.image_encoder import ImageEmbedding
-from model.mask_decoder import DecodedPrompts
-from model.sam import Sam
+from maskmill.model.config import SamConfig
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.mask_decoder import DecodedPrompts
+from maskmill.model.sam import Sam
 
 CONFIG = SamConfig("colour", 8, 1, 1, global_attention_blocks=(0,), image_size=256)
 # Per mask: how much the colour may differ, and how far it may be, as a fraction of the input.

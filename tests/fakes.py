@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from filters import rle
-from filters.chain import FILTERS
-from pipeline.generator import ResizedImage
-from pipeline.images import decode_image
-from pipeline.records import DecodedImage, ImageMasks, ImageResult, StepTimer
+from maskmill.filters import rle
+from maskmill.filters.chain import FILTERS
+from maskmill.pipeline.generator import ResizedImage
+from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.records import DecodedImage, ImageMasks, ImageResult, StepTimer
 
 Colour = tuple[int, int, int]
 

@@ -16,14 +16,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage import PROBE_PREFIX, Storage
+from maskmill.pipeline.storage import PROBE_PREFIX, Storage
 
 Work = Callable[[], object]  # picklable
 Objects = dict[str, bytes]  # an output: bytes by key
 
 # From a server that has imported what takes seconds to import; the imports of `__main__` would be repeated otherwise.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["__main__", "pipeline.storage.s3", "tests.runs"])
+_CONTEXT.set_forkserver_preload(["__main__", "maskmill.pipeline.storage.s3", "tests.runs"])
 
 # What Python tells its audit hooks before it does it, and how many of the arguments are paths.
 _STEPS = {

@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from pipeline import cluster
-from pipeline.errors import RunStoppedError
+from maskmill.pipeline import cluster
+from maskmill.pipeline.errors import RunStoppedError
 from tests.fakes import FakeEngine
 from tests.runs import begin
 

@@ -15,8 +15,8 @@ from segment_anything import modeling as published
 from segment_anything.utils import amg
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from model.sam import Sam
-from pipeline.config import GeneratorConfig
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import GeneratorConfig
 from tests.colour_sam import CONFIG, ColourSam, predicted_iou, similarity
 
 __all__ = [

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from filters import tail, tail_cpu
+from maskmill.filters import tail, tail_cpu
 
 DEVICE = torch.device("cuda:0")
 _autocast = torch.autocast

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from pipeline.storage import open_storage
-from pipeline.verify import verify
+from maskmill.pipeline.storage import open_storage
+from maskmill.pipeline.verify import verify
 from tests.fakes import picture
 from tests.machines import SHARD, Machines, kill, machines, start_driver
 from tests.runs import Tables, run

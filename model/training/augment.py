@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from model.training.data import LabelledImage
+from maskmill.model.training.data import LabelledImage
 
 # Label maps are kept at half the input's resolution: twice what the mask logits have, at a quarter of the cost.
 LABEL_STRIDE = 2

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import MaskmillError
+from maskmill.model.errors import MaskmillError
 
 
 class TrainingDataError(MaskmillError):

@@ -15,11 +15,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.sam import Sam
-from model.training.augment import LABEL_STRIDE, Example, fit
-from model.training.data import LabelledImage
-from model.training.losses import best_iou, mask_costs
-from model.training.prompts import (
+from maskmill.model.sam import Sam
+from maskmill.model.training.augment import LABEL_STRIDE, Example, fit
+from maskmill.model.training.data import LabelledImage
+from maskmill.model.training.losses import best_iou, mask_costs
+from maskmill.model.training.prompts import (
     MAX_ALTERNATIVES,
     alternatives_at,
     list_segments,

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import SamConfig
-from model.sam import Sam
-from model.transformer import CrossAttention
+from maskmill.model.config import SamConfig
+from maskmill.model.sam import Sam
+from maskmill.model.transformer import CrossAttention
 
 
 def initialise(sam: Sam) -> None:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from model.config import SamConfig
-from model.training.augment import LABEL_STRIDE, Example
+from maskmill.model.config import SamConfig
+from maskmill.model.training.augment import LABEL_STRIDE, Example
 
 # Alternatives are the annotators' segments under a click; more than three outputs cannot be matched.
 MAX_ALTERNATIVES = 3

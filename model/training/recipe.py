@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from model.config import SamConfig
+from maskmill.model.config import SamConfig
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from model.sam import Sam
-from model.training.augment import LABEL_STRIDE, Example, fit
-from model.training.data import LabelledImage
-from model.training.heldout import centre
-from model.training.prompts import list_segments, normalise
+from maskmill.model.sam import Sam
+from maskmill.model.training.augment import LABEL_STRIDE, Example, fit
+from maskmill.model.training.data import LabelledImage
+from maskmill.model.training.heldout import centre
+from maskmill.model.training.prompts import list_segments, normalise
 
 COLUMNS = 4
 # RGB, told apart on most pictures.

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from model.training.data import LabelledImage
-from model.training.textures import Paint, Window, smooth_noise, texture
+from maskmill.model.training.data import LabelledImage
+from maskmill.model.training.textures import Paint, Window, smooth_noise, texture
 
 PARTS, OBJECTS, GROUPS = range(3)
 

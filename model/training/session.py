@@ -21,16 +21,16 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from model.checkpoint import build_sam, read_checkpoint, save_checkpoint
-from model.config import SamConfig
-from model.training.augment import fit
-from model.training.data import Dataset
-from model.training.heldout import measure
-from model.training.initialise import grow
-from model.training.recipe import TrainingConfig
-from model.training.samples import write_sheet
-from model.training.scenes import Scenes
-from model.training.trainer import Trainer
+from maskmill.model.checkpoint import build_sam, read_checkpoint, save_checkpoint
+from maskmill.model.config import SamConfig
+from maskmill.model.training.augment import fit
+from maskmill.model.training.data import Dataset
+from maskmill.model.training.heldout import measure
+from maskmill.model.training.initialise import grow
+from maskmill.model.training.recipe import TrainingConfig
+from maskmill.model.training.samples import write_sheet
+from maskmill.model.training.scenes import Scenes
+from maskmill.model.training.trainer import Trainer
 
 SAVE_EVERY = 100
 MEASURE_EVERY = 500

@@ -20,16 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.utils import clip_grad_norm_
 
-from model.config import SamConfig
-from model.image_encoder import ImageEmbedding
-from model.sam import Sam
-from model.training.augment import Example, augment, paste
-from model.training.data import Dataset, LabelledImage, TrainingDataError
-from model.training.initialise import initialise, load_resized
-from model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss, neighbour_loss
-from model.training.optimizers import make_optimizers
-from model.training.prompts import Batch, error_clicks, make_batch
-from model.training.recipe import TrainingConfig
+from maskmill.model.config import SamConfig
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.sam import Sam
+from maskmill.model.training.augment import Example, augment, paste
+from maskmill.model.training.data import Dataset, LabelledImage, TrainingDataError
+from maskmill.model.training.initialise import initialise, load_resized
+from maskmill.model.training.losses import affinity_loss, best_iou, mask_costs, matched_loss, neighbour_loss
+from maskmill.model.training.optimizers import make_optimizers
+from maskmill.model.training.prompts import Batch, error_clicks, make_batch
+from maskmill.model.training.recipe import TrainingConfig
 
 # Of photographs, before a scene takes their place.
 MAX_CROPS = 20

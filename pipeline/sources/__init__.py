@@ -1,12 +1,12 @@
 """What images are read from. docs/0004 has what each kind of source gives."""
 
-from pipeline.sources.folder import ImageFolder
-from pipeline.sources.manifest import Manifest
-from pipeline.sources.names import MAX_ENCODED_BYTES, is_image
-from pipeline.sources.opening import open_source
-from pipeline.sources.parquet import ParquetImages
-from pipeline.sources.source import Source
-from pipeline.sources.tars import WebDatasetTars
+from maskmill.pipeline.sources.folder import ImageFolder
+from maskmill.pipeline.sources.manifest import Manifest
+from maskmill.pipeline.sources.names import MAX_ENCODED_BYTES, is_image
+from maskmill.pipeline.sources.opening import open_source
+from maskmill.pipeline.sources.parquet import ParquetImages
+from maskmill.pipeline.sources.source import Source
+from maskmill.pipeline.sources.tars import WebDatasetTars
 
 __all__ = [
     "MAX_ENCODED_BYTES",

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 
-from pipeline.records import ImageRecord, Shard
-from pipeline.sources.names import fetch, fetch_ahead, is_image, is_tar, mixed
-from pipeline.storage import Storage
+from maskmill.pipeline.records import ImageRecord, Shard
+from maskmill.pipeline.sources.names import fetch, fetch_ahead, is_image, is_tar, mixed
+from maskmill.pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import SourceError, StorageError
-from pipeline.records import Failure, ImageRecord, Shard
-from pipeline.sources.manifest_rows import bad_line, read_lines
-from pipeline.sources.names import clean_path, fetch, fetch_ahead
-from pipeline.storage import Storage, is_key, one_line, open_storage
+from maskmill.pipeline.errors import SourceError, StorageError
+from maskmill.pipeline.records import Failure, ImageRecord, Shard
+from maskmill.pipeline.sources.manifest_rows import bad_line, read_lines
+from maskmill.pipeline.sources.names import clean_path, fetch, fetch_ahead
+from maskmill.pipeline.storage import Storage, is_key, one_line, open_storage
 
 SUSPECTS = 1000  # ids of equal hashes that are looked at once more: enough to name a few
 

@@ -11,10 +11,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.errors import SourceError
-from pipeline.sources.names import is_parquet
-from pipeline.sources.parquet_file import columns_there, is_string, open_parquet, rows, sound
-from pipeline.storage import Storage
+from maskmill.pipeline.errors import SourceError
+from maskmill.pipeline.sources.names import is_parquet
+from maskmill.pipeline.sources.parquet_file import columns_there, is_string, open_parquet, rows, sound
+from maskmill.pipeline.storage import Storage
 
 MAX_LINE = 2**20  # bytes
 ROWS_AT_ONCE = 4096

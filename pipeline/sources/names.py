@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePosixPath
 
-from pipeline.errors import ObjectError, SourceError
-from pipeline.records import Failure
-from pipeline.storage import Storage, utf8_text
+from maskmill.pipeline.errors import ObjectError, SourceError
+from maskmill.pipeline.records import Failure
+from maskmill.pipeline.storage import Storage, utf8_text
 
 # By name, in any case, since opening every file of a large folder to look would take as long as the run. The raster
 # formats that pipeline/images.py decodes.

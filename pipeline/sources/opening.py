@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from pipeline.errors import SourceError
-from pipeline.sources.folder import ImageFolder
-from pipeline.sources.manifest import Manifest
-from pipeline.sources.manifest_rows import is_manifest
-from pipeline.sources.names import (
+from maskmill.pipeline.errors import SourceError
+from maskmill.pipeline.sources.folder import ImageFolder
+from maskmill.pipeline.sources.manifest import Manifest
+from maskmill.pipeline.sources.manifest_rows import is_manifest
+from maskmill.pipeline.sources.names import (
     IMAGE_EXTENSIONS,
     LIST_EXTENSIONS,
     PARQUET_EXTENSIONS,
@@ -25,11 +25,11 @@ from pipeline.sources.names import (
     is_tar,
     listed,
 )
-from pipeline.sources.parquet import ParquetImages, image_columns
-from pipeline.sources.parquet_file import columns_there, open_parquet, sound
-from pipeline.sources.source import Source
-from pipeline.sources.tars import WebDatasetTars
-from pipeline.storage import LocalStorage, Storage, file_name, open_storage, utf8_text
+from maskmill.pipeline.sources.parquet import ParquetImages, image_columns
+from maskmill.pipeline.sources.parquet_file import columns_there, open_parquet, sound
+from maskmill.pipeline.sources.source import Source
+from maskmill.pipeline.sources.tars import WebDatasetTars
+from maskmill.pipeline.storage import LocalStorage, Storage, file_name, open_storage, utf8_text
 
 MAX_RANGE = 10**6  # files
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ObjectError, SourceError, one_line_cause
-from pipeline.records import Failure, ImageRecord, Shard
-from pipeline.sources.names import (
+from maskmill.pipeline.errors import ObjectError, SourceError, one_line_cause
+from maskmill.pipeline.records import Failure, ImageRecord, Shard
+from maskmill.pipeline.sources.names import (
     IMAGE_EXTENSIONS,
     MAX_ENCODED_BYTES,
     clean_path,
@@ -26,7 +26,7 @@ from pipeline.sources.names import (
     too_large,
     unique,
 )
-from pipeline.sources.parquet_file import (
+from maskmill.pipeline.sources.parquet_file import (
     DAMAGE,
     columns_there,
     is_string,
@@ -34,7 +34,7 @@ from pipeline.sources.parquet_file import (
     rows,
     sound,
 )
-from pipeline.storage import Storage
+from maskmill.pipeline.storage import Storage
 
 # Binary columns whose names say that they hold images. A struct that has `bytes` says it by its type.
 BINARY_NAMES = ("image", "img", "image_bytes", "bytes", *(extension[1:] for extension in IMAGE_EXTENSIONS))

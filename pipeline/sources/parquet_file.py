@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError, one_line_cause
-from pipeline.storage import Storage, one_line
+from maskmill.pipeline.errors import SourceError, one_line_cause
+from maskmill.pipeline.storage import Storage, one_line
 
 # What pyarrow raises where a file is damaged, besides what the store raises. ArrowInvalid is a ValueError.
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from pipeline.records import ImageRecord, Shard
+from maskmill.pipeline.records import ImageRecord, Shard
 
 
 class Source(Protocol):

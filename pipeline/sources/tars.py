@@ -18,9 +18,9 @@ from tarfile import (
 )
 from typing import Self
 
-from pipeline.errors import ObjectError, StorageError
-from pipeline.records import Failure, ImageRecord, Shard
-from pipeline.sources.names import (
+from maskmill.pipeline.errors import ObjectError, StorageError
+from maskmill.pipeline.records import Failure, ImageRecord, Shard
+from maskmill.pipeline.sources.names import (
     MAX_ENCODED_BYTES,
     clean_path,
     is_image,
@@ -30,7 +30,7 @@ from pipeline.sources.names import (
     too_large,
     unique,
 )
-from pipeline.storage import Storage
+from maskmill.pipeline.storage import Storage
 
 # Headers that hold the name of the member that follows. TarFile reads them whole.
 _NAME_HEADERS = (GNUTYPE_LONGNAME, GNUTYPE_LONGLINK, XHDTYPE, XGLTYPE, SOLARIS_XHDTYPE)

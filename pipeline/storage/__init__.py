@@ -1,9 +1,9 @@
 """Where objects are kept. docs/0003 has what is promised of a store."""
 
-from pipeline.storage.interface import PROBE_PREFIX, Storage, StoredObject
-from pipeline.storage.keys import file_name, is_key, one_line, utf8_text
-from pipeline.storage.local import LocalStorage
-from pipeline.storage.opening import open_storage, prove_create_if_absent
+from maskmill.pipeline.storage.interface import PROBE_PREFIX, Storage, StoredObject
+from maskmill.pipeline.storage.keys import file_name, is_key, one_line, utf8_text
+from maskmill.pipeline.storage.local import LocalStorage
+from maskmill.pipeline.storage.opening import open_storage, prove_create_if_absent
 
 __all__ = [
     "PROBE_PREFIX",

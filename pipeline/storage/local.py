@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.errors import ObjectError, StorageError
-from pipeline.storage.interface import LEFTOVER, LEFTOVER_AGE_S, Storage, StoredObject
-from pipeline.storage.keys import file_name, is_key, one_line, utf8_text
+from maskmill.pipeline.errors import ObjectError, StorageError
+from maskmill.pipeline.storage.interface import LEFTOVER, LEFTOVER_AGE_S, Storage, StoredObject
+from maskmill.pipeline.storage.keys import file_name, is_key, one_line, utf8_text
 
 # What the system says of one file in a folder that works. All else (no space, stale handle, timeout) is the store's.
 _ONE_FILE = {

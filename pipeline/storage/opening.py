@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from pipeline.errors import StorageError
-from pipeline.storage.interface import PROBE_PREFIX, Storage, unsafe
-from pipeline.storage.local import LocalStorage
+from maskmill.pipeline.errors import StorageError
+from maskmill.pipeline.storage.interface import PROBE_PREFIX, Storage, unsafe
+from maskmill.pipeline.storage.local import LocalStorage
 
 
 def open_storage(uri: str, make: bool = False) -> Storage:
@@ -18,7 +18,9 @@ def open_storage(uri: str, make: bool = False) -> Storage:
     """
     if uri.startswith("s3:"):
         try:
-            from pipeline.storage.s3 import open_s3  # boto3 takes a while, and machines without it can use their disks
+            from maskmill.pipeline.storage.s3 import (
+                open_s3,  # boto3 takes a while, and machines without it can use their disks
+            )
         except ModuleNotFoundError as error:
             raise StorageError(f"an s3:// address needs boto3 ({error}): pip install boto3") from error
         return open_s3(uri)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from pipeline.errors import ObjectError, StorageError
+from maskmill.pipeline.errors import ObjectError, StorageError
 
 CHUNK = 1 << 20  # bytes asked of a connection at once: what is fetched again when it breaks
 SKIP = 4 << 20  # bytes; a shorter way forward is read over, which is faster than another request

@@ -19,11 +19,11 @@ import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from pipeline.errors import ObjectError, StorageError
-from pipeline.storage.interface import LEFTOVER, LEFTOVER_AGE_S, PROBE_PREFIX, Storage, StoredObject, unsafe
-from pipeline.storage.keys import is_key, one_line
-from pipeline.storage.ranges import RangeStream
-from pipeline.storage.s3_trouble import (
+from maskmill.pipeline.errors import ObjectError, StorageError
+from maskmill.pipeline.storage.interface import LEFTOVER, LEFTOVER_AGE_S, PROBE_PREFIX, Storage, StoredObject, unsafe
+from maskmill.pipeline.storage.keys import is_key, one_line
+from maskmill.pipeline.storage.ranges import RangeStream
+from maskmill.pipeline.storage.s3_trouble import (
     TROUBLE,
     Patience,
     UnsettledError,

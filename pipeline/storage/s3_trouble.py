@@ -22,7 +22,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
-from pipeline.storage.ranges import BrokenStreamError
+from maskmill.pipeline.storage.ranges import BrokenStreamError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from annotations import AnnotatedImages, AnnotationError, open_annotations
+from maskmill.annotations import AnnotatedImages, AnnotationError, open_annotations
 from tests.annotations.writing import SIZES, coco_content, masks, uncompressed, write_photographs
 
 HEIGHT, WIDTH = SIZES["ü 1"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from annotations import AnnotatedImages, AnnotationError, open_annotations
-from annotations.training import TrainingImages
-from model.training.data import LabelledImage
+from maskmill.annotations import AnnotatedImages, AnnotationError, open_annotations
+from maskmill.annotations.training import TrainingImages
+from maskmill.model.training.data import LabelledImage
 from tests.annotations.writing import SIZES, WRITERS, masks, pixels
 
 

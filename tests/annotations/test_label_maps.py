@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from annotations import AnnotationError, open_annotations
-from annotations.training import TrainingImages
+from maskmill.annotations import AnnotationError, open_annotations
+from maskmill.annotations.training import TrainingImages
 from tests.annotations.writing import SIZES, masks, write_label_maps
 
 SIZE = SIZES["b"]

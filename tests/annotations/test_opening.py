@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from annotations import AnnotationError, open_annotations
-from annotations.coco import CocoInstances
-from annotations.label_maps import LabelMapFolder
-from annotations.runs import RunImages
-from annotations.sa1b import Sa1bFolder
+from maskmill.annotations import AnnotationError, open_annotations
+from maskmill.annotations.coco import CocoInstances
+from maskmill.annotations.label_maps import LabelMapFolder
+from maskmill.annotations.runs import RunImages
+from maskmill.annotations.sa1b import Sa1bFolder
 from tests.annotations.writing import (
     coco_content,
     write_coco,

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from annotations import AnnotatedImage, AnnotationError, open_annotations
-from model.errors import MaskmillError
-from pipeline.images import decode_image
-from pipeline.ledger import masks_key
+from maskmill.annotations import AnnotatedImage, AnnotationError, open_annotations
+from maskmill.model.errors import MaskmillError
+from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.ledger import masks_key
 from tests import runs
 from tests.fakes import picture
 

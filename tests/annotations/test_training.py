@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from annotations import open_annotations
-from annotations.layers import layer_masks
-from annotations.records import AnnotatedImage, annotated_image
-from annotations.training import TrainingImages, to_labelled
-from filters import rle
-from model.training.data import TrainingDataError
+from maskmill.annotations import open_annotations
+from maskmill.annotations.layers import layer_masks
+from maskmill.annotations.records import AnnotatedImage, annotated_image
+from maskmill.annotations.training import TrainingImages, to_labelled
+from maskmill.filters import rle
+from maskmill.model.training.data import TrainingDataError
 from tests.annotations.writing import SIZES, coco_content, png, write_coco, write_photographs, write_sa1b
 
 Mask = NDArray[np.bool_]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from filters import rle
-from pipeline.table import encode_part
+from maskmill.filters import rle
+from maskmill.pipeline.table import encode_part
 from tests import runs
 from tests.fakes import image_result
 

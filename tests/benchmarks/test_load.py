@@ -15,13 +15,13 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.load import CandidateFinder, Candidates, Replay, ReplayedSam, thresholds_by_rank
-from model.checkpoint import build_sam, load_model, read_checkpoint
-from model.config import SamConfig
-from model.image_encoder import ImageEmbedding
-from model.mask_decoder import DecodedPrompts
-from model.optimize import optimize
-from model.sam import Sam
-from pipeline.config import GeneratorConfig
+from maskmill.model.checkpoint import build_sam, load_model, read_checkpoint
+from maskmill.model.config import SamConfig
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.mask_decoder import DecodedPrompts
+from maskmill.model.optimize import optimize
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import GeneratorConfig
 from tests.model.hugging_face import random_hugging_face
 from tests.model.networks import random_sam
 

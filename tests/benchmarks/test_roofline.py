@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import roofline
-from model.config import VARIANTS
-from model.mask_decoder import DecodedPrompts
-from model.optimize import optimize
+from maskmill.model.config import VARIANTS
+from maskmill.model.mask_decoder import DecodedPrompts
+from maskmill.model.optimize import optimize
 from tests.model.networks import SMALL_CONFIGS, random_sam
 
 # Windows that divide the grid: the plain network also projects their padding.

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.generator import ResizedImage
-from pipeline.records import ImageMasks, StepTimer
-from pipeline.worker import run_local
+from maskmill.pipeline.generator import ResizedImage
+from maskmill.pipeline.records import ImageMasks, StepTimer
+from maskmill.pipeline.worker import run_local
 from tests import runs
 from tests.evaluation.drawings import Mask, rectangle
 from tests.fakes import as_it_is, image_masks

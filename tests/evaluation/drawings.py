@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from annotations import AnnotatedImage
-from filters import rle
-from model.predictor import Prediction
+from maskmill.annotations import AnnotatedImage
+from maskmill.filters import rle
+from maskmill.model.predictor import Prediction
 
 Mask = NDArray[np.bool_]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evaluation.baselines import BASELINES, FELZENSZWALB_LONGEST_SIDE, felzenszwalb_masks, grid_masks
-from filters import rle
+from maskmill.evaluation.baselines import BASELINES, FELZENSZWALB_LONGEST_SIDE, felzenszwalb_masks, grid_masks
+from maskmill.filters import rle
 
 
 def _decode(counts: list[bytes], pixels_HW3: NDArray[np.uint8]) -> list[NDArray[np.bool_]]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from evaluation.boundaries import (
+from maskmill.evaluation.boundaries import (
     TOLERANCE,
     BoundaryCounts,
     count_matches,

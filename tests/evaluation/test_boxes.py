@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation.boxes import measure_boxes
+from maskmill.evaluation.boxes import measure_boxes
 from tests.evaluation.drawings import ScriptedPredictor, annotated, rectangle
 
 SEGMENT = rectangle(20, 30, slice(2, 11), slice(3, 12))

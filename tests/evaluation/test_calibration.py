@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.calibration import Bin, correlation, draw_reliability, reliability
-from pipeline.errors import StorageError
+from maskmill.evaluation.calibration import Bin, correlation, draw_reliability, reliability
+from maskmill.pipeline.errors import StorageError
 
 
 def test_correlation_is_one_when_the_model_knows_and_minus_one_when_it_is_wrong() -> None:

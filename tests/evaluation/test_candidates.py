@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import skimage.data
 
-from evaluation.candidates import NMS_THRESHOLD, find_candidates
-from filters import rle
-from pipeline.config import GeneratorConfig
-from pipeline.generator import MaskGenerator
-from pipeline.records import StepTimer
+from maskmill.evaluation.candidates import NMS_THRESHOLD, find_candidates
+from maskmill.filters import rle
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.generator import MaskGenerator
+from maskmill.pipeline.records import StepTimer
 from tests.colour_sam import ColourSam
 
 PIXELS = skimage.data.chelsea()[60:160, 100:240]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.clicks import CLICKS, Click, first_click, iou, measure_clicks, next_click
+from maskmill.evaluation.clicks import CLICKS, Click, first_click, iou, measure_clicks, next_click
 from tests.evaluation.drawings import ScriptedPredictor, annotated, rectangle
 
 SEGMENT = rectangle(20, 30, slice(2, 11), slice(3, 12))  # 9 x 9

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from annotations import AnnotationError
-from evaluation.compare import (
+from maskmill.annotations import AnnotationError
+from maskmill.evaluation.compare import (
     Agreement,
     LeftOut,
     Pairs,
@@ -23,10 +23,10 @@ from evaluation.compare import (
     settings_that_differ,
     summarise,
 )
-from filters import rle
-from pipeline.errors import RunMismatchError
-from pipeline.ledger import masks_key
-from pipeline.storage import open_storage
+from maskmill.filters import rle
+from maskmill.pipeline.errors import RunMismatchError
+from maskmill.pipeline.ledger import masks_key
+from maskmill.pipeline.storage import open_storage
 from tests import runs
 from tests.evaluation.agreeing import HEIGHT, WIDTH, Drawn, drawn_run, square
 from tests.evaluation.drawings import Mask

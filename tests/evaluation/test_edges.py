@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from evaluation.edges import edge_map, mask_edges, thin_edges
+from maskmill.evaluation.edges import edge_map, mask_edges, thin_edges
 from tests.colour_sam import ColourSam
 from tests.evaluation.drawings import rectangle
 

@@ -12,13 +12,13 @@ import pytest
 from numpy.random import Generator
 from rich.console import Console
 
-from annotations import AnnotatedImage
-from evaluation.figures import Figures, summarise
-from evaluation.image import MEASURES, MODEL, ImageEvaluator, ImageScores, Settings
-from evaluation.report import tables, write_report
-from evaluation.run import EvaluationError, Skipped, measure_images
-from pipeline.config import GeneratorConfig
-from pipeline.errors import StorageError
+from maskmill.annotations import AnnotatedImage
+from maskmill.evaluation.figures import Figures, summarise
+from maskmill.evaluation.image import MEASURES, MODEL, ImageEvaluator, ImageScores, Settings
+from maskmill.evaluation.report import tables, write_report
+from maskmill.evaluation.run import EvaluationError, Skipped, measure_images
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.errors import StorageError
 from tests.evaluation.drawings import annotated, rectangle
 from tests.model.networks import SMALL_CONFIGS, random_sam
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from evaluation import overlap
-from filters import rle
+from maskmill.evaluation import overlap
+from maskmill.filters import rle
 from tests.evaluation.drawings import rectangle
 
 LEFT = rectangle(4, 6, slice(None), slice(0, 3))

@@ -12,9 +12,9 @@ from numpy.random import Generator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from annotations import AnnotatedImage
-from evaluation.proposals import LIMITS, SIZES, average_recall, match_proposals
-from filters import rle
+from maskmill.annotations import AnnotatedImage
+from maskmill.evaluation.proposals import LIMITS, SIZES, average_recall, match_proposals
+from maskmill.filters import rle
 from tests.evaluation.drawings import Mask, annotated, rectangle
 
 # 8 x 10 pixels each, so that one column is a tenth.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.recall import RecallCurve, recall_at, recall_curve
-from filters import rle
+from maskmill.evaluation.recall import RecallCurve, recall_at, recall_curve
+from maskmill.filters import rle
 from tests.evaluation.drawings import rectangle
 
 LEFT = rle.encode(rectangle(4, 8, slice(None), slice(0, 4)))

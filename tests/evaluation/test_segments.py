@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evaluation.segments import covers_image, select_segments
+from maskmill.evaluation.segments import covers_image, select_segments
 from tests.evaluation.drawings import annotated, rectangle
 
 

@@ -1,6 +1,6 @@
 import torch
 
-from filters.boxes import least_iou, masks_to_boxes, near_crop_edge, xywh_to_xyxy, xyxy_to_xywh
+from maskmill.filters.boxes import least_iou, masks_to_boxes, near_crop_edge, xywh_to_xyxy, xyxy_to_xywh
 
 
 def test_box_is_inclusive_and_xyxy():

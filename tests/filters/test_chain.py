@@ -3,8 +3,8 @@ from collections import Counter
 import pytest
 import torch
 
-from filters import chain
-from filters.masks import MaskBatch
+from maskmill.filters import chain
+from maskmill.filters.masks import MaskBatch
 
 
 def _batch(**columns) -> MaskBatch:

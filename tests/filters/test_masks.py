@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from filters.masks import MaskBatch
+from maskmill.filters.masks import MaskBatch
 
 
 def _batch(rows: int, **columns) -> MaskBatch:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filters.nms import nms
+from maskmill.filters.nms import nms
 
 # Few coordinates and few scores, so that ties, equal boxes, boxes without area and IoUs of exactly the
 # threshold are common.

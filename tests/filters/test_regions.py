@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from filters import rle
-from filters.regions import fill_small_holes, remove_small_islands, remove_small_regions
+from maskmill.filters import rle
+from maskmill.filters.regions import fill_small_holes, remove_small_islands, remove_small_regions
 
 
 def _mask(*rows: str) -> np.ndarray:

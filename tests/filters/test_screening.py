@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from filters import chain
-from filters.boxes import least_iou
-from filters.chain import FILTERS
-from filters.masks import MaskBatch
-from filters.nms import nms
-from filters.screening import IOU_MARGIN, STABILITY_MARGIN, Screening
+from maskmill.filters import chain
+from maskmill.filters.boxes import least_iou
+from maskmill.filters.chain import FILTERS
+from maskmill.filters.masks import MaskBatch
+from maskmill.filters.nms import nms
+from maskmill.filters.screening import IOU_MARGIN, STABILITY_MARGIN, Screening
 
 NMS_THRESHOLD, IOU_THRESHOLD, STABILITY_THRESHOLD = 0.5, 0.4, 0.5
 MASKS = 4  # the single one and three

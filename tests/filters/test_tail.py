@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filters import rle, tail
-from filters.boxes import masks_to_boxes
-from filters.scores import count_pixels, stability_score
-from filters.upsampling import linear_taps, plan_upsampling
-from model.preprocess import resized_size, to_image_logits
+from maskmill.filters import rle, tail
+from maskmill.filters.boxes import masks_to_boxes
+from maskmill.filters.scores import count_pixels, stability_score
+from maskmill.filters.upsampling import linear_taps, plan_upsampling
+from maskmill.model.preprocess import resized_size, to_image_logits
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 333, 1024])

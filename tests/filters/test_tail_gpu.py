@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filters import rle
-from filters.boxes import masks_to_boxes
-from filters.upsampling import plan_upsampling
-from model.preprocess import resized_size, to_image_logits
+from maskmill.filters import rle
+from maskmill.filters.boxes import masks_to_boxes
+from maskmill.filters.upsampling import plan_upsampling
+from maskmill.model.preprocess import resized_size, to_image_logits
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is for Linux")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -35,7 +35,7 @@ Tail = Callable[..., Any]  # (function of tail_gpu, logits, sizes, its other arg
 
 def run(function: str, logits_Nhw: Tensor, image_size: int, height: int, width: int, *arguments: float) -> Any:
     """What a function of `tail_gpu` returns for a crop of (height, width) pixels."""
-    from filters import tail_gpu  # here: it imports triton
+    from maskmill.filters import tail_gpu  # here: it imports triton
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     resized = resized_size(height, width, image_size)
@@ -130,7 +130,7 @@ def compile_for_hopper(cache: Path) -> list[int]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from filters import tail_gpu
+    from maskmill.filters import tail_gpu
 
     strips = {"logits": "*fp32", "windows": "*i32", "to_input": "*fp32", "last_logit": "i32"}
     strips |= {"rows": "*fp32", "last_row": "i32", "columns": "*fp32", "last_column": "i32"}
@@ -214,7 +214,7 @@ def test_memory_is_independent_of_the_pixels() -> None:
 @on_gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_measuring_does_not_wait_for_the_gpu() -> None:
-    from filters import tail_gpu
+    from maskmill.filters import tail_gpu
 
     logits_Nhw = smooth(4, 256).cuda()
     upsampling = plan_upsampling(256, 1024, resized_size(300, 400, 1024), 300, 400)
@@ -229,7 +229,7 @@ def test_measuring_does_not_wait_for_the_gpu() -> None:
 @pytest.mark.gpu
 @on_gpu
 def test_no_kernel_is_compiled_again_for_another_size() -> None:
-    from filters import tail_gpu
+    from maskmill.filters import tail_gpu
 
     for side, image_size in ((64, 256), (256, 1024)):
         for height, width in ((320, 480), (1, 300), (300, 1), (1021, 733)):

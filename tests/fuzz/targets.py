@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 from PIL import Image
 
-from filters import rle
-from pipeline.checks import Chain, check_shard
-from pipeline.errors import ImageError, SourceError
-from pipeline.images import decode_image
-from pipeline.ledger import images_key, masks_key
-from pipeline.records import Failure, Shard
-from pipeline.sources import open_source
-from pipeline.table import encode_part, images_part
+from maskmill.filters import rle
+from maskmill.pipeline.checks import Chain, check_shard
+from maskmill.pipeline.errors import ImageError, SourceError
+from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.ledger import images_key, masks_key
+from maskmill.pipeline.records import Failure, Shard
+from maskmill.pipeline.sources import open_source
+from maskmill.pipeline.table import encode_part, images_part
 from tests import hostile
 from tests.fakes import image_result, picture
 from tests.fuzz.mutations import mutated, repair_png, repair_tar

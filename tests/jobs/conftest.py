@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.checkpoint import save_checkpoint
-from model.config import VARIANTS
-from model.sam import Sam
+from maskmill.model.checkpoint import save_checkpoint
+from maskmill.model.config import VARIANTS
+from maskmill.model.sam import Sam
 from tests.fakes import picture
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import pytest
 
-from jobs.cli import main
+from maskmill.jobs.cli import main
 
 
 def test_help_does_not_wait_for_torch_and_ray():
@@ -61,7 +61,7 @@ def test_our_errors_are_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[s
 def test_warnings_are_lines_and_said_once():
     code = (
         "import logging; from jobs.cli import main; main(['--version']);"
-        "[logging.getLogger('pipeline.sources').warning('%d files left out', 3) for _ in range(2)]"
+        "[logging.getLogger('maskmill.pipeline.sources').warning('%d files left out', 3) for _ in range(2)]"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "maskmill: warning: 3 files left out\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
+from maskmill.jobs.cli import main
 from tests.evaluation.agreeing import drawn_run, square
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.cli import main
+from maskmill.jobs.cli import main
 
 # As little as possible of what takes long.
 QUICK = ["--only", "clicks", "--only", "calibration", "--only", "baselines", "--processes", "1"]

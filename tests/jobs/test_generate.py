@@ -10,15 +10,15 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from jobs.cli import main
-from jobs.generate import run_config, shard_size
-from pipeline.config import PRESETS, RunConfig
-from pipeline.errors import ConfigError
-from pipeline.ledger import Identity, open_run
-from pipeline.plan import Plan
-from pipeline.sources import open_source
-from pipeline.storage import open_storage
-from pipeline.worker import Job, run_local
+from maskmill.jobs.cli import main
+from maskmill.jobs.generate import run_config, shard_size
+from maskmill.pipeline.config import PRESETS, RunConfig
+from maskmill.pipeline.errors import ConfigError
+from maskmill.pipeline.ledger import Identity, open_run
+from maskmill.pipeline.plan import Plan
+from maskmill.pipeline.sources import open_source
+from maskmill.pipeline.storage import open_storage
+from maskmill.pipeline.worker import Job, run_local
 from tests.fakes import HANG_ONCE, FakeEngine, frozen_clock, picture
 
 # What the flags mean.
@@ -132,8 +132,8 @@ def open_fake_job(folder: Path) -> tuple[Job, Plan]:
 DRIVER = """
 import sys
 from pathlib import Path
-from jobs.cli import app, main
-from jobs.run import run_job
+from maskmill.jobs.cli import app, main
+from maskmill.jobs.run import run_job
 from tests.jobs.test_generate import open_fake_job
 
 app.command("fake")(lambda: run_job(*open_fake_job(Path(sys.argv[1]))))

@@ -10,11 +10,11 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from jobs.info import info
-from model.checkpoint import save_checkpoint
-from model.config import VARIANTS
-from model.errors import CheckpointError
-from model.sam import Sam
+from maskmill.jobs.info import info
+from maskmill.model.checkpoint import save_checkpoint
+from maskmill.model.config import VARIANTS
+from maskmill.model.errors import CheckpointError
+from maskmill.model.sam import Sam
 from tests.model.networks import SMALL_CONFIGS, random_sam
 
 APP = typer.Typer()

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.cli import main
+from maskmill.jobs.cli import main
 from tests.fakes import FAIL, picture
 from tests.pipeline.test_sources import tar_bytes
 from tests.runs import run

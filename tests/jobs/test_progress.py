@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs import progress
-from jobs.progress import ProgressBar
+from maskmill.jobs import progress
+from maskmill.jobs.progress import ProgressBar
 
 
 def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -5,11 +5,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from jobs.cli import main
-from jobs.generate import run_config
-from pipeline.ledger import Identity, open_run
-from pipeline.sources import open_source
-from pipeline.storage import open_storage
+from maskmill.jobs.cli import main
+from maskmill.jobs.generate import run_config
+from maskmill.pipeline.ledger import Identity, open_run
+from maskmill.pipeline.sources import open_source
+from maskmill.pipeline.storage import open_storage
 from tests.fakes import picture
 
 

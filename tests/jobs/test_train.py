@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
-from model.checkpoint import read_checkpoint
+from maskmill.jobs.cli import main
+from maskmill.model.checkpoint import read_checkpoint
 from tests.annotations.writing import write_coco, write_label_maps, write_run
 
 

@@ -6,8 +6,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from jobs.verify import verify
-from pipeline.errors import RunMismatchError
+from maskmill.jobs.verify import verify
+from maskmill.pipeline.errors import RunMismatchError
 from tests.fakes import picture
 from tests.runs import run
 

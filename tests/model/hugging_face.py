@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers
 
-from model.config import SamConfig
+from maskmill.model.config import SamConfig
 from tests.model.networks import randomise
 
 

@@ -8,8 +8,8 @@ import re
 import torch
 from torch import nn
 
-from model.config import SamConfig
-from model.sam import Sam
+from maskmill.model.config import SamConfig
+from maskmill.model.sam import Sam
 
 # Odd grids that no window size divides; depths, heads and widths unlike the published ones.
 SMALL_CONFIGS = {

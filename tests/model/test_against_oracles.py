@@ -10,10 +10,10 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoint import build_sam, read_checkpoint
-from model.config import VARIANTS, SamConfig
-from model.image_encoder import ImageEmbedding
-from model.sam import Sam
+from maskmill.model.checkpoint import build_sam, read_checkpoint
+from maskmill.model.config import VARIANTS, SamConfig
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.sam import Sam
 from tests.model.hugging_face import random_hugging_face
 from tests.model.networks import SMALL_CONFIGS
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.checkpoint import EMBEDDED_WEIGHTS, build_sam, load_model, read_checkpoint, save_checkpoint
-from model.config import VARIANTS
-from model.errors import CheckpointError
-from model.sam import Sam
+from maskmill.model.checkpoint import EMBEDDED_WEIGHTS, build_sam, load_model, read_checkpoint, save_checkpoint
+from maskmill.model.config import VARIANTS
+from maskmill.model.errors import CheckpointError
+from maskmill.model.sam import Sam
 from tests.model.hugging_face import random_hugging_face
 from tests.model.networks import SMALL_CONFIGS, random_sam
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import cpu_kernels, passes
-from model.config import SamConfig
-from model.fast_decoder import FastMaskDecoder
-from model.image_encoder import ImageEmbedding
-from model.sam import Sam
+from maskmill.model import cpu_kernels, passes
+from maskmill.model.config import SamConfig
+from maskmill.model.fast_decoder import FastMaskDecoder
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.sam import Sam
 from tests.model.networks import SMALL_CONFIGS, random_sam
 
 CONFIGS = {

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.config import VARIANTS, SamConfig
-from model.fast_encoder import _attend_at_once, _attend_in_pieces, speed_up
-from model.image_encoder import ImageEmbedding, ImageEncoder
+from maskmill.model.config import VARIANTS, SamConfig
+from maskmill.model.fast_encoder import _attend_at_once, _attend_in_pieces, speed_up
+from maskmill.model.image_encoder import ImageEmbedding, ImageEncoder
 from tests.model.networks import SMALL_CONFIGS, randomise
 
 GRID7 = SMALL_CONFIGS["grid7"]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import passes
-from model.config import SamConfig
-from model.errors import DeviceError
-from model.optimize import OptimizedSam, half_precision, optimize, resolve_device
-from model.sam import Sam
+from maskmill.model import passes
+from maskmill.model.config import SamConfig
+from maskmill.model.errors import DeviceError
+from maskmill.model.optimize import OptimizedSam, half_precision, optimize, resolve_device
+from maskmill.model.sam import Sam
 from tests.model.networks import SMALL_CONFIGS, random_sam
 
 CONFIG = SMALL_CONFIGS["grid5"]

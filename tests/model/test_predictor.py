@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.errors import PromptError
-from model.predictor import EncodedImage, encode_image
+from maskmill.model.errors import PromptError
+from maskmill.model.predictor import EncodedImage, encode_image
 from tests.model.networks import SMALL_CONFIGS, random_sam
 from tests.oracles import SamPredictor, published_sam
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import VARIANTS
-from model.preprocess import normalise, preprocess, resize, resized_size, to_image_logits, to_input_frame
+from maskmill.model.config import VARIANTS
+from maskmill.model.preprocess import normalise, preprocess, resize, resized_size, to_image_logits, to_input_frame
 from tests.model.networks import SMALL_CONFIGS, random_sam
 from tests.oracles import ResizeLongestSide, published_sam
 

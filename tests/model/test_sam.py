@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.config import VARIANTS
-from model.image_encoder import ImageEmbedding
-from model.sam import Sam
+from maskmill.model.config import VARIANTS
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.sam import Sam
 from tests.model.networks import SMALL_CONFIGS, random_sam
 from tests.oracles import sam_model_registry
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.config import VARIANTS, SamConfig
-from model.token_side import TokenSideTransformer
-from model.transformer import TwoWayTransformer
+from maskmill.model.config import VARIANTS, SamConfig
+from maskmill.model.token_side import TokenSideTransformer
+from maskmill.model.transformer import TwoWayTransformer
 from tests.model.networks import SMALL_CONFIGS, randomise
 
 

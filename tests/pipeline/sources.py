@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
-from pipeline.records import Failure, ImageRecord, Shard
-from pipeline.sources import Source
-from pipeline.storage import LocalStorage
+from maskmill.pipeline.errors import StorageError
+from maskmill.pipeline.records import Failure, ImageRecord, Shard
+from maskmill.pipeline.sources import Source
+from maskmill.pipeline.storage import LocalStorage
 
 
 def write(root: Path, *names: str) -> None:

@@ -14,13 +14,13 @@ import skimage.data
 import torch
 from numpy.typing import NDArray
 
-from evaluation import overlap
-from model.checkpoint import load_model
-from model.optimize import OptimizedSam, optimize
-from model.sam import Sam
-from pipeline.config import GeneratorConfig
-from pipeline.generator import MaskGenerator
-from pipeline.records import ImageMasks, StepTimer
+from maskmill.evaluation import overlap
+from maskmill.model.checkpoint import load_model
+from maskmill.model.optimize import OptimizedSam, optimize
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.generator import MaskGenerator
+from maskmill.pipeline.records import ImageMasks, StepTimer
 
 # Thresholds below the preset's: more masks to compare.
 CONFIG = GeneratorConfig(

@@ -13,16 +13,16 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from model.errors import CheckpointError
-from pipeline import cluster
-from pipeline.config import PRESETS, RunConfig
-from pipeline.errors import RunFailedError, RunStoppedError, StorageError
-from pipeline.ledger import Identity, masks_key, open_run
-from pipeline.plan import Plan
-from pipeline.records import ImageRecord, Shard
-from pipeline.sources import ImageFolder, open_source
-from pipeline.storage import LocalStorage, Storage, open_storage
-from pipeline.worker import Job, Progress, run_local
+from maskmill.model.errors import CheckpointError
+from maskmill.pipeline import cluster
+from maskmill.pipeline.config import PRESETS, RunConfig
+from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
+from maskmill.pipeline.ledger import Identity, masks_key, open_run
+from maskmill.pipeline.plan import Plan
+from maskmill.pipeline.records import ImageRecord, Shard
+from maskmill.pipeline.sources import ImageFolder, open_source
+from maskmill.pipeline.storage import LocalStorage, Storage, open_storage
+from maskmill.pipeline.worker import Job, Progress, run_local
 from tests.fakes import (
     FAIL,
     HANG,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from pipeline.config import GeneratorConfig
-from pipeline.errors import ConfigError
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.errors import ConfigError
 
 GRID = np.array([[0.5, 0.5]])
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import cluster
-from pipeline.storage import LocalStorage, open_storage
-from pipeline.table import read_parquet
+from maskmill.pipeline import cluster
+from maskmill.pipeline.storage import LocalStorage, open_storage
+from maskmill.pipeline.table import read_parquet
 from tests.fakes import HOG, HOG_BYTES, LOSE_DEVICE, WAIT, FakeEngine, picture, poison_decoder
 from tests.machines import machines, start_driver, this_machine
 from tests.runs import begin

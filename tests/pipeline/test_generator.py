@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from filters import rle
-from filters.chain import FILTERS
-from model.image_encoder import ImageEmbedding
-from model.mask_decoder import DecodedPrompts
-from pipeline.config import PRESETS, GeneratorConfig
-from pipeline.generator import MaskGenerator
-from pipeline.prompts import plan_views
-from pipeline.records import ImageMasks, StepTimer
+from maskmill.filters import rle
+from maskmill.filters.chain import FILTERS
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.mask_decoder import DecodedPrompts
+from maskmill.pipeline.config import PRESETS, GeneratorConfig
+from maskmill.pipeline.generator import MaskGenerator
+from maskmill.pipeline.prompts import plan_views
+from maskmill.pipeline.records import ImageMasks, StepTimer
 from tests.colour_sam import ColourSam
 
 OFFICIAL = GeneratorConfig(points_per_side=8, stability_score_thresh=0.85)

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from filters import rle
-from model.checkpoint import load_model
-from model.config import SamConfig
-from model.optimize import optimize
-from model.sam import Sam
-from pipeline.config import GeneratorConfig
-from pipeline.generator import MaskGenerator
-from pipeline.records import ImageMasks, StepTimer
+from maskmill.filters import rle
+from maskmill.model.checkpoint import load_model
+from maskmill.model.config import SamConfig
+from maskmill.model.optimize import optimize
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.generator import MaskGenerator
+from maskmill.pipeline.records import ImageMasks, StepTimer
 from tests import oracles
 from tests.colour_sam import ColourSam
 

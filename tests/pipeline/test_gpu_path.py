@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.checkpoint import load_model
-from model.optimize import OptimizedSam
-from pipeline.config import GeneratorConfig
-from pipeline.generator import MaskGenerator
-from pipeline.records import ImageMasks
+from maskmill.model.checkpoint import load_model
+from maskmill.model.optimize import OptimizedSam
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.generator import MaskGenerator
+from maskmill.pipeline.records import ImageMasks
 from tests.pipeline.test_batches import CAT, generate, torch_threads
 from tests.pretend_gpu import DEVICE, pretend_gpu
 

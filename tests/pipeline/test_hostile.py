@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import SourceError
-from pipeline.storage import open_storage
-from pipeline.verify import verify
+from maskmill.pipeline.errors import SourceError
+from maskmill.pipeline.storage import open_storage
+from maskmill.pipeline.verify import verify
 from tests import hostile
 from tests.kills import start, was_killed
 from tests.runs import run

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import ImageError
-from pipeline.images import FORMATS, decode_image
+from maskmill.pipeline.errors import ImageError
+from maskmill.pipeline.images import FORMATS, decode_image
 
 LIMIT = 1_000_000
 PALETTE = (b"PLTE", bytes([9, 8, 7, 1, 2, 3]))  # two colours, as a chunk of a PNG

@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage import open_storage
-from pipeline.verify import verify
-from pipeline.worker import process_shard
+from maskmill.pipeline.storage import open_storage
+from maskmill.pipeline.verify import verify
+from maskmill.pipeline.worker import process_shard
 from tests.fakes import FAIL, picture
 from tests.kills import Objects, differences, kill_points, killed_after, objects, start, strangers, was_killed
 from tests.runs import begin, retry, run

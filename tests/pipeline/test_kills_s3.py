@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import open_storage
-from pipeline.verify import verify
+from maskmill.pipeline.storage import open_storage
+from maskmill.pipeline.verify import verify
 from tests.fakes import FAIL, picture
 from tests.kills import Objects, differences, objects, start, strangers, was_killed
 from tests.runs import run

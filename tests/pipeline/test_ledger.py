@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import PRESETS, GeneratorConfig, RunConfig
-from pipeline.errors import RunMismatchError, SourceError, StorageError
-from pipeline.ledger import RUN_KEY, Identity, Ledger, Totals, images_key, masks_key, open_run, reopen_run
-from pipeline.plan import PLAN_KEY, Plan, encode_plan
-from pipeline.records import Failure, Shard
-from pipeline.sources import Source, open_source
-from pipeline.storage import PROBE_PREFIX, LocalStorage, Storage, open_storage
-from pipeline.table import encode_part, images_part, read_parquet
+from maskmill.pipeline.config import PRESETS, GeneratorConfig, RunConfig
+from maskmill.pipeline.errors import RunMismatchError, SourceError, StorageError
+from maskmill.pipeline.ledger import RUN_KEY, Identity, Ledger, Totals, images_key, masks_key, open_run, reopen_run
+from maskmill.pipeline.plan import PLAN_KEY, Plan, encode_plan
+from maskmill.pipeline.records import Failure, Shard
+from maskmill.pipeline.sources import Source, open_source
+from maskmill.pipeline.storage import PROBE_PREFIX, LocalStorage, Storage, open_storage
+from maskmill.pipeline.table import encode_part, images_part, read_parquet
 from tests.fakes import image_result
 
 CONFIG = RunConfig(model="mini", preset="official", generator=PRESETS["official"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.overlay import contact_sheet, draw_masks
+from maskmill.pipeline.overlay import contact_sheet, draw_masks
 
 GREY = np.full((120, 160, 3), 100, np.uint8)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from model.errors import DeviceError
-from pipeline.errors import RunFailedError
-from pipeline.placement import Placement, place
+from maskmill.model.errors import DeviceError
+from maskmill.pipeline.errors import RunFailedError
+from maskmill.pipeline.placement import Placement, place
 
 
 @pytest.mark.parametrize(

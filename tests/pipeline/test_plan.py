@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import StorageError
-from pipeline.plan import PLAN, PLAN_KEY, ROWS_PER_GROUP, Plan, encode_plan, read_plan
-from pipeline.records import Shard
-from pipeline.storage import Storage, open_storage
+from maskmill.pipeline.errors import StorageError
+from maskmill.pipeline.plan import PLAN, PLAN_KEY, ROWS_PER_GROUP, Plan, encode_plan, read_plan
+from maskmill.pipeline.records import Shard
+from maskmill.pipeline.storage import Storage, open_storage
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from pipeline.config import PRESETS, GeneratorConfig
-from pipeline.prompts import crop_boxes, plan_views, point_grids, square_grid
+from maskmill.pipeline.config import PRESETS, GeneratorConfig
+from maskmill.pipeline.prompts import crop_boxes, plan_views, point_grids, square_grid
 
 
 def test_grid_points_are_cell_centres_row_by_row():

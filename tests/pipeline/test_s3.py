@@ -25,11 +25,11 @@ import pytest
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.s3.models import FakeBucket, s3_backends
 
-from pipeline.errors import ObjectError, StorageError
-from pipeline.storage import PROBE_PREFIX, open_storage, prove_create_if_absent
-from pipeline.storage.ranges import SKIP
-from pipeline.storage.s3 import S3Storage, open_s3
-from pipeline.storage.s3_trouble import Patience
+from maskmill.pipeline.errors import ObjectError, StorageError
+from maskmill.pipeline.storage import PROBE_PREFIX, open_storage, prove_create_if_absent
+from maskmill.pipeline.storage.ranges import SKIP
+from maskmill.pipeline.storage.s3 import S3Storage, open_s3
+from maskmill.pipeline.storage.s3_trouble import Patience
 from tests.s3.servers import HASTE, NOISY, Answer, Fault, FaultProxy, Request, first, random_faults, refusal
 
 pytestmark = pytest.mark.s3
@@ -546,7 +546,7 @@ def test_s3_address_asks_for_boto3_when_it_is_missing():
     program = """
 import sys
 sys.modules["boto3"] = None
-from pipeline.storage import open_storage
+from maskmill.pipeline.storage import open_storage
 try:
     open_storage("s3://bucket")
 except Exception as error:

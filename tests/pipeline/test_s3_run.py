@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline import cluster
-from pipeline.storage import LocalStorage, open_storage
-from pipeline.verify import verify
+from maskmill.pipeline import cluster
+from maskmill.pipeline.storage import LocalStorage, open_storage
+from maskmill.pipeline.verify import verify
 from tests.fakes import FAIL, picture
 from tests.runs import Tables, begin, run
 

@@ -8,9 +8,9 @@ from typing import BinaryIO
 
 import pytest
 
-from pipeline.errors import SourceError, StorageError
-from pipeline.sources import ImageFolder, Manifest, is_image, open_source
-from pipeline.storage import LocalStorage
+from maskmill.pipeline.errors import SourceError, StorageError
+from maskmill.pipeline.sources import ImageFolder, Manifest, is_image, open_source
+from maskmill.pipeline.storage import LocalStorage
 from tests.pipeline.sources import contents, records, shards, tar_bytes, write
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import StorageError
-from pipeline.records import Failure, ImageRecord
-from pipeline.sources import MAX_ENCODED_BYTES, ImageFolder, open_source
+from maskmill.pipeline.errors import StorageError
+from maskmill.pipeline.records import Failure, ImageRecord
+from maskmill.pipeline.sources import MAX_ENCODED_BYTES, ImageFolder, open_source
 from tests.pipeline.sources import FailingStorage, contents, records, shards, write
 
 

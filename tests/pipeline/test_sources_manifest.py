@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import SourceError, StorageError
-from pipeline.plan import PLAN_KEY, encode_plan, read_plan
-from pipeline.records import Failure, Shard
-from pipeline.sources import Manifest, Source, open_source
-from pipeline.storage import LocalStorage
+from maskmill.pipeline.errors import SourceError, StorageError
+from maskmill.pipeline.plan import PLAN_KEY, encode_plan, read_plan
+from maskmill.pipeline.records import Failure, Shard
+from maskmill.pipeline.sources import Manifest, Source, open_source
+from maskmill.pipeline.storage import LocalStorage
 from tests.pipeline.sources import FailingStorage, contents, parquet_bytes, records, shards, write
 
 

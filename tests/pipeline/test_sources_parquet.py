@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ObjectError, SourceError, StorageError
-from pipeline.records import Failure, Shard
-from pipeline.sources import ParquetImages, Source, open_source
+from maskmill.pipeline.errors import ObjectError, SourceError, StorageError
+from maskmill.pipeline.records import Failure, Shard
+from maskmill.pipeline.sources import ParquetImages, Source, open_source
 from tests.pipeline.sources import FailingStorage, contents, hugging_face, parquet_bytes, records, shards, write
 
 BYTES = [b"1" * 700, b"2" * 700, b"3" * 700]
@@ -236,8 +236,8 @@ def test_only_trouble_with_the_store_leaves_read(tmp_path: Path, error: type[Sto
 
 _READ_DAMAGED = """
 import pathlib, random, sys
-from pipeline.errors import SourceError
-from pipeline.sources import open_source
+from maskmill.pipeline.errors import SourceError
+from maskmill.pipeline.sources import open_source
 from tests.pipeline.sources import hugging_face
 rows = [(bytes([row]) * 40, f"{row}.jpg" * 3) for row in range(40)]
 random = random.Random(0)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ledger import images_key
-from pipeline.plan import read_plan
-from pipeline.storage import open_storage
-from pipeline.table import read_parquet
-from pipeline.verify import verify
+from maskmill.pipeline.ledger import images_key
+from maskmill.pipeline.plan import read_plan
+from maskmill.pipeline.storage import open_storage
+from maskmill.pipeline.table import read_parquet
+from maskmill.pipeline.verify import verify
 from tests import runs
 from tests.fakes import picture
 from tests.pipeline.sources import hugging_face, tar_bytes, write

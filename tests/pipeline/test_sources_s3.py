@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import SourceError, StorageError
-from pipeline.records import Failure
-from pipeline.sources import ImageFolder, ParquetImages, Source, WebDatasetTars, open_source
-from pipeline.storage.s3 import S3Storage
+from maskmill.pipeline.errors import SourceError, StorageError
+from maskmill.pipeline.records import Failure
+from maskmill.pipeline.sources import ImageFolder, ParquetImages, Source, WebDatasetTars, open_source
+from maskmill.pipeline.storage.s3 import S3Storage
 from tests.pipeline.sources import contents, hugging_face, parquet_bytes, records, shards, tar_bytes
 from tests.s3.servers import HASTE, Fault, FaultProxy, MotoServer, random_faults
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ObjectError, SourceError, StorageError
-from pipeline.records import Failure, Shard
-from pipeline.sources import MAX_ENCODED_BYTES, Source, WebDatasetTars, open_source
-from pipeline.storage import LocalStorage, StoredObject
+from maskmill.pipeline.errors import ObjectError, SourceError, StorageError
+from maskmill.pipeline.records import Failure, Shard
+from maskmill.pipeline.sources import MAX_ENCODED_BYTES, Source, WebDatasetTars, open_source
+from maskmill.pipeline.storage import LocalStorage, StoredObject
 from tests.pipeline.sources import FailingStorage, contents, records, shards, tar_bytes, write
 
 BLOCK = 512

@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import ObjectError, StorageError
-from pipeline.storage import PROBE_PREFIX, LocalStorage, Storage, StoredObject, open_storage, prove_create_if_absent
+from maskmill.pipeline.errors import ObjectError, StorageError
+from maskmill.pipeline.storage import (
+    PROBE_PREFIX,
+    LocalStorage,
+    Storage,
+    StoredObject,
+    open_storage,
+    prove_create_if_absent,
+)
 
 if TYPE_CHECKING:
     from tests.s3.servers import FaultProxy
@@ -32,7 +39,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     """An empty store of every kind there is, the last behind a network that fails every fifth request."""
     if request.param == "disk":
         return new_local_storage(tmp_path)
-    from pipeline.storage.s3 import S3Storage
+    from maskmill.pipeline.storage.s3 import S3Storage
     from tests.s3.servers import HASTE, NOISY, random_faults
 
     bucket: str = request.getfixturevalue("bucket")

@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from filters.chain import FILTERS
-from pipeline.records import STEPS, Failure, ImageResult, Shard
-from pipeline.table import (
+from maskmill.filters.chain import FILTERS
+from maskmill.pipeline.records import STEPS, Failure, ImageResult, Shard
+from maskmill.pipeline.table import (
     IDENTITY_KEY,
     IMAGES,
     MASKS,

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from filters import rle
-from pipeline.checks import Check
-from pipeline.errors import RunMismatchError, StorageError
-from pipeline.plan import encode_plan
-from pipeline.records import Shard
-from pipeline.storage import open_storage
-from pipeline.table import IDENTITY_KEY, IMAGES_KEY, SCHEMA_VERSION, images_part, read_images
-from pipeline.verify import SHARDS_WORTH_PROCESSES, verify
+from maskmill.filters import rle
+from maskmill.pipeline.checks import Check
+from maskmill.pipeline.errors import RunMismatchError, StorageError
+from maskmill.pipeline.plan import encode_plan
+from maskmill.pipeline.records import Shard
+from maskmill.pipeline.storage import open_storage
+from maskmill.pipeline.table import IDENTITY_KEY, IMAGES_KEY, SCHEMA_VERSION, images_part, read_images
+from maskmill.pipeline.verify import SHARDS_WORTH_PROCESSES, verify
 from tests.fakes import FAIL, picture
 from tests.pipeline.test_sources import tar_bytes
 from tests.runs import retry, run

@@ -16,19 +16,19 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from model.checkpoint import file_sha256, save_checkpoint
-from model.config import VARIANTS
-from model.errors import CheckpointError
-from model.sam import Sam
-from pipeline.config import PRESETS, RunConfig
-from pipeline.errors import StorageError
-from pipeline.generator import MaskGenerator, ResizedImage
-from pipeline.images import decode_image
-from pipeline.ledger import Ledger, images_key, masks_key
-from pipeline.records import DecodedImage, Failure, ImageMasks, ImageRecord, Shard, StepTimer
-from pipeline.storage import LocalStorage, open_storage
-from pipeline.table import encode_part, images_part, read_images
-from pipeline.worker import AHEAD, Attempt, Job, Progress, SamFactory, process_shard
+from maskmill.model.checkpoint import file_sha256, save_checkpoint
+from maskmill.model.config import VARIANTS
+from maskmill.model.errors import CheckpointError
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import PRESETS, RunConfig
+from maskmill.pipeline.errors import StorageError
+from maskmill.pipeline.generator import MaskGenerator, ResizedImage
+from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.ledger import Ledger, images_key, masks_key
+from maskmill.pipeline.records import DecodedImage, Failure, ImageMasks, ImageRecord, Shard, StepTimer
+from maskmill.pipeline.storage import LocalStorage, open_storage
+from maskmill.pipeline.table import encode_part, images_part, read_images
+from maskmill.pipeline.worker import AHEAD, Attempt, Job, Progress, SamFactory, process_shard
 from tests.fakes import FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
 
 

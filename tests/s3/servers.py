@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from pipeline.storage.s3_trouble import Patience
+from maskmill.pipeline.storage.s3_trouble import Patience
 
 # Long enough for any number of faults in a row, with pauses that tests can afford.
 HASTE = Patience(total=30, first_pause=0.005, longest_pause=0.05, connect=5, read=0.5)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.training.augment import LABEL_STRIDE, augment, fit, paste
-from model.training.data import LabelledImage
-from model.training.scenes import GROUPS, OBJECTS, PARTS, Scenes, draw_scene
+from maskmill.model.training.augment import LABEL_STRIDE, augment, fit, paste
+from maskmill.model.training.data import LabelledImage
+from maskmill.model.training.scenes import GROUPS, OBJECTS, PARTS, Scenes, draw_scene
 from tests.model.training.tiny import squares
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from model.training.losses import (
+from maskmill.model.training.losses import (
     OFFSETS,
     affinity_loss,
     best_iou,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from model.training.augment import fit
-from model.training.data import LabelledImage
-from model.training.prompts import error_clicks, make_batch
+from maskmill.model.training.augment import fit
+from maskmill.model.training.data import LabelledImage
+from maskmill.model.training.prompts import error_clicks, make_batch
 from tests.model.training.tiny import TINY, squares
 
 

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import read_checkpoint, save_checkpoint
-from model.config import VARIANTS
-from model.errors import CheckpointError
-from model.training.augment import fit
-from model.training.data import LabelledImage, TrainingDataError
-from model.training.initialise import load_resized
-from model.training.recipe import Stage, TrainingConfig, choose_recipe
-from model.training.samples import COLOURS, draw_answers
-from model.training.scenes import Scenes
-from model.training.session import Session, measure_and_draw, read_start, run
-from model.training.trainer import Trainer
+from maskmill.model.checkpoint import read_checkpoint, save_checkpoint
+from maskmill.model.config import VARIANTS
+from maskmill.model.errors import CheckpointError
+from maskmill.model.training.augment import fit
+from maskmill.model.training.data import LabelledImage, TrainingDataError
+from maskmill.model.training.initialise import load_resized
+from maskmill.model.training.recipe import Stage, TrainingConfig, choose_recipe
+from maskmill.model.training.samples import COLOURS, draw_answers
+from maskmill.model.training.scenes import Scenes
+from maskmill.model.training.session import Session, measure_and_draw, read_start, run
+from maskmill.model.training.trainer import Trainer
 from tests.model.networks import random_sam
 from tests.model.training.tiny import TINY, TWO_STAGES, OneImage, squares
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from model.config import SamConfig
-from model.training.data import LabelledImage
-from model.training.recipe import Stage, TrainingConfig
+from maskmill.model.config import SamConfig
+from maskmill.model.training.data import LabelledImage
+from maskmill.model.training.recipe import Stage, TrainingConfig
 
 TINY = SamConfig(
     "tiny",

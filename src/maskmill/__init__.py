@@ -1,0 +1,1 @@
+"""maskmill: automatic mask generation with Segment Anything, from object storage to Parquet, on Ray."""
