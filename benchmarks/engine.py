@@ -26,7 +26,7 @@ import torch
 from benchmarks import load, peers, roofline
 from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.peers import Engine, EngineFactory
-from maskmill.filters.chain import FILTERS
+from maskmill.filters.names import FILTERS
 from maskmill.model.checkpoint import load_model
 from maskmill.model.config import VARIANTS, SamConfig
 from maskmill.model.optimize import encoder_precision, half_precision, optimize, resolve_device

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskmill.filters import rle
-from maskmill.filters.chain import FILTERS
+from maskmill.filters.names import FILTERS
 from maskmill.pipeline import cluster
 from maskmill.pipeline.generator import ResizedImage
 from maskmill.pipeline.ledger import Ledger

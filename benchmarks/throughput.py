@@ -35,12 +35,13 @@ from maskmill.model.checkpoint import load_model
 from maskmill.model.config import VARIANTS
 from maskmill.model.optimize import optimize, resolve_device
 from maskmill.pipeline.config import PRESETS
+from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Ledger
 from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.storage import LocalStorage
-from maskmill.pipeline.worker import Engine, Job, process_shard
+from maskmill.pipeline.worker import Job, process_shard
 from tests.model.networks import random_sam
 
 SAMPLE_MILLISECONDS = 100

@@ -1,4 +1,4 @@
-"""The filters of the generator, by name and in order, and the counting of what each one dropped."""
+"""The filters of the generator, and the counting of what each one dropped."""
 
 from __future__ import annotations
 
@@ -11,26 +11,15 @@ from torch import Tensor
 
 from maskmill.filters.boxes import near_crop_edge
 from maskmill.filters.masks import MaskBatch
+from maskmill.filters.names import DroppedBy
 from maskmill.filters.nms import nms
-
-# All filters in the order they are applied: the names of the drop counters. `predicted_iou` rejects prompts
-# before there are masks and `small_regions` edits masks, so these two run in the generator.
-FILTERS: tuple[str, ...] = (
-    "predicted_iou",
-    "stability_score",
-    "crop_edge",
-    "box_nms",
-    "crop_nms",
-    "coverage",
-    "small_regions",
-)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A name of FILTERS and what it keeps: a boolean (N,), or the rows in their new order."""
+    """A filter: which one, and the rows that it keeps, as a boolean (N,) or as indices in their new order."""
 
-    name: str
+    name: DroppedBy
     keep: Callable[[MaskBatch], Tensor]
 
 
@@ -38,7 +27,7 @@ def apply(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) ->
     """What all filters keep, one after the other. Adds to `dropped` how many masks each one dropped."""
     for filter_ in filters:
         kept = batch.select(filter_.keep(batch))
-        dropped[filter_.name] += len(batch) - len(kept)
+        dropped[filter_.name.counter] += len(batch) - len(kept)
         batch = kept
     return batch
 
@@ -46,25 +35,26 @@ def apply(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) ->
 def apply_together(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) -> MaskBatch:
     """`apply` of filters that look at each mask by itself: rows are copied once, the host waits once for a GPU."""
     dropped_by_N = first_to_drop(batch, filters).cpu()
-    dropped.update(FILTERS[i] for i in dropped_by_N[dropped_by_N >= 0].tolist())
-    return batch.select(dropped_by_N < 0)
+    is_kept_N = dropped_by_N == DroppedBy.NONE
+    dropped.update(DroppedBy(value).counter for value in dropped_by_N[~is_kept_N].tolist())
+    return batch.select(is_kept_N)
 
 
 def first_to_drop(batch: MaskBatch, filters: Iterable[Filter]) -> Tensor:
-    """The index (N,) int64, in FILTERS, of the first filter that drops each mask; -1 where none does.
+    """The DroppedBy value (N,) int64 of each mask: the first filter that drops it, or NONE.
 
-    Of filters that look at each mask by itself.
+    For filters that decide on each mask separately.
     """
-    dropped_by_N = torch.full_like(batch.area, -1)
+    dropped_by_N = torch.full_like(batch.area, DroppedBy.NONE)
     for filter_ in filters:
-        drops_N = (dropped_by_N < 0) & ~filter_.keep(batch)
-        dropped_by_N = dropped_by_N.masked_fill(drops_N, FILTERS.index(filter_.name))
+        drops_N = (dropped_by_N == DroppedBy.NONE) & ~filter_.keep(batch)
+        dropped_by_N = dropped_by_N.masked_fill(drops_N, filter_.name)
     return dropped_by_N
 
 
 def stability_score(threshold: float) -> Filter:
     """Keeps masks at or above the threshold; NaN, the score of a mask without pixels, is below any."""
-    return Filter("stability_score", lambda batch: batch.stability_score >= threshold)
+    return Filter(DroppedBy.STABILITY_SCORE, lambda batch: batch.stability_score >= threshold)
 
 
 def crop_edge(height: int, width: int, inner_boxes_N4: Tensor | None = None) -> Filter:
@@ -73,13 +63,13 @@ def crop_edge(height: int, width: int, inner_boxes_N4: Tensor | None = None) -> 
     `inner_boxes_N4` are those of `filters.boxes.near_crop_edge`, for a batch of N rows.
     """
     return Filter(
-        "crop_edge", lambda batch: ~near_crop_edge(batch.boxes, batch.crop_boxes, height, width, inner_boxes_N4)
+        DroppedBy.CROP_EDGE, lambda batch: ~near_crop_edge(batch.boxes, batch.crop_boxes, height, width, inner_boxes_N4)
     )
 
 
 def box_nms(threshold: float) -> Filter:
     """Of masks whose boxes overlap more than the threshold, keeps the one with the best predicted IoU."""
-    return Filter("box_nms", lambda batch: nms(batch.boxes, batch.predicted_iou, threshold))
+    return Filter(DroppedBy.BOX_NMS, lambda batch: nms(batch.boxes, batch.predicted_iou, threshold))
 
 
 def crop_nms(threshold: float) -> Filter:
@@ -89,9 +79,9 @@ def crop_nms(threshold: float) -> Filter:
         x0, y0, x1, y1 = batch.crop_boxes.unbind(dim=1)
         return nms(batch.boxes, 1 / ((x1 - x0) * (y1 - y0)), threshold)
 
-    return Filter("crop_nms", keep)
+    return Filter(DroppedBy.CROP_NMS, keep)
 
 
 def coverage(maximum: float, height: int, width: int) -> Filter:
     """Drops masks over this share of the image or more; `height` and `width` are the image's, in pixels."""
-    return Filter("coverage", lambda batch: batch.area < maximum * height * width)
+    return Filter(DroppedBy.COVERAGE, lambda batch: batch.area < maximum * height * width)

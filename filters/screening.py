@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from maskmill.filters.boxes import least_iou
-from maskmill.filters.chain import FILTERS, Filter, first_to_drop
+from maskmill.filters.chain import Filter, first_to_drop
 from maskmill.filters.masks import MaskBatch
+from maskmill.filters.names import FILTERS, DroppedBy
 from maskmill.filters.nms import nms
 
 # How far predicted IoUs, stability scores and logits near the threshold may be off: by less, with bf16, in 999 of 1000
@@ -25,8 +26,6 @@ from maskmill.filters.nms import nms
 IOU_MARGIN = 0.01
 STABILITY_MARGIN = 0.02
 LOGIT_MARGIN = 0.1
-
-_BOX_NMS = FILTERS.index("box_nms")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +35,7 @@ class Screening:
     predicted_iou_NM: Tensor
     boxes_NM4: Tensor  # int64, inclusive XYXY in image pixels: the mask's box is within, and holds
     inner_boxes_NM4: Tensor
-    dropped_by_NM: Tensor  # int64, index in FILTERS; of those that pass: that of `box_nms`; -1: no candidate
+    dropped_by_NM: Tensor  # int64 DroppedBy; BOX_NMS for those that pass the other filters; NONE: not a candidate
 
     @staticmethod
     def of(
@@ -48,11 +47,11 @@ class Screening:
     ) -> Screening:
         """Of K candidates, the prompts and masks `chosen` (K each), after `filters`, which must be lenient."""
         dropped_by_K = first_to_drop(candidates, filters)
-        dropped_by_NM = torch.full_like(predicted_iou_NM, FILTERS.index("predicted_iou"), dtype=torch.int64)
-        dropped_by_NM[chosen] = dropped_by_K.masked_fill(dropped_by_K < 0, _BOX_NMS)
+        dropped_by_NM = torch.full_like(predicted_iou_NM, DroppedBy.PREDICTED_IOU, dtype=torch.int64)
+        dropped_by_NM[chosen] = dropped_by_K.masked_fill(dropped_by_K == DroppedBy.NONE, DroppedBy.BOX_NMS)
         # What is not a number says nothing.
-        dropped_by_NM = dropped_by_NM.masked_fill(predicted_iou_NM.isnan(), _BOX_NMS)
-        dropped_by_NM[:, 0] = -1
+        dropped_by_NM = dropped_by_NM.masked_fill(predicted_iou_NM.isnan(), DroppedBy.BOX_NMS)
+        dropped_by_NM[:, 0] = DroppedBy.NONE
         boxes_NM4 = dropped_by_NM.new_zeros((*dropped_by_NM.shape, 4))
         inner_boxes_NM4 = torch.zeros_like(boxes_NM4)
         boxes_NM4[chosen], inner_boxes_NM4[chosen] = candidates.boxes, inner_boxes_K4
@@ -73,7 +72,7 @@ class Screening:
         not among the contenders loses to one that is, or to an exact one: where there are no contenders any more, NMS
         of `exact` is NMS of all.
         """
-        passes_X2 = ((self.dropped_by_NM == _BOX_NMS) & open_N[:, None]).nonzero()
+        passes_X2 = ((self.dropped_by_NM == DroppedBy.BOX_NMS) & open_N[:, None]).nonzero()
         of_X = passes_X2.to(self.boxes_NM4.device, non_blocking=True).unbind(dim=1)
         boxes_X4, scores_X = self.boxes_NM4[of_X], self.predicted_iou_NM[of_X]
         boxes = torch.cat([exact.boxes, boxes_X4])
@@ -86,6 +85,5 @@ class Screening:
 
     def dropped(self, prompts_N: Tensor) -> Counter[str]:
         """How many candidates each filter drops, of the prompts where the boolean `prompts_N` is true."""
-        filters_X = self.dropped_by_NM[prompts_N].flatten()
-        counts = filters_X[filters_X >= 0].bincount(minlength=len(FILTERS)).tolist()
-        return Counter(dict(zip(FILTERS, counts, strict=True)))
+        counts = self.dropped_by_NM[prompts_N].flatten().bincount(minlength=len(DroppedBy)).tolist()
+        return Counter(dict(zip(FILTERS, counts[DroppedBy.NONE + 1 :], strict=True)))

@@ -131,10 +131,11 @@ def generate_masks(
     """
     # The libraries behind it take a while to load: `--help` must not wait for them.
     from maskmill.model.checkpoint import load_model
+    from maskmill.pipeline.engine import SamFactory
     from maskmill.pipeline.ledger import Identity, open_run
     from maskmill.pipeline.sources import open_source
     from maskmill.pipeline.storage import open_storage
-    from maskmill.pipeline.worker import Job, SamFactory
+    from maskmill.pipeline.worker import Job
 
     images = open_source(source)
     config = run_config(model, preset, overrides or {}, precision)

@@ -38,11 +38,12 @@ def retry(
     from rich.console import Console
 
     from maskmill.model.checkpoint import load_model
+    from maskmill.pipeline.engine import SamFactory
     from maskmill.pipeline.errors import RunMismatchError
     from maskmill.pipeline.ledger import reopen_run
     from maskmill.pipeline.sources import open_source
     from maskmill.pipeline.storage import open_storage
-    from maskmill.pipeline.worker import Job, SamFactory
+    from maskmill.pipeline.worker import Job
 
     check_device(device)
     identity, ledger, plan = reopen_run(open_storage(out))

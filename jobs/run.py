@@ -68,7 +68,7 @@ def _run_with_progress_bar(
     """How many images ended. The bar counts images where their number is known, else shards."""
     from maskmill.jobs.progress import ProgressBar
     from maskmill.pipeline import cluster
-    from maskmill.pipeline.worker import Progress as ImageProgress
+    from maskmill.pipeline.progress import Progress as ImageProgress
 
     ended = masks = failed = 0
     n_images = _count_images(shards)

@@ -21,13 +21,15 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 from ray.util import metrics
 
 from maskmill.model.errors import CheckpointError, DeviceError
+from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
 from maskmill.pipeline.placement import Placement, place
 from maskmill.pipeline.plan import Plan
+from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
 from maskmill.pipeline.signals import StopSignals
-from maskmill.pipeline.worker import Attempt, Engine, Job, OnCommit, OnProgress, Progress, process_shard
+from maskmill.pipeline.worker import Job, process_shard
 
 SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and images of the next are read ahead
 MAX_AHEAD = 8  # images that are decoded at once: a small part of what a large machine could

@@ -22,6 +22,7 @@ from torch import Tensor
 from maskmill.filters import chain, rle, tail
 from maskmill.filters.boxes import xywh_to_xyxy, xyxy_to_xywh
 from maskmill.filters.masks import MaskBatch
+from maskmill.filters.names import FILTERS
 from maskmill.filters.nms import nms
 from maskmill.filters.regions import remove_small_regions
 from maskmill.filters.screening import IOU_MARGIN, LOGIT_MARGIN, STABILITY_MARGIN, Screening
@@ -100,7 +101,7 @@ class MaskGenerator:
         Adds to the timer's steps `encode`, `prompt`, `filter` and `rle`.
         """
         height, width = image.height, image.width
-        dropped: Counter[str] = Counter(dict.fromkeys(chain.FILTERS, 0))
+        dropped: Counter[str] = Counter(dict.fromkeys(FILTERS, 0))
         views = plan_views(height, width, self.config)
         batches = [
             self._view_masks(_SeenView(embedding, view, height, width), timer, dropped)

@@ -80,7 +80,7 @@ class ImageMasks:
     points: NDArray[np.float64]  # (N, 2) XY
     crop_boxes: NDArray[np.int64]  # (N, 4) XYWH
     rle_counts: tuple[bytes, ...]  # COCO compressed
-    dropped: Mapping[str, int]  # filter name -> masks; the names are filters.chain.FILTERS
+    dropped: Mapping[str, int]  # filter name -> masks; the names are filters.names.FILTERS
 
     def __post_init__(self) -> None:
         rows = len(self.rle_counts)

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from maskmill.pipeline.plan import Plan
+from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import Failure, Shard
-from maskmill.pipeline.worker import Attempt, OnCommit, OnProgress, Progress
 
 MAX_ATTEMPTS = 3  # of a shard whose failures no image is to blame for
 # Workers that an image may take with it while it is the only one at work. The first loss of a shard blames nobody:

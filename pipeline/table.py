@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from maskmill.filters.chain import FILTERS
+from maskmill.filters.names import FILTERS
 from maskmill.pipeline.records import STEPS, Failure, ImageMasks, ImageResult, Shard
 
 # Part of the run's identity: raise it when a column or its meaning changes.

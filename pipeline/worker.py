@@ -6,25 +6,18 @@ import hashlib
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from maskmill.model.checkpoint import load_model
-from maskmill.model.errors import CheckpointError
-from maskmill.model.optimize import optimize
-from maskmill.pipeline.config import RunConfig
+from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import ImageError
-from maskmill.pipeline.generator import MaskGenerator, ResizedImage
+from maskmill.pipeline.generator import ResizedImage
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Ledger
+from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import (
     STEPS,
     Clock,
@@ -34,7 +27,6 @@ from maskmill.pipeline.records import (
     ImageRecord,
     ImageResult,
     Shard,
-    Status,
     StepTimer,
 )
 from maskmill.pipeline.sources import Source
@@ -43,43 +35,6 @@ from maskmill.pipeline.table import encode_part
 # Images of a shard that are fetched, decoded and resized while the device is busy.
 AHEAD = 4
 MAX_REASON_CHARACTERS = 500
-
-
-class Engine(Protocol):
-    """What finds the masks of an image: MaskGenerator, or a fake."""
-
-    @property
-    def at_once(self) -> int:
-        """How many threads may call `generate`: the device works on one image while the host does on another."""
-        ...
-
-    def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
-        """All that is done to an RGB image ahead of the device, by any thread. What it raises ends that image only."""
-        ...
-
-    def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
-        """The masks of an image. What it raises ends that image only."""
-        ...
-
-
-@dataclass(frozen=True)
-class SamFactory:
-    """Makes the engine of a run where it is called: weights are loaded by every worker, never sent to one."""
-
-    config: RunConfig
-    checkpoint: Path | None
-    weights_sha256: str
-    device: str
-
-    def __call__(self) -> Engine:
-        """Raises CheckpointError where the checkpoint cannot be loaded, or is not the one the run started with."""
-        loaded = load_model(self.config.model, self.checkpoint)
-        if loaded.sha256 != self.weights_sha256:
-            raise CheckpointError(
-                f"{self.checkpoint}: sha256 is {loaded.sha256} on this machine, but the run began with "
-                f"{self.weights_sha256}: put the same file on every machine"
-            )
-        return MaskGenerator(optimize(loaded.sam, self.config.precision, self.device), self.config.generator)
 
 
 @dataclass(frozen=True)
@@ -92,35 +47,6 @@ class Job:
     max_image_pixels: int
     clock: Clock = time.perf_counter
     decode: Callable[[bytes, int], DecodedImage] = decode_image
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What is known of a shard when a worker gets it."""
-
-    number: int = 1  # so often the shard has been at a worker, those aside that were taken away
-    quarantined: Mapping[str, Failure] = field(default_factory=dict[str, Failure])  # images not to touch again
-
-    @property
-    def careful(self) -> bool:
-        """Whether images are worked on one by one, each step told of in advance: a worker was lost, the next may be."""
-        return self.number > 1
-
-
-@dataclass(frozen=True)
-class Progress:
-    """An image of a shard begins a step (`status` None), or ended."""
-
-    shard: int
-    image_id: str
-    step: str = ""  # one of STEPS; decode or encode where an image begins, the last one where it ended
-    status: Status | None = None
-    n_masks: int = 0
-    milliseconds: float = 0.0  # of all steps
-
-
-OnProgress = Callable[[Progress], None]
-OnCommit = Callable[[Shard], None]
 
 
 def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_commit: OnCommit = lambda _: None) -> None:

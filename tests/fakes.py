@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskmill.filters import rle
-from maskmill.filters.chain import FILTERS
+from maskmill.filters.names import FILTERS
 from maskmill.pipeline.generator import ResizedImage
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.records import DecodedImage, ImageMasks, ImageResult, StepTimer

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from maskmill.pipeline.config import PRESETS, RunConfig
+from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.ledger import Identity, open_run, reopen_run
 from maskmill.pipeline.plan import Plan
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.sources import open_source
 from maskmill.pipeline.storage import Storage, open_storage
 from maskmill.pipeline.table import read_parquet
-from maskmill.pipeline.worker import Engine, Job, run_local
+from maskmill.pipeline.worker import Job, run_local
 from tests.fakes import FakeEngine, frozen_clock
 
 MAX_IMAGE_PIXELS = 1_000_000

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from maskmill.filters import chain
 from maskmill.filters.boxes import least_iou
-from maskmill.filters.chain import FILTERS
 from maskmill.filters.masks import MaskBatch
+from maskmill.filters.names import FILTERS
 from maskmill.filters.nms import nms
 from maskmill.filters.screening import IOU_MARGIN, STABILITY_MARGIN, Screening
 

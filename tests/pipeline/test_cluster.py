@@ -19,10 +19,11 @@ from maskmill.pipeline.config import PRESETS, RunConfig
 from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
 from maskmill.pipeline.ledger import Identity, masks_key, open_run
 from maskmill.pipeline.plan import Plan
+from maskmill.pipeline.progress import Progress
 from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources import ImageFolder, open_source
 from maskmill.pipeline.storage import LocalStorage, Storage, open_storage
-from maskmill.pipeline.worker import Job, Progress, run_local
+from maskmill.pipeline.worker import Job, run_local
 from tests.fakes import (
     FAIL,
     HANG,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskmill.filters import rle
-from maskmill.filters.chain import FILTERS
+from maskmill.filters.names import FILTERS
 from maskmill.model.image_encoder import ImageEmbedding
 from maskmill.model.mask_decoder import DecodedPrompts
 from maskmill.pipeline.config import PRESETS, GeneratorConfig

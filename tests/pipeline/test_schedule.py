@@ -2,9 +2,9 @@
 
 import pytest
 
+from maskmill.pipeline.progress import Progress
 from maskmill.pipeline.records import Failure, Shard
 from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
-from maskmill.pipeline.worker import Progress
 
 
 def shards(count: int) -> list[Shard]:

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from maskmill.filters.chain import FILTERS
+from maskmill.filters.names import FILTERS
 from maskmill.pipeline.records import STEPS, Failure, ImageResult, Shard
 from maskmill.pipeline.table import (
     IDENTITY_KEY,

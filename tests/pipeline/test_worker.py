@@ -21,14 +21,16 @@ from maskmill.model.config import VARIANTS
 from maskmill.model.errors import CheckpointError
 from maskmill.model.sam import Sam
 from maskmill.pipeline.config import PRESETS, RunConfig
+from maskmill.pipeline.engine import SamFactory
 from maskmill.pipeline.errors import StorageError
 from maskmill.pipeline.generator import MaskGenerator, ResizedImage
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Ledger, images_key, masks_key
+from maskmill.pipeline.progress import Attempt, Progress
 from maskmill.pipeline.records import DecodedImage, Failure, ImageMasks, ImageRecord, Shard, StepTimer
 from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.table import encode_part, images_part, read_images
-from maskmill.pipeline.worker import AHEAD, Attempt, Job, Progress, SamFactory, process_shard
+from maskmill.pipeline.worker import AHEAD, Job, process_shard
 from tests.fakes import FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
 
 
