@@ -1,4 +1,4 @@
-"""The `maskmill` command line: registers the commands; one line per error; exit codes.
+"""The `maskmill` command line: registers the commands, prints one line per error, sets the exit code.
 
 0: done, with or without failed images; 1: an error; 2: wrong usage; 130: interrupted; 143: terminated.
 """
@@ -24,13 +24,21 @@ from maskmill.jobs.train import train
 from maskmill.jobs.verify import verify
 from maskmill.model.errors import MaskmillError
 
+# The groups of `maskmill --help`.
+COMMANDS = {
+    "Make masks": (generate, retry, demo),
+    "Look": (preview, info),
+    "Judge": (verify, compare, evaluate),
+    "Train": (train,),
+}
+
 app = typer.Typer(
     help="Automatic mask generation with Segment Anything: images in, Parquet tables of masks out.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, retry, demo, preview, verify, info, compare, train, evaluate):
-    app.command()(command)
+for group, commands in COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=group)(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""`maskmill compare`: how far the masks of two runs agree."""
+"""`maskmill compare`: measures how far the masks of two runs agree."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ LONGEST_SETTING = 40  # characters, of what is printed
 def compare(
     run_a: Annotated[str, typer.Argument(help="The output of a run.", show_default=False)],
     run_b: Annotated[str, typer.Argument(help="The output of another run on the same images.", show_default=False)],
-    iou: Annotated[float, typer.Option(min=0, max=1, help="Masks match from this IoU on.")] = 0.9,
-    limit: Annotated[int, typer.Option(min=0, help="How many images to name of each kind; all are counted.")] = 10,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="Two masks match if their IoU is at least this.")] = 0.9,
+    limit: Annotated[int, typer.Option(min=0, help="Number of images to name of each kind; all are counted.")] = 10,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Where to write the figures as JSON, too.", show_default=False)
+        Path | None, typer.Option("--json", help="Also write the figures to this JSON file.", show_default=False)
     ] = None,
 ) -> None:
-    """Compare the masks of two runs on the same images: precisions, models, thresholds, versions, machines.
+    """Compare the masks of two runs on the same images.
 
-    The masks of an image are matched one to one, the pair with the highest IoU first.
+    The runs may differ in precision, model, thresholds, version or machine. The masks of an image are matched one to
+    one, the pair with the highest IoU first.
 
-    Images that are in one run only, failed, or are not the same picture in both are told of and left out.
+    Images that are in only one run, that failed, or whose bytes differ are listed and not compared.
 
     Examples:
 
@@ -35,7 +36,7 @@ def compare(
 
       maskmill compare s3://bucket/out out/ --json agreement.json
     """
-    # The libraries behind it take a while to load: `--help` must not wait for them.
+    # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.evaluation.compare import compare_images, index_run, pair_images, settings_that_differ, summarise
     from maskmill.jobs.progress import ProgressBar
     from maskmill.pipeline.errors import StorageError

@@ -11,18 +11,18 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "coins", "motorcycle_left", "ro
 
 
 def demo(
-    out: Annotated[Path, typer.Argument(help="Where photographs, tables and pictures go.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Argument(help="Folder for the photographs, tables and pictures.")] = Path("out/demo"),
 ) -> None:
-    """Generate masks for six photographs with the embedded model: tables, a summary, and pictures to look at.
+    """Generate and draw masks for six photographs with the embedded model.
 
-    The photographs come with scikit-image. The command is `maskmill generate` followed by `maskmill preview`; run
-    again, it goes on where it stopped.
+    The photographs come with scikit-image. The command does what `maskmill generate` and `maskmill preview` do.
+    Run it again to resume.
 
     Example:
 
       maskmill demo
     """
-    # The libraries behind it take a while to load: `--help` must not wait for them.
+    # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from rich.console import Console
 
     from maskmill.jobs.generate import generate_masks

@@ -1,4 +1,4 @@
-"""`maskmill evaluate`: how good a model is on annotated images."""
+"""`maskmill evaluate`: measures a model on annotated images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for evaluation.json and calibration.png.", show_default=False)],
     images: Annotated[
         Path | None,
-        typer.Option(help="Where the photographs are, if not beside their annotations.", show_default=False),
+        typer.Option(help="Folder of the photographs, if they are not beside their annotations.", show_default=False),
     ] = None,
     model: Annotated[str, typer.Option(help="mini (embedded), vit_b, vit_l or vit_h.")] = "mini",
     checkpoint: Annotated[
@@ -42,7 +42,9 @@ def evaluate(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Whose masks have their recall measured. Default: what suits the model.", show_default=False),
+        typer.Option(
+            help="Preset of the automatic masks whose recall is measured. Default: the model's own.", show_default=False
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -51,30 +53,37 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only the first LIMIT images.", show_default=False)
+    ] = None,
     min_share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Smaller segments, as a share of the image, get no prompts and no recall."),
+        typer.Option(min=0, max=1, help="Leave out segments that cover less than this share of their image."),
     ] = 0.005,
     proposal_points: Annotated[
-        int, typer.Option(min=1, help="Object proposals: clicks per side of the grid; 64 as published.")
+        int, typer.Option(min=1, help="Object proposals: points per side of the grid (published: 64).")
     ] = 64,
     precision: Annotated[
         str,
-        typer.Option(help="exact: float32, as published. fast: half precision, where it does not decide what is kept."),
+        typer.Option(
+            help="exact: float32, the published masks. fast: bf16 or float16 pre-selects candidates; "
+            "the masks that are kept are computed in float32."
+        ),
     ] = "fast",
     device: Device = "auto",
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes. Default: one per core up to four, one on a GPU.", show_default=False),
+        typer.Option(
+            min=1, help="Number of processes. Default: one per core, at most four; one on a GPU.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Measure how good a model is on annotated images; print tables, write JSON and a plot.
+    """Measure a model on annotated images: print tables, write JSON and a calibration plot.
 
-    Object proposals (AR), clicks, boxes, recall of the automatic masks beside that of methods that know no objects,
-    predicted against true IoU, and edges where the annotations cover whole images.
+    Measures: average recall of object proposals; mean IoU for clicks and boxes; recall of the automatic masks, compared
+    with baselines without a model; predicted against true IoU; edges, if the annotations cover whole images.
 
-    An image that cannot be read is told of and left out.
+    An image that cannot be read is listed and left out.
 
     Examples:
 
@@ -84,7 +93,7 @@ def evaluate(
 
       maskmill evaluate --data bsds500-val --out report/ --model vit_b --checkpoint sam_vit_b_01ec64.pth --only clicks
     """
-    # The libraries behind it take a while to load: `--help` must not wait for them.
+    # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     _check_extra()
     from rich.console import Console
 

@@ -27,8 +27,8 @@ def generate(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Images, on disk or s3://. A folder of images, of WebDataset tars or of Parquet files; one of these; "
-            "a pattern of tars or Parquet files; a manifest (csv, jsonl or Parquet with a column uri).",
+            help="Images, on disk or s3://. One of: a folder of images, of WebDataset tars or of Parquet files; one such "
+            "file; a pattern of tars or Parquet files; a manifest (csv, jsonl or Parquet with a column uri).",
             show_default=False,
         ),
     ],
@@ -36,7 +36,7 @@ def generate(
         str,
         typer.Argument(
             metavar="OUT",
-            help="The output, on disk or s3://: new, empty, or a run to go on with.",
+            help="The output, on disk or s3://: a new or empty folder, or a run to resume.",
             show_default=False,
         ),
     ],
@@ -44,29 +44,39 @@ def generate(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="Weights, as published by Segment Anything or Hugging Face. Not needed for mini.", show_default=False
+            help="Weights as published by Segment Anything or Hugging Face. Not needed for mini.", show_default=False
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="official, sa1b or mini. Default: what suits the model.", show_default=False)
+        str | None,
+        typer.Option(
+            help="official, sa1b or mini. Default: mini for mini, official for the other models.", show_default=False
+        ),
     ] = None,
     points_per_side: Annotated[int | None, typer.Option(help="Point prompts per side of the image's grid.")] = None,
     pred_iou_thresh: Annotated[float | None, typer.Option(help="Keep masks with a predicted IoU above this.")] = None,
-    stability_score_thresh: Annotated[float | None, typer.Option(help="Keep masks at least this stable.")] = None,
-    crop_n_layers: Annotated[int | None, typer.Option(help="Layers of zoomed-in crops besides the image.")] = None,
+    stability_score_thresh: Annotated[
+        float | None, typer.Option(help="Keep masks with a stability score of at least this.")
+    ] = None,
+    crop_n_layers: Annotated[
+        int | None, typer.Option(help="Layers of zoomed-in crops, in addition to the whole image.")
+    ] = None,
     min_mask_region_area: Annotated[
         int | None, typer.Option(help="Remove holes and islands with fewer pixels than this.")
     ] = None,
     precision: Annotated[
         str,
-        typer.Option(help="exact: float32, as published. fast: half precision, where it does not decide what is kept."),
+        typer.Option(
+            help="exact: float32, the published masks. fast: bf16 or float16 pre-selects candidates; "
+            "the masks that are kept are computed in float32."
+        ),
     ] = "exact",
     device: Device = "auto",
     images_per_shard: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Images per part of the output, fixed when a run begins; tars make one each. Default: up to 64.",
+            help="Images per output part, fixed when a run begins. A tar is always one part. Default: up to 64.",
             show_default=False,
         ),
     ] = None,
@@ -77,9 +87,9 @@ def generate(
 
     OUT/masks/*.parquet has one row per mask, OUT/images/*.parquet one row per image.
 
-    An image that cannot be read is a row that says why; it does not end the run.
+    An image that cannot be read becomes a row of OUT/images with the reason; the run continues.
 
-    The same command run again goes on where it stopped.
+    Run the same command again to resume a stopped run.
 
     Examples:
 
@@ -127,9 +137,9 @@ def generate_masks(
 ) -> None:
     """Begins or resumes a run and sees it to its end, with a progress bar on stderr and a summary on stdout.
 
-    `overrides` are fields of GeneratorConfig that shall differ from the preset's. Raises MaskmillError.
+    `overrides` replaces fields of the preset's GeneratorConfig. Raises MaskmillError.
     """
-    # The libraries behind it take a while to load: `--help` must not wait for them.
+    # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import load_model
     from maskmill.pipeline.engine import SamFactory
     from maskmill.pipeline.ledger import Identity, open_run

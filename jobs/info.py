@@ -1,4 +1,4 @@
-"""`maskmill info`: what a checkpoint is."""
+"""`maskmill info`: shows what a checkpoint file, or the embedded model, is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import typer
 def info(
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(help="A .pth, .bin or .safetensors file; without one, the embedded model.", show_default=False),
+        typer.Argument(help="A .pth, .bin or .safetensors file. Default: the embedded model.", show_default=False),
     ] = None,
 ) -> None:
-    """Show what a checkpoint is: its variant, layout, sizes and sha256. A damaged or unsafe one is refused.
+    """Show the model, preset, sizes and sha256 of a checkpoint.
+
+    Without a file: of the embedded model, with its terms of use and training data.
+
+    A damaged or unsafe checkpoint is an error.
 
     Examples:
 
@@ -22,13 +26,15 @@ def info(
 
       maskmill info sam_vit_b_01ec64.pth
     """
-    # torch takes a while to load: `--help` must not wait for it.
+    # Imported here because torch takes seconds to import and `--help` does not need it.
     from rich.console import Console
     from rich.table import Table
 
     from maskmill.model.checkpoint import build_sam, embedded_checkpoint, file_sha256, read_checkpoint
     from maskmill.model.config import VARIANTS
     from maskmill.model.errors import CheckpointError
+    from maskmill.model.weights import MINI_TERMS
+    from maskmill.pipeline.config import PRESETS
 
     path = checkpoint or embedded_checkpoint("mini")
     content = read_checkpoint(path)
@@ -40,7 +46,17 @@ def info(
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("checkpoint", str(path))
-    table.add_row("model", config.name)
+    if checkpoint is None:
+        table.add_row("model", f"{config.name} (embedded)")
+        table.add_row("terms", MINI_TERMS)
+    else:
+        table.add_row("model", config.name)
+    preset = PRESETS[config.default_preset]
+    table.add_row(
+        "preset",
+        f"{config.default_preset}: predicted IoU > {preset.pred_iou_thresh:g}, "
+        f"stability score >= {preset.stability_score_thresh:g}, box NMS at {preset.box_nms_thresh:g}",
+    )
     table.add_row("layout", content.layout)
     table.add_row("stored as", str(content.stored_dtype).removeprefix("torch."))
     table.add_row("sha256", file_sha256(path))
@@ -53,5 +69,5 @@ def info(
     ):
         table.add_row(name, f"{sum(parameter.numel() for parameter in part.parameters()):,} parameters")
     for fact in sorted(content.metadata.keys() - {"variant"}):
-        table.add_row(fact, content.metadata[fact])
+        table.add_row("training data" if fact == "data" else fact, content.metadata[fact])
     Console().print(table)

@@ -13,17 +13,17 @@ def preview(
     out: Annotated[str, typer.Argument(help="The output of a run, finished or not.", show_default=False)],
     image_ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[IMAGE_ID]...", help="Which images; without any, the first ones.", show_default=False),
+        typer.Argument(metavar="[IMAGE_ID]...", help="Images to draw. Default: the first ones.", show_default=False),
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option(help="The picture to write: .png or .jpg. Default: preview.png beside OUT.", show_default=False),
+        typer.Option(help="Output file: .png or .jpg. Default: preview.png beside OUT.", show_default=False),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many images on a contact sheet.")] = 12,
+    limit: Annotated[int, typer.Option(min=1, help="Number of images on a contact sheet.")] = 12,
 ) -> None:
-    """Draw the masks of a run over its images: one image in full size, or several as a contact sheet.
+    """Draw the masks of a run over its images: one image at full size, or several as a contact sheet.
 
-    Every mask is filled and outlined in a colour of its own, small ones on top of large ones.
+    Each mask is filled and outlined in its own colour; small masks lie on top of large ones.
 
     Examples:
 
@@ -31,7 +31,7 @@ def preview(
 
       maskmill preview out/ kitchen/cup.jpg --to cup.png
     """
-    # The libraries behind it take a while to load: `--help` must not wait for them.
+    # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from rich.console import Console
 
     from maskmill.model.errors import MaskmillError

@@ -1,4 +1,4 @@
-"""`maskmill retry`: what failed in a run, once more."""
+"""`maskmill retry`: processes the failed images of a run again."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def retry(
     ],
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="The weights that the run was made with. Not needed for mini.", show_default=False),
+        typer.Option(help="The weights that the run was started with. Not needed for mini.", show_default=False),
     ] = None,
     device: Device = "auto",
     address: Address = None,
     image_timeout: ImageTimeout = IMAGE_TIMEOUT,
 ) -> None:
-    """Do the images of a run again that failed or were quarantined, and no others.
+    """Process the failed and quarantined images of a run again.
 
-    Their new rows take the place of the old ones in OUT/images. OUT/masks gets parts of its own for them.
+    New rows replace the old ones in OUT/images. New masks go to new parts in OUT/masks.
 
-    Images that were never begun are left to `maskmill generate`.
+    To process images that the run has not reached yet, run `maskmill generate` again.
 
     Examples:
 
@@ -34,7 +34,7 @@ def retry(
 
       maskmill retry s3://bucket/out --checkpoint sam_vit_h_4b8939.pth --address auto
     """
-    # The libraries behind it take a while to load: `--help` must not wait for them.
+    # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from rich.console import Console
 
     from maskmill.model.checkpoint import load_model

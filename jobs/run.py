@@ -1,4 +1,4 @@
-"""What the commands have in common that do shards: their options, the progress bar, the summary."""
+"""Shared by the commands that process shards: options, progress bar, summary."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ IMAGE_TIMEOUT = 1800.0
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Address = Annotated[
-    str | None, typer.Option(help="A Ray cluster (host:port or auto). Default: this machine.", show_default=False)
+    str | None,
+    typer.Option(help="Address of a Ray cluster (host:port or auto). Default: this machine.", show_default=False),
 ]
 ImageTimeout = Annotated[
     float,
     typer.Option(
         min=10,
-        help="Seconds without progress after which a worker is replaced. An image on which that happens three times is "
-        "quarantined.",
+        help="Seconds without progress after which a worker is replaced. An image is quarantined after the third time.",
     ),
 ]
 

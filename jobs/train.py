@@ -1,4 +1,4 @@
-"""`maskmill train`: makes the embedded model, or trains another from nothing or from a checkpoint."""
+"""`maskmill train`: trains a model from scratch or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ SMOOTHING = 20
 
 
 def train(
-    out: Annotated[Path, typer.Argument(help="Folder of the run; a run that is in it goes on.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder of the training run. A run that is already there is resumed.", show_default=False),
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Photographs with masks, told apart by what is there: COCO instances (a .json file; FILE.json:FOLDER "
-            "where its photographs are not near it), a folder as SA-1B has it (sa_1.jpg, sa_1.json), a folder as BSDS "
-            "has it (ID.jpg, ID.seg0.png), or the output of `maskmill generate`. Repeatable: all are drawn from alike.",
+            help="Photographs with masks: COCO instances (a .json file, or FILE.json:FOLDER with the folder of its "
+            "photographs), an SA-1B folder (sa_1.jpg, sa_1.json), a BSDS folder (ID.jpg, ID.seg0.png), or the output "
+            "of `maskmill generate`. The format is detected. Repeatable: all data sets are sampled equally.",
             show_default=False,
         ),
     ] = None,
@@ -36,7 +39,7 @@ def train(
         typer.Option(
             min=0,
             max=1,
-            help="How much of each batch is photographs; the rest is scenes. Default: what the recipe says.",
+            help="Share of photographs in each batch; the rest is drawn scenes. Default: set by the recipe.",
             show_default=False,
         ),
     ] = None,
@@ -44,7 +47,7 @@ def train(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="As --data, but never trained on: figures in the log, and sample pictures.",
+            help="As --data, but not trained on: for the held-out figures in the log and the sample pictures.",
             show_default=False,
         ),
     ] = None,
@@ -54,30 +57,33 @@ def train(
         typer.Option(
             metavar="FILE",
             help="Weights to start from, as published by Segment Anything, Hugging Face or maskmill; `embedded` for "
-            "those that mini comes with. The encoder may have fewer blocks. The result is the mean of these weights "
-            "and the trained ones. Default: from nothing.",
+            "the embedded weights. The encoder may have fewer blocks. The result is the mean of these weights and the "
+            "trained ones. Default: random weights.",
             show_default=False,
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this step; later runs go on from there.", show_default=False)
+        int | None, typer.Option(min=1, help="Stop after this step; the next run continues there.", show_default=False)
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="Processes that share each step; one per core is fastest on a CPU.")
+        int, typer.Option(min=1, help="Number of processes that share each step; on a CPU, one per core is fastest.")
     ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
     seed: Annotated[
-        int, typer.Option(min=0, max=999, help="Of all draws: give another round on the same data another one.")
+        int,
+        typer.Option(
+            min=0, max=999, help="Random seed. Change it to train again on the same data with other random choices."
+        ),
     ] = 0,
 ) -> None:
-    """Train a model on procedural scenes, and on photographs with masks.
+    """Train a model on drawn scenes and, with --data, on photographs with masks.
 
-    Without --data it learns from scenes alone, which need no download and carry no terms.
+    Without --data the model is trained on drawn scenes only: no download, no terms of use.
 
-    OUT/model.safetensors is the result, for `maskmill generate --checkpoint`; OUT/log.jsonl has losses and held-out
-    figures, OUT/step-*.png what the model makes of held-out images.
+    OUT/model.safetensors is the result, for `maskmill generate --checkpoint`. OUT/log.jsonl has the losses and the
+    held-out figures, OUT/step-*.png the masks predicted for held-out images.
 
-    Ctrl-C stops after the step at work. Run the same command again to go on.
+    Ctrl-C stops after the current step. Run the same command again to resume.
 
     Examples:
 
@@ -89,7 +95,7 @@ def train(
 
       maskmill train runs/vit_b --model vit_b --checkpoint sam_vit_b_01ec64.pth --data sa1b/ --device cuda
     """
-    # The libraries behind it take a while to load: `--help` must not wait for them.
+    # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import embedded_checkpoint
     from maskmill.model.config import VARIANTS
     from maskmill.model.optimize import resolve_device

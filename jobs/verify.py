@@ -1,4 +1,4 @@
-"""`maskmill verify`: proof that an output is whole."""
+"""`maskmill verify`: checks that an output is complete and consistent."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import typer
 
 def verify(
     out: Annotated[str, typer.Argument(help="The output of a run.", show_default=False)],
-    limit: Annotated[int, typer.Option(min=0, help="How many offences to print; all are counted.")] = 20,
+    limit: Annotated[int, typer.Option(min=0, help="Number of errors to print; all are counted.")] = 20,
 ) -> None:
-    """Check an output: every planned image has exactly one row, counts agree, every RLE decodes to its area and box.
+    """Check an output: each planned image has one row, counts agree, each RLE decodes to its area and box.
 
-    Nothing is changed. Exits with 1 where anything is wrong or missing, as in a run that is not finished.
+    Nothing is changed. The exit code is 1 if anything is wrong or missing; an unfinished run counts as missing.
 
     Example:
 
       maskmill verify out/
     """
-    # The libraries behind it take a while to load: `--help` must not wait for them.
+    # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from rich.console import Console
 
     from maskmill.jobs.progress import ProgressBar

@@ -1,5 +1,6 @@
 """The command line as a whole: help, versions, exit codes, one line per error."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -29,6 +30,25 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
 def test_help_is_shown_when_there_is_no_command(capsys: pytest.CaptureFixture[str]):
     assert main([]) == 2
     assert "generate" in capsys.readouterr().out
+
+
+def test_help_lists_the_commands_in_groups(capsys: pytest.CaptureFixture[str]):
+    main(["--help"])
+    text = capsys.readouterr().out
+    groups = {name: text.index(f" {name} ") for name in ("Make masks", "Look", "Judge", "Train")}
+    assert list(groups) == sorted(groups, key=lambda name: groups[name])
+    for command, group in {"generate": "Make masks", "preview": "Look", "verify": "Judge", "train": "Train"}.items():
+        before = [name for name, place in groups.items() if place < text.index(f" {command} ")]
+        assert before[-1] == group
+
+
+def test_bash_completes_the_name_of_a_command():
+    environment = {"_MASKMILL_COMPLETE": "complete_bash", "COMP_WORDS": "maskmill gen", "COMP_CWORD": "1"}
+    code = "from maskmill.jobs.cli import main; main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["generate"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from maskmill.jobs.info import info
-from maskmill.model.checkpoint import save_checkpoint
+from maskmill.model.checkpoint import embedded_checkpoint, save_checkpoint
 from maskmill.model.config import VARIANTS
 from maskmill.model.errors import CheckpointError
 from maskmill.model.sam import Sam
@@ -38,6 +38,19 @@ def test_info_shows_what_a_checkpoint_is(tmp_path: Path) -> None:
         "steps": "1234",
     }.items():
         assert any(row.startswith(name) and row.endswith(f" {value}") for row in rows), name
+
+
+def test_info_says_what_is_embedded_when_no_file_is_named() -> None:
+    result = CliRunner().invoke(APP, [], catch_exceptions=False)
+    rows = {line.rstrip() for line in result.output.splitlines()}
+    for name, value in {
+        "model": "mini (embedded)",
+        "terms": "non-commercial research",
+        "sha256": hashlib.sha256(embedded_checkpoint("mini").read_bytes()).hexdigest(),
+        "training data": "bsds500-train",
+        "preset": "mini: predicted IoU > 0.2, stability score >= 0.35",
+    }.items():
+        assert any(row.startswith(name) and value in row for row in rows), name
 
 
 def test_info_refuses_what_is_none_of_the_models(tmp_path: Path) -> None:
