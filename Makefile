@@ -2,38 +2,44 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# Strict: a broken link or reference is an error (not with --quiet, which hides warnings from it).
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check fix test bench gpu-check soak fuzz
+.PHONY: help demo check docs fix test bench gpu-check soak fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
 
-demo: $(INSTALLED)  ## masks for a handful of photographs: tables, summary, overlays
+demo: $(INSTALLED)  ## masks for six photographs: tables, a summary, pictures
 	$(BIN)/maskmill demo
 
-check: $(INSTALLED)  ## lint, format, types, direction of imports
+check: $(INSTALLED)  ## lint, format, types, direction of imports, documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(SITE)
 
-fix: $(INSTALLED)  ## what ruff can mend by itself
+docs: $(INSTALLED)  ## the documentation site, in site/
+	$(SITE)
+
+fix: $(INSTALLED)  ## lets ruff correct and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest
 
-bench: $(INSTALLED)  ## the engine against its peers, same weights, one run; memory of a very large image
+bench: $(INSTALLED)  ## the engine against its peers; memory of a very large image
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.engine --model vit_b --photographs 1
 	$(BIN)/python -m benchmarks.memory
 
-# With the Python at hand: machines with a GPU often come with torch and without a network.
+# Uses .venv or else the Python of the machine: machines with a GPU often have torch but no network.
 GPU_PYTHON ?= $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 
-gpu-check:  ## where there is a GPU: its tests, the engine against its peers (BENCH: further arguments), and throughput
+gpu-check:  ## on a machine with a GPU: GPU tests, the engine against its peers (BENCH: more arguments), throughput
 	@$(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null || \
 		{ echo "no GPU that the torch of $(GPU_PYTHON) can use; say which Python with: make gpu-check GPU_PYTHON=..."; exit 1; }
 	$(GPU_PYTHON) -m pytest -m gpu $$(grep -rlE --include='test_*.py' 'mark[.]gpu|gpu: str' tests)
@@ -42,10 +48,10 @@ gpu-check:  ## where there is a GPU: its tests, the engine against its peers (BE
 	$(GPU_PYTHON) -m benchmarks.throughput --device cuda --model vit_h
 	$(GPU_PYTHON) -m benchmarks.throughput --device cuda --model vit_h --preset sa1b --images 128
 
-soak: $(INSTALLED)  ## runs whose workers, machines and drivers are killed 250 times: is anything lost?
+soak: $(INSTALLED)  ## kills workers, machines and drivers 250 times, and counts lost images
 	$(BIN)/python -m tests.soak --kills 250
 
-fuzz: $(INSTALLED)  ## ten minutes of damaged images, archives, tables and run lengths
+fuzz: $(INSTALLED)  ## feeds damaged images, archives, tables and run lengths for ten minutes
 	$(BIN)/python -m tests.fuzz --seconds 600
 
 $(INSTALLED): pyproject.toml constraints.txt

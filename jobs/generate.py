@@ -27,8 +27,8 @@ def generate(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Images, on disk or s3://. One of: a folder of images, of WebDataset tars or of Parquet files; one such "
-            "file; a pattern of tars or Parquet files; a manifest (csv, jsonl or Parquet with a column uri).",
+            help="Images, on disk or s3://. One of: a folder of images, of WebDataset tars or of Parquet files; one "
+            "such file; a pattern of tars or Parquet files; a manifest (csv, jsonl or Parquet with a column uri).",
             show_default=False,
         ),
     ],
