@@ -6,6 +6,7 @@ generated from the `maskmill` command itself.
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 import subprocess
@@ -60,5 +61,12 @@ def _command_line_reference() -> str:
     """The help of every command as Markdown, as `typer utils docs` writes it."""
     command = [sys.executable, "-m", "typer", "maskmill.jobs.cli", "utils", "docs", "--name", "maskmill"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    # The examples are indented by two spaces, for terminals; Markdown wants four for code.
-    return re.sub(r"(?m)^  (?=maskmill )", "    ", text).replace("# `maskmill`", "# Command line", 1)
+    lines = [
+        _example(line) if line.startswith("  maskmill ") else line.replace("*.", r"\*.") for line in text.splitlines()
+    ]
+    return "\n".join(lines).replace("# `maskmill`", "# Command line", 1)
+
+
+def _example(line: str) -> str:
+    """An example, which help texts indent by two spaces, as Markdown's code, which is indented by four."""
+    return "  " + html.unescape(line)

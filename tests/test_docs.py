@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from maskmill.jobs.cli import app
 
@@ -41,8 +42,8 @@ def test_every_command_of_the_pages_has_arguments_that_the_command_line_accepts(
     if words[0].startswith("--"):
         assert words[0] in {"--version", "--help", "--install-completion", "--show-completion"}
         return
-    group = typer.main.get_command(app)
-    assert isinstance(group, typer.core.TyperGroup)
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
     command = group.commands[words[0]]
     command.make_context(words[0], words[1:])  # parses and does not run
 
