@@ -1,4 +1,4 @@
-"""What the pages say: links lead somewhere, commands parse, and the site is built strictly."""
+"""The pages: links and named files exist, commands parse, and the site is built strictly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from maskmill.jobs.cli import app
 ROOT = Path(__file__).parents[1]
 # MkDocs checks the links of docs/ and benchmarks/ (`make docs`), but not these.
 OUTSIDE_THE_SITE = (ROOT / "README.md",)
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+)
 COMMANDS = [
     pytest.param(line.strip(), id=f"{page.relative_to(ROOT)}:{number}")
     for page in PAGES
@@ -33,6 +35,12 @@ def test_every_relative_link_of_a_page_leads_to_a_file(page: Path):
     links = re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_source_file_that_a_page_names_exists(page: Path):
+    named = set(re.findall(r"`((?:[a-z0-9_]+/)+[a-z0-9_]+\.py)`", page.read_text(encoding="utf-8")))
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
 
 
 @pytest.mark.parametrize("line", COMMANDS)
