@@ -9,7 +9,7 @@ from typing import Any
 
 from maskmill.annotations.records import AnnotatedImage, AnnotationError, annotated_image
 from maskmill.annotations.segmentations import SegmentationError, to_counts
-from maskmill.pipeline.config import RunConfig
+from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.errors import one_line_cause
 
 Fields = dict[str, Any]
@@ -30,8 +30,12 @@ def image_size(image: Fields, where: str) -> tuple[int, int]:
     height, width = image.get("height"), image.get("width")
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
         raise AnnotationError(f"{where}: no height and width in pixels")
-    if height * width > RunConfig.max_image_pixels:
-        raise AnnotationError(f"{where}: {width} x {height} pixels: the limit is {RunConfig.max_image_pixels} in all")
+    if height * width > DecodingConfig.max_image_pixels:
+        raise AnnotationError(
+            
+            f"{where}: {width} x {height} pixels: the limit is {DecodingConfig.max_image_pixels} in all"
+        
+        )
     return height, width
 
 

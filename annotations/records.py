@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from maskmill.filters import rle
 from maskmill.model.errors import MaskmillError
-from maskmill.pipeline.config import RunConfig
+from maskmill.pipeline.config import DEFAULT_DECODING, DecodingConfig
 from maskmill.pipeline.errors import ImageError, StorageError
 from maskmill.pipeline.images import decode_image
 
@@ -35,6 +35,7 @@ class AnnotatedImage:
     annotator_K: NDArray[np.int64]  # who drew mask k; 0 for all where the format knows of one only
     crowd_K: NDArray[np.bool_]  # COCO's iscrowd: regions of many objects, no answer to any prompt
     fetch: Callable[[], bytes]  # the image file; picklable, such as `path.read_bytes`
+    decoding: DecodingConfig = DEFAULT_DECODING
 
     def __post_init__(self) -> None:
         assert self.annotator_K.shape == self.crowd_K.shape == (len(self.rles),)
@@ -45,7 +46,7 @@ class AnnotatedImage:
     def read_pixels(self) -> NDArray[np.uint8]:
         """The image, upright RGB (H, W, 3). AnnotationError where it is missing, damaged or of another size."""
         try:
-            pixels_HW3 = decode_image(self.fetch(), RunConfig.max_image_pixels).pixels
+            pixels_HW3 = decode_image(self.fetch(), self.decoding).pixels
         except OSError as error:
             raise AnnotationError(f"{self.uri}: {error.strerror or error}") from error
         except (ImageError, StorageError) as error:
@@ -74,6 +75,7 @@ def annotated_image(
     fetch: Callable[[], bytes],
     annotators: Sequence[int] | None = None,
     crowds: Sequence[bool] | None = None,
+    decoding: DecodingConfig = DEFAULT_DECODING,
 ) -> AnnotatedImage:
     """An image of `size` (H, W) with those of its masks that are not empty.
 
@@ -94,6 +96,7 @@ def annotated_image(
         np.array(annotators or [0] * count, np.int64)[kept_K],
         np.array(crowds or [False] * count, np.bool_)[kept_K],
         fetch,
+        decoding,
     )
 
 

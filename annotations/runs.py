@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from maskmill.annotations.parts import read_counts, read_footer
 from maskmill.annotations.records import AnnotatedImage, AnnotationError, annotated_image
+from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.errors import ObjectError, StorageError, one_line_cause
 from maskmill.pipeline.ledger import Ledger, masks_key, read_run
 from maskmill.pipeline.plan import read_plan
@@ -86,6 +87,7 @@ class RunImages:
     done: tuple[_Done, ...]
     masks: _Masks
     photographs: _Photographs
+    decoding: DecodingConfig
 
     @property
     def name(self) -> str:
@@ -102,7 +104,12 @@ class RunImages:
             raise AnnotationError(f"{self.uri}/{masks_key(image.part)}: {one_line_cause(error)}") from error
         fetch = partial(self.photographs.fetch, image.image_id, image.shard)
         return annotated_image(
-            image.image_id, f"{self.uri}: {image.image_id}", (image.height, image.width), rles, fetch
+            image.image_id,
+            f"{self.uri}: {image.image_id}",
+            (image.height, image.width),
+            rles,
+            fetch,
+            decoding=self.decoding,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -117,7 +124,8 @@ def open_run_images(uri: str) -> RunImages:
     images are gone, StorageError where the store cannot be reached.
     """
     storage = open_storage(uri)
-    source = open_source(read_run(storage)["source"])
+    run = read_run(storage)
+    source = open_source(run["source"])
     ledger = Ledger(storage, identity="")
     done = [
         _Done(row["image_id"], row["image_height"], row["image_width"], part, shard)
@@ -128,4 +136,5 @@ def open_run_images(uri: str) -> RunImages:
     ]
     if not done:
         raise AnnotationError(f"{storage.uri}: a run of which no image is done")
-    return RunImages(storage.uri, tuple(done), _Masks(storage), _Photographs(source))
+    decoding = DecodingConfig.from_json(run["config"].get("decoding", {}))
+    return RunImages(storage.uri, tuple(done), _Masks(storage), _Photographs(source), decoding)

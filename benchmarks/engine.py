@@ -171,7 +171,7 @@ def _photographs(
     photographs = []
     for path in paths[:count]:
         data = path.read_bytes()
-        pixels_HW3 = decode_image(data, peers.MAX_PIXELS).pixels
+        pixels_HW3 = decode_image(data, peers.DECODING).pixels
         photographs.append(Photograph(path.stem, data, pixels_HW3.shape[1], pixels_HW3.shape[0], find(pixels_HW3)))
     if not photographs:
         sys.exit(f"there are no photographs ({', '.join(SUFFIXES)}) in {folder}")

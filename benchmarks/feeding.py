@@ -29,6 +29,7 @@ from PIL import Image
 from maskmill.filters import rle
 from maskmill.filters.names import FILTERS
 from maskmill.pipeline import cluster
+from maskmill.pipeline.config import DEFAULT_DECODING
 from maskmill.pipeline.generator import ResizedImage
 from maskmill.pipeline.ledger import Ledger
 from maskmill.pipeline.records import ImageMasks, StepTimer
@@ -149,7 +150,7 @@ def main() -> None:
         ledger = Ledger(FarStorage(root / "out", arguments.latency / 1000), "feeding")
         with this_machine(num_cpus=CPUS):
             shards = list(source.plan(arguments.images_per_shard))
-            cluster.run(Job(source, ledger, device, max_image_pixels=10**8), shards, lambda _: None, device="cpu")
+            cluster.run(Job(source, ledger, device, DEFAULT_DECODING), shards, lambda _: None, device="cpu")
         inferences = np.loadtxt(device.record)
     assert len(inferences) == arguments.images, "each image is inferred once"
     busy, wall = (inferences[:, 1] - inferences[:, 0]).sum(), inferences[:, 1].max() - inferences[:, 0].min()

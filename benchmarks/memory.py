@@ -80,7 +80,7 @@ def _prepare(folder: Path, photograph: Path | None, side: int, device: torch.dev
     enlarged = Image.open(photograph).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     enlarged.save(folder / "image.jpg", quality=90)
     assert CONFIG.points_per_side is not None
-    pixels_HW3 = decode_image((folder / "image.jpg").read_bytes(), peers.MAX_PIXELS).pixels
+    pixels_HW3 = decode_image((folder / "image.jpg").read_bytes(), peers.DECODING).pixels
     candidates = load.CandidateFinder(CONFIG.points_per_side, device)(pixels_HW3)
     torch.save(vars(candidates), folder / "candidates.pt")
 

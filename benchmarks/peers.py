@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.load import Replay, ReplayedSam, replay_in_segment_anything, replay_in_transformers
 from maskmill.model.sam import Sam
-from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.config import DecodingConfig, GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.records import Clock, ImageMasks, StepTimer
@@ -23,7 +23,7 @@ from maskmill.pipeline.records import Clock, ImageMasks, StepTimer
 if TYPE_CHECKING:
     from transformers import SamModel
 
-MAX_PIXELS = 10**9
+DECODING = DecodingConfig(max_image_pixels=10**9)
 Engine = Callable[[bytes], list[bytes]]
 # An engine of a configuration: the warm-up needs another one than the measurement.
 EngineFactory = Callable[[GeneratorConfig], Engine]
@@ -41,7 +41,7 @@ class Maskmill:
     def __call__(self, data: bytes) -> list[bytes]:
         self.timer = StepTimer(self.clock)
         with self.timer.step("decode"):
-            image = self._generator.prepare(decode_image(data, MAX_PIXELS).pixels)
+            image = self._generator.prepare(decode_image(data, DECODING).pixels)
         self.masks = self._generator.generate(image, self.timer)
         return list(self.masks.rle_counts)
 
@@ -58,7 +58,7 @@ def segment_anything(sam: Sam, device: torch.device, replay: Replay | None) -> E
         generator = oracles.published_generator(network, config)
 
         def engine(data: bytes) -> list[bytes]:
-            masks = generator.generate(decode_image(data, MAX_PIXELS).pixels)
+            masks = generator.generate(decode_image(data, DECODING).pixels)
             return [mask["segmentation"]["counts"].encode() for mask in masks]
 
         return engine

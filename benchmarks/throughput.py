@@ -30,7 +30,7 @@ from PIL import Image
 
 from benchmarks import load
 from benchmarks.machine import RESULTS, describe_machine
-from benchmarks.peers import MAX_PIXELS
+from benchmarks.peers import DECODING
 from maskmill.model.checkpoint import load_model
 from maskmill.model.config import VARIANTS
 from maskmill.model.optimize import optimize, resolve_device
@@ -70,7 +70,7 @@ def main() -> None:
     device = resolve_device(arguments.device)
     variant = VARIANTS[arguments.model]
     data = arguments.photograph.read_bytes() if arguments.photograph else _motorcycle(arguments.width)
-    pixels_HW3 = decode_image(data, MAX_PIXELS).pixels
+    pixels_HW3 = decode_image(data, DECODING).pixels
     candidates = load.CandidateFinder(32, device)(pixels_HW3)
     config = load.thresholds_by_rank(PRESETS[arguments.preset], [candidates])
     if variant.name == "mini":
@@ -125,7 +125,7 @@ def _run(engine: Engine, source: Copies) -> tuple[list[float], int, list[float]]
     ends, masks = [], 0
     with tempfile.TemporaryDirectory(prefix="maskmill-throughput-") as folder:
         ledger = Ledger(LocalStorage(Path(folder)), "throughput")
-        job = Job(source, ledger, lambda: engine, MAX_PIXELS)
+        job = Job(source, ledger, lambda: engine, DECODING)
         with _busy_shares() as samples:
             for progress in process_shard(job, engine, Shard(0, source.uri), ahead=os.cpu_count() or 1):
                 if progress.status is not None:

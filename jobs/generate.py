@@ -13,7 +13,7 @@ import typer
 from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, check_device, run_job
 
 if TYPE_CHECKING:
-    from maskmill.pipeline.config import RunConfig
+    from maskmill.pipeline.config import DecodingConfig, RunConfig
     from maskmill.pipeline.sources import Source
 
 # Shards have MAX_IMAGES_PER_SHARD, or fewer where that would make fewer than MIN_SHARDS: small sources are spread over
@@ -71,6 +71,33 @@ def generate(
             "the masks that are kept are computed in float32."
         ),
     ] = "exact",
+    bands: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Which bands of a TIFF with several are red, green and blue, counted from 1, such as 3,2,1. "
+            "Default: the first three; needed for more than four.",
+            show_default=False,
+        ),
+    ] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="Sample values that become black and white where samples have more than 8 bits, such as 0,4095; or "
+            "percentiles of each band of each image: 2%,98%. Default: the range of unsigned 16-bit samples; "
+            "needed for signed, 32-bit and float samples.",
+            show_default=False,
+        ),
+    ] = None,
+    max_image_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images with more pixels become failed rows; decoded, a pixel takes 3 bytes. Default: 200000000.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
     images_per_shard: Annotated[
         int | None,
@@ -114,6 +141,7 @@ def generate(
         preset=preset,
         overrides={name: value for name, value in overrides.items() if value is not None},
         precision=precision,
+        decoding=decoding_config(bands, value_range, max_image_pixels),
         device=device,
         images_per_shard=images_per_shard,
         address=address,
@@ -130,6 +158,7 @@ def generate_masks(
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     precision: str = "exact",
+    decoding: DecodingConfig | None = None,
     device: str = "auto",
     images_per_shard: int | None = None,
     address: str | None = None,
@@ -149,6 +178,8 @@ def generate_masks(
 
     images = open_source(source)
     config = run_config(model, preset, overrides or {}, precision)
+    if decoding is not None:
+        config = replace(config, decoding=decoding)
     check_device(device)
     # Loaded here too, so that a wrong checkpoint is found before any worker starts.
     weights_sha256 = load_model(model, checkpoint).sha256
@@ -158,7 +189,7 @@ def generate_masks(
     checkpoint = checkpoint and checkpoint.absolute()
     engine = SamFactory(config, checkpoint, weights_sha256, device)
     left = plan.without(ledger.committed())
-    run_job(Job(images, ledger, engine, config.max_image_pixels), left, device, address, image_timeout)
+    run_job(Job(images, ledger, engine, config.decoding), left, device, address, image_timeout)
 
 
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
@@ -175,6 +206,17 @@ def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], pre
     if precision not in ("exact", "fast"):
         raise ConfigError(f"there is no precision {precision!r}; choose exact or fast")
     return RunConfig(model, preset, replace(PRESETS[preset], **overrides), precision)
+
+
+def decoding_config(bands: str | None, value_range: str | None, max_image_pixels: int | None) -> DecodingConfig:
+    """The way of decoding that the flags mean. ConfigError where one of them is wrong."""
+    from maskmill.pipeline.config import DecodingConfig, ValueRange, parse_bands
+
+    return DecodingConfig(
+        max_image_pixels or DecodingConfig.max_image_pixels,
+        None if bands is None else parse_bands(bands),
+        None if value_range is None else ValueRange.parse(value_range),
+    )
 
 
 def shard_size(source: Source) -> int:

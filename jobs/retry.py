@@ -56,7 +56,7 @@ def retry(
         )
     shards = ledger.retries(plan)
     engine = SamFactory(config, checkpoint and checkpoint.absolute(), weights_sha256, device)
-    job = Job(open_source(identity.source), ledger, engine, config.max_image_pixels)
+    job = Job(open_source(identity.source), ledger, engine, config.decoding)
     run_job(job, shards, device, address, image_timeout)
     if left := len(plan) - len(ledger.committed()):
         console = Console(soft_wrap=True, markup=False, highlight=False)

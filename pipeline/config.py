@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +103,70 @@ PRESETS: dict[str, GeneratorConfig] = {
 
 
 @dataclass(frozen=True)
+class ValueRange:
+    """The sample values that become black and white."""
+
+    low: float
+    high: float
+    percentiles: bool = False  # of each band of each image, from 0 to 100, instead of sample values
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the range is empty, not finite, or beyond 0 to 100 percent."""
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ConfigError(f"the value range {self.low:g},{self.high:g} is empty: LOW must be below HIGH")
+        if self.percentiles and not 0 <= self.low < self.high <= 100:
+            raise ConfigError(f"the value range {self.low:g}%,{self.high:g}% must be within 0% and 100%")
+
+    @staticmethod
+    def parse(text: str) -> ValueRange:
+        """Reads `LOW,HIGH` or `LOW%,HIGH%`. Raises ConfigError."""
+        number = r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)"
+        match = re.fullmatch(rf"{number}(%?)\s*,{number}(%?)\s*", text)
+        try:
+            if match and match[2] == match[4]:
+                return ValueRange(float(match[1]), float(match[3]), match[2] == "%")
+        except ValueError:  # such as 1.2.3
+            pass
+        raise ConfigError(f"{text!r} is no value range; give two numbers such as 0,4095 or percentiles such as 2%,98%")
+
+
+Bands = tuple[int, int, int]
+
+
+def parse_bands(text: str) -> Bands:
+    """Reads `R,G,B`: three numbers from 1. Raises ConfigError."""
+    match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*,\s*([1-9]\d{0,4})\s*,\s*([1-9]\d{0,4})\s*", text)
+    if not match:
+        raise ConfigError(f"{text!r} are no bands; give the numbers of three, counted from 1, such as 3,2,1")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How encoded images become 8-bit RGB pixels."""
+
+    # Images with more pixels become failed rows: decoded, they take three bytes for each.
+    max_image_pixels: int = 200_000_000
+    # Which bands of a TIFF with several are red, green and blue, counted from 1. None: the first ones.
+    bands: Bands | None = None
+    # What becomes black and white where samples have more than 8 bits. None: the range of the integer type.
+    value_range: ValueRange | None = None
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> DecodingConfig:
+        """What `dataclasses.asdict` made, after a way through JSON."""
+        bands, value_range = fields.get("bands"), fields.get("value_range")
+        return DecodingConfig(
+            fields.get("max_image_pixels", DecodingConfig.max_image_pixels),
+            (bands[0], bands[1], bands[2]) if bands else None,
+            ValueRange(**value_range) if value_range else None,
+        )
+
+
+DEFAULT_DECODING = DecodingConfig()
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What decides the masks of a run, besides the weights and the images: part of the run's identity."""
 
@@ -108,5 +174,4 @@ class RunConfig:
     preset: str  # where `generator` started from; single arguments may differ
     generator: GeneratorConfig
     precision: Precision = "exact"
-    # Images with more pixels become failed rows: decoded, they take three bytes for each.
-    max_image_pixels: int = 200_000_000
+    decoding: DecodingConfig = DEFAULT_DECODING

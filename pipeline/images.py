@@ -6,10 +6,18 @@ import hashlib
 import io
 import re
 import warnings
+from typing import Any
 
+import imagecodecs
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from maskmill.pipeline.config import DecodingConfig
+from maskmill.pipeline.decoding import netpbm
+from maskmill.pipeline.decoding.layers import over_white
+from maskmill.pipeline.decoding.levels import alpha_to_8_bits, to_8_bits
+from maskmill.pipeline.decoding.tiff import check_size, is_tiff, read_tiff
 from maskmill.pipeline.errors import ImageError
 from maskmill.pipeline.records import DecodedImage
 
@@ -30,55 +38,94 @@ _UPRIGHT = {
 }
 
 
-def decode_image(data: bytes, max_pixels: int) -> DecodedImage:
+def decode_image(data: bytes, decoding: DecodingConfig) -> DecodedImage:
     """The picture in a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM/PGM/PBM file. Thread-safe.
 
     - Several frames or pages: the first one.
-    - EXIF orientation is applied; EXIF that cannot be read is taken as upright. Colour profiles are not applied.
+    - EXIF (in TIFF: the tag) orientation is applied; one that cannot be read is taken as upright. Colour profiles are
+      not applied.
     - Transparency (alpha, or a transparent colour or palette entry) is laid over white, as a viewer shows it: the
-      colours that hide under it are arbitrary.
+      colours that hide under it are arbitrary. Alpha that is zero everywhere is ignored, and so are extra samples of a
+      TIFF that are not declared as alpha.
     - CMYK is converted by Pillow's formula, JPEGs as Adobe writes them (inverted).
-    - 16-bit samples keep their high byte: black stays black and white stays white, and nothing is stretched. A
-      transparent level of 16-bit grey is ignored.
+    - TIFFs with three or four bands show the first three as red, green and blue; more need `decoding.bands`.
+    - 16-bit unsigned samples keep their high byte: black stays black and white stays white, and nothing is stretched.
+      `decoding.value_range` maps samples of more than 8 bits otherwise; signed, 32-bit and float samples need it.
 
-    Raises ImageError, with a reason that is the same for the same bytes, where the picture has more than `max_pixels`
-    (seen before any pixel is decoded), is truncated or damaged, or has samples without a defined white (signed, 32-bit,
-    float).
+    Raises ImageError, with a reason that is the same for the same bytes, where the picture has more pixels than
+    allowed (seen before any pixel is decoded), is truncated or damaged, or needs a feature that is not supported.
     """
     if not data:
         raise ImageError("the file is empty")
     _prepare_pillow()
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(f"{width} x {height} pixels: the limit is {max_pixels} in all")
-            image.load()
-            upright = _UPRIGHT.get(_orientation(image))
-            rgb = _to_rgb(image)
-            pixels = np.array(rgb.transpose(upright) if upright is not None else rgb)
+        if is_tiff(data):
+            picture, orientation = read_tiff(data, decoding)
+        elif header := netpbm.deep_netpbm(data):
+            check_size(*netpbm.size(header), decoding.max_image_pixels)
+            picture, orientation = _gray_or_rgb(*netpbm.read_samples(data, header), decoding), 1
+        else:
+            picture, orientation = _read_with_pillow(data, decoding)
+        upright = _UPRIGHT.get(orientation)
+        pixels = np.array(picture.transpose(upright) if upright is not None else picture)
     except ImageError:
         raise
     except UnidentifiedImageError as error:  # its own text has the address of a buffer
-        raise ImageError(f"not a readable image of a known format ({', '.join(FORMATS)})") from error
+        raise ImageError(_why_not_identified(data)) from error
     except Exception as error:  # damaged files make decoders raise anything: OSError, SyntaxError, struct.error...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"damaged image: {reason}"[:MAX_REASON_CHARACTERS]) from error
+        raise ImageError(_damaged(error)) from error
     return DecodedImage(pixels, hashlib.sha256(data).hexdigest())
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    # Pillow has no 16-bit grey for PGM, and none for PNG before version 11: such a picture is in mode I, which
-    # convert() would clip at 255.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ImageError("signed, 32-bit or float samples have no defined white: convert the image to 8 or 16 bits")
+def _damaged(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"damaged image: {reason}"[:MAX_REASON_CHARACTERS]
+
+
+def _why_not_identified(data: bytes) -> str:
+    """What the plugin that knows the file's first bytes says about it: `Image.open` hides that."""
+    for form in FORMATS:
+        factory, accept = Image.OPEN[form]
+        if accept is not None and accept(data[:16]) is True:
+            try:
+                factory(io.BytesIO(data), "").close()
+            except Exception as error:  # noqa: BLE001 - the same as in decode_image
+                if "not identified" not in str(error):  # which names nothing
+                    return _damaged(error)
+    return f"not a readable image of a known format ({', '.join(FORMATS)})"
+
+
+def _read_with_pillow(data: bytes, decoding: DecodingConfig) -> tuple[Image.Image, int]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        check_size(*image.size, decoding.max_image_pixels)
+        if image.format == "PNG" and data[24] == 16:
+            return _read_deep_png(data, decoding), _orientation(image)
+        image.load()
+        return _to_rgb(image, decoding), _orientation(image)
+
+
+def _read_deep_png(data: bytes, decoding: DecodingConfig) -> Image.Image:
+    """A PNG of 16 bits per sample, of which Pillow keeps 8 where there are colours."""
+    samples = imagecodecs.png_decode(data)
+    samples_HWC = samples[..., None] if samples.ndim == 2 else samples
+    count = 1 if samples_HWC.shape[2] < 3 else 3
+    picture = _gray_or_rgb(samples_HWC[..., :count], 65_535, decoding)
+    if samples_HWC.shape[2] == count:
+        return picture
+    return over_white(picture, Image.fromarray(alpha_to_8_bits(samples_HWC[..., count], 65_535)))
+
+
+def _gray_or_rgb(samples_HWC: NDArray[Any], white: int | None, decoding: DecodingConfig) -> Image.Image:
+    levels_HWC = to_8_bits(samples_HWC, white, decoding.value_range)
+    return Image.fromarray(np.broadcast_to(levels_HWC, (*levels_HWC.shape[:2], 3)).copy())
+
+
+def _to_rgb(image: Image.Image, decoding: DecodingConfig) -> Image.Image:
+    if image.mode == "F":  # PFM
+        return _gray_or_rgb(np.asarray(image)[..., None], None, decoding)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(rgba, mask=rgba)
-        return white
+        return over_white(rgba.convert("RGB"), rgba.getchannel("A"))
     return image.convert("RGB")
 
 
@@ -95,6 +142,7 @@ def _prepare_pillow() -> None:
     The filter stays in place: catch_warnings would restore other threads' state. Pillow warns of damage that it can
     read past, which is no news to the reader of a log of a million images.
     """
-    Image.MAX_IMAGE_PIXELS = None  # `max_pixels` takes its place: this one warns at 89 and refuses at 179 megapixels
+    # DecodingConfig.max_image_pixels takes its place: this one warns at 89 and refuses at 179 megapixels.
+    Image.MAX_IMAGE_PIXELS = None
     if ("ignore", None, Warning, _PILLOW, 0) not in warnings.filters:
         warnings.filterwarnings("ignore", module=_PILLOW.pattern)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from maskmill.pipeline.config import GeneratorConfig, RunConfig
+from maskmill.pipeline.config import DecodingConfig, GeneratorConfig, RunConfig
 from maskmill.pipeline.errors import ConfigError, RunMismatchError, SourceError
 from maskmill.pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan
 from maskmill.pipeline.records import Shard
@@ -64,9 +64,11 @@ class Identity:
             raise RunMismatchError(f"made by another maskmill: schema version {version}, this one has {SCHEMA_VERSION}")
         config = fields.pop("config")
         generator = config.pop("generator")
+        decoding = DecodingConfig.from_json(config.pop("decoding"))
         if grids := generator.pop("point_grids"):
             grids = tuple(np.array(grid) for grid in grids)
-        return Identity(config=RunConfig(generator=GeneratorConfig(point_grids=grids, **generator), **config), **fields)
+        generator = GeneratorConfig(point_grids=grids, **generator)
+        return Identity(config=RunConfig(generator=generator, decoding=decoding, **config), **fields)
 
     @property
     def sha256(self) -> str:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maskmill.filters import rle
+from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.errors import SourceError
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Ledger, masks_key, read_run
@@ -45,6 +46,7 @@ def overlays(storage: Storage, image_ids: Collection[str] = ()) -> Iterator[Over
     where a given image is not among the images that are done.
     """
     run = read_run(storage)
+    decoding = DecodingConfig.from_json(run["config"].get("decoding", {}))
     source = open_source(run["source"])
     ledger = Ledger(storage, identity="")
     missing = set(image_ids)
@@ -59,17 +61,17 @@ def overlays(storage: Storage, image_ids: Collection[str] = ()) -> Iterator[Over
             # Only a tar has to be read from its beginning.
             for record in source.read(shard if shard.image_ids is None else replace(shard, image_ids=tuple(wanted))):
                 if record.image_id in wanted:
-                    yield _overlay(record, part, run["config"]["max_image_pixels"])
+                    yield _overlay(record, part, decoding)
     if missing:
         raise SourceError(
             f"{storage.uri}: no masks of {', '.join(sorted(missing))}: not done yet, failed, or no such image"
         )
 
 
-def _overlay(record: ImageRecord, part: bytes, max_pixels: int) -> Overlay:
+def _overlay(record: ImageRecord, part: bytes, decoding: DecodingConfig) -> Overlay:
     if not isinstance(record.data, bytes):
         raise SourceError(f"{record.source_uri}: {record.data.reason}")
-    pixels = decode_image(record.data, max_pixels).pixels
+    pixels = decode_image(record.data, decoding).pixels
     table = read_parquet(part, ["image_id", "area", "rle_counts"])
     table = table.filter(pc.field("image_id") == record.image_id).sort_by([("area", "descending")])
     height, width = pixels.shape[:2]

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import ImageError
 from maskmill.pipeline.generator import ResizedImage
@@ -44,9 +45,9 @@ class Job:
     source: Source
     ledger: Ledger
     make_engine: Callable[[], Engine]
-    max_image_pixels: int
+    decoding: DecodingConfig
     clock: Clock = time.perf_counter
-    decode: Callable[[bytes, int], DecodedImage] = decode_image
+    decode: Callable[[bytes, DecodingConfig], DecodedImage] = decode_image
 
 
 def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_commit: OnCommit = lambda _: None) -> None:
@@ -189,7 +190,7 @@ def _decode(job: Job, engine: Engine, record: ImageRecord, timer: StepTimer) -> 
     without_data = ImageRecord(record.image_id, record.source_uri, b"")
     try:
         with timer.step("decode"):
-            decoded = job.decode(record.data, job.max_image_pixels)
+            decoded = job.decode(record.data, job.decoding)
             prepared = engine.prepare(decoded.pixels)
     except Exception as error:
         if _is_device_lost(error):

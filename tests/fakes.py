@@ -17,6 +17,7 @@ from PIL import Image
 
 from maskmill.filters import rle
 from maskmill.filters.names import FILTERS
+from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.generator import ResizedImage
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.records import DecodedImage, ImageMasks, ImageResult, StepTimer
@@ -123,9 +124,9 @@ class FakeEngine:
         return True
 
 
-def poison_decoder(data: bytes, max_pixels: int) -> DecodedImage:
+def poison_decoder(data: bytes, decoding: DecodingConfig) -> DecodedImage:
     """A decoder that some images end as hostile bytes end a real one: by a crash, by all the memory, by a loop."""
-    decoded = decode_image(data, max_pixels)
+    decoded = decode_image(data, decoding)
     command = tuple(int(value) for value in decoded.pixels[0, 0])
     if command == SEGFAULT:
         ctypes.string_at(0)

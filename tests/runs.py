@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskmill.pipeline.config import PRESETS, RunConfig
+from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.ledger import Identity, open_run, reopen_run
 from maskmill.pipeline.plan import Plan
@@ -19,7 +19,7 @@ from maskmill.pipeline.table import read_parquet
 from maskmill.pipeline.worker import Job, run_local
 from tests.fakes import FakeEngine, frozen_clock
 
-MAX_IMAGE_PIXELS = 1_000_000
+DECODING = DecodingConfig(max_image_pixels=1_000_000)
 
 
 Row = tuple[Any, ...]
@@ -37,10 +37,10 @@ def begin(
 ) -> tuple[Job, Plan]:
     """What a run or its resumption begins with."""
     images = open_source(str(source))
-    config = RunConfig("mini", "mini", PRESETS["mini"], max_image_pixels=MAX_IMAGE_PIXELS)
+    config = RunConfig("mini", "mini", PRESETS["mini"], decoding=DECODING)
     identity = Identity(images.uri, weights, config)
     ledger, plan = open_run(open_storage(str(out), make=True), identity, images, images_per_shard)
-    return Job(images, ledger, engine, MAX_IMAGE_PIXELS, frozen_clock), plan
+    return Job(images, ledger, engine, DECODING, frozen_clock), plan
 
 
 def run(source: str | Path, out: str | Path, weights: str = "0" * 64, images_per_shard: int = 2) -> None:
@@ -53,7 +53,7 @@ def retry(out: str | Path) -> list[Shard]:
     """Does the images again that failed, and returns the shards these were."""
     identity, ledger, plan = reopen_run(open_storage(str(out)))
     shards = ledger.retries(plan)
-    job = Job(open_source(identity.source), ledger, ENGINE, MAX_IMAGE_PIXELS, frozen_clock)
+    job = Job(open_source(identity.source), ledger, ENGINE, DECODING, frozen_clock)
     run_local(job, shards, lambda progress: None)
     return shards
 

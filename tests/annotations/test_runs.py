@@ -11,6 +11,7 @@ import pytest
 
 from maskmill.annotations import AnnotatedImage, AnnotationError, open_annotations
 from maskmill.model.errors import MaskmillError
+from maskmill.pipeline.config import DEFAULT_DECODING
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import masks_key
 from tests import runs
@@ -28,7 +29,7 @@ def _write_pictures(folder: Path) -> None:
 def _assert_fits(image: AnnotatedImage) -> None:
     """A FakeEngine's masks: of each channel, where it is above its mean."""
     pixels_HW3 = image.read_pixels()
-    assert np.array_equal(pixels_HW3, decode_image(PICTURES[Path(image.image_id).name], 10**6).pixels)
+    assert np.array_equal(pixels_HW3, decode_image(PICTURES[Path(image.image_id).name], DEFAULT_DECODING).pixels)
     for k in range(3):
         assert np.array_equal(image.decode(k), pixels_HW3[..., k] > pixels_HW3[..., k].mean())
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from maskmill.filters import rle
 from maskmill.pipeline.checks import Chain, check_shard
+from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.errors import ImageError, SourceError
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import images_key, masks_key
@@ -30,6 +31,7 @@ from tests.fakes import image_result, picture
 from tests.fuzz.mutations import mutated, repair_png, repair_tar
 
 MAX_PIXELS = 100_000
+DECODING = DecodingConfig(MAX_PIXELS)
 SIZE = (6, 7)  # of the masks whose run lengths are fuzzed
 
 
@@ -44,7 +46,7 @@ class Target:
 def check_image(data: bytes) -> None:
     """A picture is decoded, or refused in one line without addresses."""
     try:
-        pixels_HW3 = decode_image(data, MAX_PIXELS).pixels
+        pixels_HW3 = decode_image(data, DECODING).pixels
     except ImageError as error:
         reason = str(error)
     else:

@@ -12,7 +12,7 @@ import pytest
 
 from maskmill.jobs.cli import main
 from maskmill.jobs.generate import run_config, shard_size
-from maskmill.pipeline.config import PRESETS, RunConfig
+from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
 from maskmill.pipeline.errors import ConfigError
 from maskmill.pipeline.ledger import Identity, open_run
 from maskmill.pipeline.plan import Plan
@@ -126,7 +126,7 @@ def open_fake_job(folder: Path) -> tuple[Job, Plan]:
     source = open_source(str(folder / "photographs"))
     identity = Identity(source.uri, "abc", run_config("mini", None, {}, "exact"))
     ledger, plan = open_run(open_storage(str(folder / "out"), make=True), identity, source, images_per_shard=1)
-    return Job(source, ledger, FakeEngine(folder), max_image_pixels=1000, clock=frozen_clock), plan
+    return Job(source, ledger, FakeEngine(folder), decoding=DecodingConfig(1000), clock=frozen_clock), plan
 
 
 DRIVER = """

@@ -15,7 +15,7 @@ import pytest
 
 from maskmill.model.errors import CheckpointError
 from maskmill.pipeline import cluster
-from maskmill.pipeline.config import PRESETS, RunConfig
+from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
 from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
 from maskmill.pipeline.ledger import Identity, masks_key, open_run
 from maskmill.pipeline.plan import Plan
@@ -74,7 +74,7 @@ class Photographs:
         source = open_source(str(self.folder / "source"))
         identity = Identity(source.uri, "abc", RunConfig(model="mini", preset="mini", generator=PRESETS["mini"]))
         ledger, plan = open_run(self.storage(output), identity, source, images_per_shard)
-        job = Job(source, ledger, FakeEngine(self.folder), max_image_pixels=1000, clock=frozen_clock)
+        job = Job(source, ledger, FakeEngine(self.folder), decoding=DecodingConfig(1000), clock=frozen_clock)
         return job, plan.without(ledger.committed())
 
     def storage(self, output: str = "out") -> Storage:
@@ -314,7 +314,7 @@ def test_run_ends_with_the_reason_when_no_engine_can_be_made(
     photographs: Photographs, error: Exception, raised: type[Exception]
 ):
     job, plan = photographs.open(images_per_shard=7)
-    job = Job(job.source, job.ledger, BrokenFactory(error), job.max_image_pixels)
+    job = Job(job.source, job.ledger, BrokenFactory(error), job.decoding)
     with pytest.raises(raised, match=str(error)):
         cluster.run(job, plan, lambda _: None)
     assert job.ledger.committed() == set()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.errors import ImageError
 from maskmill.pipeline.images import FORMATS, decode_image
 
@@ -24,7 +25,7 @@ RED, GREEN, WHITE, BLACK = [255, 0, 0], [0, 255, 0], [255, 255, 255], [0, 0, 0]
 
 
 def decode(data: bytes, max_pixels: int = LIMIT) -> NDArray[np.uint8]:
-    return decode_image(data, max_pixels).pixels
+    return decode_image(data, DecodingConfig(max_pixels)).pixels
 
 
 def save(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -72,7 +73,7 @@ def test_lossy_formats_give_their_pixels_back_nearly(form: str):
 
 def test_sha256_is_of_the_encoded_bytes():
     data = save(noise(), "PNG")
-    assert decode_image(data, LIMIT).sha256 == hashlib.sha256(data).hexdigest()
+    assert decode_image(data, DecodingConfig(LIMIT)).sha256 == hashlib.sha256(data).hexdigest()
 
 
 # What each orientation means, EXIF 2.32, 4.6.4: where the first row and the first column of the stored picture belong.

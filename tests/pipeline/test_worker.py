@@ -20,7 +20,7 @@ from maskmill.model.checkpoint import file_sha256, save_checkpoint
 from maskmill.model.config import VARIANTS
 from maskmill.model.errors import CheckpointError
 from maskmill.model.sam import Sam
-from maskmill.pipeline.config import PRESETS, RunConfig
+from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
 from maskmill.pipeline.engine import SamFactory
 from maskmill.pipeline.errors import StorageError
 from maskmill.pipeline.generator import MaskGenerator, ResizedImage
@@ -59,7 +59,7 @@ SHARD = Shard(0, "/photographs")
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     ledger = Ledger(open_storage(str(tmp_path / "out"), make=True), "id")
-    return Job(FakeSource({}), ledger, FakeEngine(tmp_path), max_image_pixels=1000, clock=frozen_clock)
+    return Job(FakeSource({}), ledger, FakeEngine(tmp_path), decoding=DecodingConfig(1000), clock=frozen_clock)
 
 
 def with_images(job: Job, images: dict[str, bytes | Failure]) -> Job:
@@ -110,7 +110,7 @@ def test_failures_become_rows_and_the_others_go_on(job: Job):
         "generate": picture(1, FAIL),
         "good": picture(2),
     }
-    job = replace(with_images(job, images), max_image_pixels=11 * 11)
+    job = replace(with_images(job, images), decoding=DecodingConfig(11 * 11))
     process(job)
     rows = image_rows(job)
     assert {image_id: (row["status"], row["error_step"]) for image_id, row in rows.items()} == {
@@ -324,9 +324,9 @@ def test_attempt_is_written_into_the_rows(job: Job):
 def test_careful_attempt_has_one_image_at_work_and_tells_before_each_step(job: Job):
     decoded: list[bytes] = []
 
-    def decode(data: bytes, max_pixels: int) -> DecodedImage:
+    def decode(data: bytes, decoding: DecodingConfig) -> DecodedImage:
         decoded.append(data)
-        return decode_image(data, max_pixels)
+        return decode_image(data, decoding)
 
     images: dict[str, bytes | Failure] = {f"{seed}.png": picture(seed) for seed in range(3 * AHEAD)}
     job = replace(with_images(job, images), decode=decode)

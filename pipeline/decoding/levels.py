@@ -1,0 +1,71 @@
+"""Samples of any depth to 8 bits per sample.
+
+Shapes: H W image size, C samples per pixel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskmill.pipeline.config import ValueRange
+from maskmill.pipeline.errors import ImageError
+
+_BLOCK_ROWS = 256  # mapped at once: float64 intermediates stay small
+
+
+def to_8_bits(
+    samples_HWC: NDArray[Any], white: int | None, value_range: ValueRange | None, nodata: float | None = None
+) -> NDArray[np.uint8]:
+    """Maps samples to 0..255.
+
+    - Unsigned integers of up to 8 bits: the whole range 0..`white` becomes 0..255. `value_range` does not apply.
+    - Unsigned integers of more bits: the high 8 bits (whole range, rounded, where `white` is not 2^n - 1).
+    - With `value_range`: LOW and below become 0, HIGH and above become 255, linear and rounded in between. Percentiles
+      are taken of each channel of the image, without samples that are NaN, infinite or equal to `nodata`.
+    - NaN becomes 0, and so does `nodata` where `value_range` applies.
+
+    `white` is the largest value that the samples can have, or None where that says nothing about brightness (signed,
+    32-bit and float samples). Raises ImageError where there is neither `white` nor `value_range`.
+    """
+    if white is not None and white <= 255:
+        return ((samples_HWC.astype(np.uint16) * 255 + white // 2) // white).astype(np.uint8)
+    if value_range is not None:
+        channels = [_stretch(samples_HWC[..., c], value_range, nodata) for c in range(samples_HWC.shape[2])]
+        return np.stack(channels, axis=2)
+    if white is None:
+        raise ImageError(
+            f"{samples_HWC.dtype} samples have no defined white: choose one with --value-range LOW,HIGH or 2%,98%"
+        )
+    bits = white.bit_length()
+    if white == 2**bits - 1:
+        return (samples_HWC >> (bits - 8)).astype(np.uint8)
+    return ((samples_HWC.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def alpha_to_8_bits(alpha_HW: NDArray[Any], white: int | None) -> NDArray[np.uint8]:
+    """Opacity 0..255. Float samples are opaque at 1.0, integers at the largest value of their type."""
+    if alpha_HW.dtype.kind == "f":
+        return (np.clip(np.nan_to_num(alpha_HW, nan=0.0), 0, 1) * 255 + 0.5).astype(np.uint8)
+    return to_8_bits(alpha_HW[..., None], white or int(np.iinfo(alpha_HW.dtype).max), None)[..., 0]
+
+
+def _stretch(samples_HW: NDArray[Any], value_range: ValueRange, nodata: float | None) -> NDArray[np.uint8]:
+    low, high = value_range.low, value_range.high
+    if value_range.percentiles:
+        valid = np.isfinite(samples_HW)
+        if nodata is not None:
+            valid &= samples_HW != nodata
+        low, high = np.percentile(samples_HW[valid], (low, high)).tolist() if valid.any() else (0.0, 0.0)
+    scale = 255 / (high - low) if high > low else np.inf
+    mapped_HW = np.empty(samples_HW.shape, np.uint8)
+    for start in range(0, len(samples_HW), _BLOCK_ROWS):
+        block = samples_HW[start : start + _BLOCK_ROWS].astype(np.float64)
+        if nodata is not None:
+            block[block == nodata] = np.nan
+        with np.errstate(invalid="ignore", over="ignore"):
+            scaled = np.clip((block - low) * scale, 0, 255)
+        mapped_HW[start : start + _BLOCK_ROWS] = (np.nan_to_num(scaled, nan=0.0) + 0.5).astype(np.uint8)
+    return mapped_HW

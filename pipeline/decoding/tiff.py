@@ -1,0 +1,244 @@
+"""TIFF files to RGB pictures: tifffile finds the strips or tiles and decompresses them, colours are made here.
+
+All TIFFs take this way, since Pillow reads part of them wrongly without an error (16-bit samples that are planar or
+min-is-white) and part not at all. Only what tests compare with a second decoder is let through. Anything else is an
+ImageError that names the feature.
+
+Shapes: H W image size, S samples per pixel in the file, C bands that are chosen.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from maskmill.pipeline.config import DecodingConfig
+from maskmill.pipeline.decoding.layers import over_white
+from maskmill.pipeline.decoding.levels import alpha_to_8_bits, to_8_bits
+from maskmill.pipeline.errors import ImageError
+
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG, _WEBP = 7, 50001
+# The others are rare, or their headers may ask for any amount of memory.
+_COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 50000, _WEBP}
+_PREDICTED = {5, 8, 32946, 50000}  # libtiff ignores a predictor for the others, tifffile does not
+_NONE, _HORIZONTAL, _FLOATING_POINT = 1, 2, 3
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha among the extra samples
+_MAX_BANDS = 4  # of which the colours are known without being told
+# A strip or tile is decoded as a whole. Pixels of it, with all bands, may take this many bytes for each allowed pixel.
+_SEGMENT_BYTES = 8
+
+# tifffile logs what it finds odd in a file; what matters becomes a failed row.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+
+
+def is_tiff(data: bytes) -> bool:
+    """Whether `data` begins as TIFF and BigTIFF files do."""
+    return data.startswith(_MAGIC)
+
+
+def read_tiff(data: bytes, decoding: DecodingConfig) -> tuple[Image.Image, int]:
+    """The first page as RGB, and its orientation (1..8, as in EXIF). What `decode_image` says holds.
+
+    Raises ImageError where a feature is not supported or data is missing; on damaged files also anything else.
+    """
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages.first  # Any: tifffile's types have optional attributes for unusual kinds of files
+        check_size(page.imagewidth, page.imagelength, decoding.max_image_pixels)
+        _check_features(page, decoding)
+        layout = _lay_out(page, decoding)
+        samples_HWC = _read_samples(page, data, layout.channels, decoding.max_image_pixels)
+        return _to_rgb(page, layout, samples_HWC, decoding), _orientation(page)
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises ImageError where a picture has no pixels, or too many."""
+    if width < 1 or height < 1:
+        raise ImageError(f"damaged image: {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ImageError(f"{width} x {height} pixels: the limit is {max_pixels} in all (--max-image-pixels)")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which of the S samples of a pixel are its colours and its alpha."""
+
+    colours: tuple[int, ...]
+    alpha: int | None
+    premultiplied: bool
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return self.colours if self.alpha is None else (*self.colours, self.alpha)
+
+
+def _check_features(page: Any, decoding: DecodingConfig) -> None:
+    """Raises ImageError where tifffile or the conversion to RGB below cannot do what the page needs."""
+
+    def refuse(feature: str) -> None:
+        raise ImageError(f"not supported: TIFF with {feature}")
+
+    if page.compression not in _COMPRESSIONS:
+        refuse(f"compression {_name(page.compression)}")
+    if page.predictor != _NONE:
+        kinds = {_HORIZONTAL: "ui", _FLOATING_POINT: "f"}.get(page.predictor, "")
+        if page.compression not in _PREDICTED or page.dtype is None or page.dtype.kind not in kinds:
+            refuse(f"predictor {_name(page.predictor)} for {page.dtype} and compression {_name(page.compression)}")
+    if page.photometric not in _COLOURS:
+        refuse(f"photometric interpretation {_name(page.photometric)}")
+    if page.imagedepth != 1 or page.tiledepth != 1:
+        refuse("volumes (ImageDepth)")
+    if page.planarconfig not in (1, 2):
+        refuse(f"planar configuration {_name(page.planarconfig)}")
+    if isinstance(page.bitspersample, tuple):
+        refuse(f"samples of different depths {page.bitspersample}")
+    if page.dtype is None or page.dtype.kind not in "buif":
+        refuse(f"samples of {page.bitspersample} bits and format {_name(page.sampleformat)}")
+    if page.compression in (_JPEG, _WEBP) and page.bitspersample != 8:
+        refuse(f"samples of {page.bitspersample} bits and compression {_name(page.compression)}")
+    if page.compression == _JPEG and page.planarconfig == 1 and page.samplesperpixel != _COLOURS[page.photometric]:
+        refuse(f"{page.samplesperpixel} samples per pixel and JPEG compression")
+    if page.photometric in (_PALETTE, _CMYK, _YCBCR) and _white(page) is None:
+        refuse(f"{page.dtype} samples and photometric interpretation {_name(page.photometric)}")
+    if page.photometric == _CMYK and page.tags.valueof(332, 1) != 1:
+        refuse("inks other than CMYK")
+    if page.photometric == _YCBCR:
+        _check_ycbcr(page, refuse)
+
+
+def _check_ycbcr(page: Any, refuse: Any) -> None:
+    if page.samplesperpixel != 3 or page.bitspersample != 8:
+        refuse("YCbCr of other than three samples of 8 bits")
+    if page.compression == _JPEG:
+        if page.planarconfig != 1:
+            refuse("YCbCr in planes and JPEG compression")
+        return  # libjpeg makes it RGB
+    if tuple(page.tags.valueof(530, (2, 2))) != (1, 1):  # the default is subsampled
+        refuse("chroma subsampling without JPEG compression")
+    if 529 in page.tags and not np.allclose(_rationals(page, 529), (0.299, 0.587, 0.114), atol=1e-4):
+        refuse("YCbCr coefficients other than those of CCIR 601")
+    if 532 in page.tags and _rationals(page, 532) != [0, 255, 128, 255, 128, 255]:
+        refuse("a YCbCr range (ReferenceBlackWhite) other than the full one")
+
+
+def _rationals(page: Any, tag: int) -> list[float]:
+    parts = page.tags.valueof(tag)
+    return [numerator / denominator for numerator, denominator in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def _lay_out(page: Any, decoding: DecodingConfig) -> _Layout:
+    samples, extras = page.samplesperpixel, tuple(page.extrasamples)
+    kinds = dict(zip(range(samples - len(extras), samples), extras, strict=True))
+    alpha = next((k for k, kind in kinds.items() if kind in (_ASSOCIATED, _UNASSOCIATED)), None)
+    premultiplied = alpha is not None and kinds[alpha] == _ASSOCIATED
+    colours = _COLOURS[page.photometric]
+    if page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and samples > 1:
+        if decoding.bands:
+            if max(decoding.bands) > samples:
+                raise ImageError(f"{samples} bands: there is no band {max(decoding.bands)} as --bands says")
+            return _Layout(tuple(band - 1 for band in decoding.bands), None, False)
+        bands = samples - (alpha is not None)
+        if bands > _MAX_BANDS:
+            raise ImageError(f"{bands} bands: choose those that are red, green and blue with --bands R,G,B")
+        if bands > 2:
+            colours = 3  # many programs write colours as grey with extra samples
+    if samples < colours or (alpha is not None and alpha < colours):
+        raise ImageError(f"damaged image: {samples} samples per pixel, {len(extras)} of them extra")
+    return _Layout(tuple(range(colours)), alpha, premultiplied)
+
+
+def _read_samples(page: Any, data: bytes, channels: tuple[int, ...], max_pixels: int) -> NDArray[Any]:
+    """The chosen samples (H, W, C) in the machine's byte order. Strips or tiles are decoded one after the other."""
+    height, width = page.imagelength, page.imagewidth
+    rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
+    planar = page.planarconfig == 2 and page.samplesperpixel > 1
+    size = rows * columns * (1 if planar else page.samplesperpixel) * page.dtype.itemsize
+    if size > _SEGMENT_BYTES * max_pixels:
+        raise ImageError(
+            f"a strip or tile of {size} bytes: the limit is {_SEGMENT_BYTES * max_pixels} (--max-image-pixels)"
+        )
+    per_plane = math.ceil(height / rows) * math.ceil(width / columns)
+    segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    if len(segments) < per_plane * (page.samplesperpixel if planar else 1):
+        raise ImageError(f"damaged image: {len(segments)} strips or tiles, fewer than its size needs")
+    tables = {"jpegtables": page.jpegtables} if page.compression == _JPEG else {}
+    dtype = np.uint8 if page.dtype.kind == "b" else page.dtype
+    samples_HWC = np.zeros((height, width, len(channels)), dtype)
+    for plane in sorted(set(channels)) if planar else [0]:
+        targets = [c for c, channel in enumerate(channels) if channel == plane] if planar else slice(None)
+        for index in range(plane * per_plane, (plane + 1) * per_plane):
+            start, length = segments[index]
+            if not (start and length) or start + length > len(data):
+                raise ImageError("truncated image: a strip or tile is missing, or ends beyond the end of the file")
+            encoded = data[start : start + length]
+            if page.compression in (_JPEG, _WEBP):
+                _check_embedded(encoded, rows * columns)
+            segment_1hwS, (_, _, row, column, _), _ = page.decode(encoded, index, **tables)
+            block_hwS = segment_1hwS[0, : height - row, : width - column]
+            chosen_hwC = block_hwS if planar else block_hwS[..., list(channels)]
+            samples_HWC[row : row + len(chosen_hwC), column : column + chosen_hwC.shape[1], targets] = chosen_hwC
+    return samples_HWC
+
+
+def _check_embedded(encoded: bytes, pixels: int) -> None:
+    """Raises ImageError where a JPEG or WebP picture in a strip or tile is larger than that, or ends early."""
+    with Image.open(io.BytesIO(encoded), formats=("JPEG", "WEBP")) as image:
+        if image.width * image.height > pixels:
+            raise ImageError(f"damaged image: a strip or tile of {image.width} x {image.height} pixels")
+        # libjpeg fills the rest with grey where the end of the image is missing.
+        if image.format == "JPEG" and b"\xff\xd9" not in encoded[-1000:]:
+            raise ImageError("truncated image: JPEG data without its end")
+
+
+def _to_rgb(page: Any, layout: _Layout, samples_HWC: NDArray[Any], decoding: DecodingConfig) -> Image.Image:
+    white, count = _white(page), len(layout.colours)
+    colours_HWC = samples_HWC[..., :count]
+    if page.photometric == _PALETTE:
+        picture = Image.fromarray(_palette(page)[colours_HWC[..., 0]])
+    elif page.photometric == _CMYK:
+        picture = Image.fromarray(to_8_bits(colours_HWC, white, None), "CMYK").convert("RGB")
+    elif page.photometric == _YCBCR and page.compression != _JPEG:
+        picture = Image.fromarray(to_8_bits(colours_HWC, white, None), "YCbCr").convert("RGB")
+    else:
+        levels_HWC = to_8_bits(colours_HWC, white, decoding.value_range, page.nodata if 42113 in page.tags else None)
+        if page.photometric == _WHITE_IS_ZERO:
+            levels_HWC = 255 - levels_HWC
+        picture = Image.fromarray(np.broadcast_to(levels_HWC, (*levels_HWC.shape[:2], 3)).copy())
+    if layout.alpha is None:
+        return picture
+    alpha_HW = alpha_to_8_bits(samples_HWC[..., count], white)
+    return over_white(picture, Image.fromarray(alpha_HW), layout.premultiplied)
+
+
+def _white(page: Any) -> int | None:
+    """The largest value of unsigned samples of up to 16 bits; None for others."""
+    unsigned = page.dtype.kind in "bu" and page.bitspersample <= 16
+    return 2**page.bitspersample - 1 if unsigned else None
+
+
+def _palette(page: Any) -> NDArray[np.uint8]:
+    """The colours (2^bits, 3)."""
+    colours_3N = np.asarray(page.colormap, np.uint16)
+    if colours_3N.shape != (3, 2**page.bitspersample):
+        raise ImageError("damaged image: a palette that does not fit its samples")
+    # Some programs write 8-bit values. libtiff looks at them in the same way.
+    return np.ascontiguousarray((colours_3N if colours_3N.max() < 256 else colours_3N >> 8).astype(np.uint8).T)
+
+
+def _orientation(page: Any) -> int:
+    value = page.tags.valueof(274, 1)
+    return value if isinstance(value, int) else 1
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "name", None) or str(value)
