@@ -23,7 +23,7 @@ from maskmill.pipeline.records import DecodedImage
 
 # Raster formats whose decoders come with every Pillow. No EPS or PDF, which would start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-MAX_REASON_CHARACTERS = 200
+MAX_REASON_CHARACTERS = 180  # of what a decoder says
 _PILLOW = re.compile(r"PIL\.")
 
 # EXIF orientation -> what turns the stored picture upright.
@@ -73,13 +73,12 @@ def decode_image(data: bytes, decoding: DecodingConfig) -> DecodedImage:
     except UnidentifiedImageError as error:  # its own text has the address of a buffer
         raise ImageError(_why_not_identified(data)) from error
     except Exception as error:  # damaged files make decoders raise anything: OSError, SyntaxError, struct.error...
-        raise ImageError(_damaged(error)) from error
+        raise ImageError(f"damaged image: {_one_line(error)}") from error
     return DecodedImage(pixels, hashlib.sha256(data).hexdigest())
 
 
-def _damaged(error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"damaged image: {reason}"[:MAX_REASON_CHARACTERS]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or type(error).__name__
 
 
 def _why_not_identified(data: bytes) -> str:
@@ -91,7 +90,7 @@ def _why_not_identified(data: bytes) -> str:
                 factory(io.BytesIO(data), "").close()
             except Exception as error:  # noqa: BLE001 - the same as in decode_image
                 if "not identified" not in str(error):  # which names nothing
-                    return _damaged(error)
+                    return f"{form}: {_one_line(error)}"
     return f"not a readable image of a known format ({', '.join(FORMATS)})"
 
 

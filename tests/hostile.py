@@ -57,6 +57,13 @@ def refused_pictures() -> dict[str, bytes]:
         "tiff/its own next page.tif": _tiff({}, next_page=8),
         "tiff/tag of 2^31 values.tif": _tiff({273: (4, 2**31)}, count=2**31),
         "tiff/strip beyond the end.tif": _tiff({256: (4, 8), 257: (4, 8), 273: (4, 2**31), 279: (4, 64)}),
+        "tiff/100000 x 100000.tif": _tiff({256: (4, 100_000), 257: (4, 100_000), 273: (4, 8), 279: (4, 8)}),
+        "tiff/60000 bands.tif": _deflated_tiff(b"", {277: (3, 60_000)}),
+        "tiff/bomb in a strip.tif": _deflated_tiff(_bomb(256 * MIB), {}),
+        "tiff/tile of 2^31 pixels.tif": _deflated_tiff(
+            b"", {322: (4, 2**16), 323: (4, 2**15), 324: (4, 8), 325: (4, 8)}
+        ),
+        "tiff/jpeg larger than its strip.tif": _strip_tiff(_jpeg_of_size(60_000, 60_000), {259: (3, 7)}),
     }
 
 
@@ -257,6 +264,17 @@ def _tiff(tags: dict[int, tuple[int, int]], count: int = 1, next_page: int = 0) 
     """A TIFF of one page with these tags: number -> (type, value), each said to have so many values."""
     entries = b"".join(struct.pack("<HHII", tag, kind, count, value) for tag, (kind, value) in sorted(tags.items()))
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + struct.pack("<I", next_page)
+
+
+def _strip_tiff(strip: bytes, tags: dict[int, tuple[int, int]]) -> bytes:
+    """A TIFF of 8 x 8 grey pixels in one strip, at the end of the file; further tags."""
+    fields = {256: (4, 8), 257: (4, 8), 258: (3, 8), 262: (3, 1), 273: (4, 0), 278: (4, 8), 279: (4, len(strip))} | tags
+    start = len(_tiff(fields))
+    return _tiff(fields | {273: (4, start)}) + strip
+
+
+def _deflated_tiff(strip: bytes, tags: dict[int, tuple[int, int]]) -> bytes:
+    return _strip_tiff(strip or zlib.compress(bytes(64)), {259: (3, 8)} | tags)
 
 
 def _padded(data: bytes) -> bytes:

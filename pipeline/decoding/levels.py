@@ -59,13 +59,13 @@ def _stretch(samples_HW: NDArray[Any], value_range: ValueRange, nodata: float | 
         if nodata is not None:
             valid &= samples_HW != nodata
         low, high = np.percentile(samples_HW[valid], (low, high)).tolist() if valid.any() else (0.0, 0.0)
-    scale = 255 / (high - low) if high > low else np.inf
+    span = max(high - low, np.finfo(np.float64).smallest_subnormal)
     mapped_HW = np.empty(samples_HW.shape, np.uint8)
     for start in range(0, len(samples_HW), _BLOCK_ROWS):
         block = samples_HW[start : start + _BLOCK_ROWS].astype(np.float64)
         if nodata is not None:
             block[block == nodata] = np.nan
         with np.errstate(invalid="ignore", over="ignore"):
-            scaled = np.clip((block - low) * scale, 0, 255)
+            scaled = np.clip((block - low) * 255 / span, 0, 255)
         mapped_HW[start : start + _BLOCK_ROWS] = (np.nan_to_num(scaled, nan=0.0) + 0.5).astype(np.uint8)
     return mapped_HW

@@ -31,8 +31,8 @@ _JPEG, _WEBP = 7, 50001
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 50000, _WEBP}
 _PREDICTED = {5, 8, 32946, 50000}  # libtiff ignores a predictor for the others, tifffile does not
 _NONE, _HORIZONTAL, _FLOATING_POINT = 1, 2, 3
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CIELAB = 0, 1, 2, 3, 5, 6, 8
+_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _CIELAB: 3}
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha among the extra samples
 _MAX_BANDS = 4  # of which the colours are known without being told
 # A strip or tile is decoded as a whole. Pixels of it, with all bands, may take this many bytes for each allowed pixel.
@@ -106,12 +106,16 @@ def _check_features(page: Any, decoding: DecodingConfig) -> None:
         refuse(f"samples of {page.bitspersample} bits and format {_name(page.sampleformat)}")
     if page.compression in (_JPEG, _WEBP) and page.bitspersample != 8:
         refuse(f"samples of {page.bitspersample} bits and compression {_name(page.compression)}")
-    if page.compression == _JPEG and page.planarconfig == 1 and page.samplesperpixel != _COLOURS[page.photometric]:
-        refuse(f"{page.samplesperpixel} samples per pixel and JPEG compression")
+    gray = page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
+    if gray and page.compression == _JPEG and page.planarconfig == 1 and page.samplesperpixel > 1:
+        # libjpeg takes three samples for YCbCr where nothing says otherwise.
+        refuse(f"{page.samplesperpixel} bands of grey and JPEG compression")
     if page.photometric in (_PALETTE, _CMYK, _YCBCR) and _white(page) is None:
         refuse(f"{page.dtype} samples and photometric interpretation {_name(page.photometric)}")
     if page.photometric == _CMYK and page.tags.valueof(332, 1) != 1:
         refuse("inks other than CMYK")
+    if page.photometric == _CIELAB and (page.bitspersample != 8 or page.compression == _JPEG):
+        refuse(f"CIELAB, samples of {page.bitspersample} bits and compression {_name(page.compression)}")
     if page.photometric == _YCBCR:
         _check_ycbcr(page, refuse)
 
@@ -209,6 +213,8 @@ def _to_rgb(page: Any, layout: _Layout, samples_HWC: NDArray[Any], decoding: Dec
         picture = Image.fromarray(to_8_bits(colours_HWC, white, None), "CMYK").convert("RGB")
     elif page.photometric == _YCBCR and page.compression != _JPEG:
         picture = Image.fromarray(to_8_bits(colours_HWC, white, None), "YCbCr").convert("RGB")
+    elif page.photometric == _CIELAB:
+        picture = Image.fromarray(colours_HWC, "LAB").convert("RGB")
     else:
         levels_HWC = to_8_bits(colours_HWC, white, decoding.value_range, page.nodata if 42113 in page.tags else None)
         if page.photometric == _WHITE_IS_ZERO:

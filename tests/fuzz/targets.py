@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from maskmill.pipeline.ledger import images_key, masks_key
 from maskmill.pipeline.records import Failure, Shard
 from maskmill.pipeline.sources import open_source
 from maskmill.pipeline.table import encode_part, images_part
-from tests import hostile
+from tests import hostile, tiffs
 from tests.fakes import image_result, picture
 from tests.fuzz.mutations import mutated, repair_png, repair_tar
 
@@ -129,6 +130,7 @@ def _pictures() -> list[bytes]:
         buffer = io.BytesIO()
         noise.save(buffer, form)
         files.append(buffer.getvalue())
+    files += [file.data for kind in (tiffs.gray, tiffs.rgb, tiffs.depths) for file in islice(kind(), 0, None, 7)]
     small = (*hostile.harmless_pictures().values(), *hostile.refused_pictures().values())
     return files + [data for data in small if 0 < len(data) < 5000]
 

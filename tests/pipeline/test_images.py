@@ -142,6 +142,13 @@ def test_grey_palette_and_few_bits_become_rgb(data: bytes, expected: list[list[i
     assert decode(data).tolist() == [expected]
 
 
+def half_clear(mode: str) -> Image.Image:
+    """Black; of its two pixels the first is transparent."""
+    image = Image.new(mode, (2, 1))
+    image.putalpha(Image.frombytes("L", (2, 1), b"\0\xff"))
+    return image
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -153,13 +160,26 @@ def test_grey_palette_and_few_bits_become_rgb(data: bytes, expected: list[list[i
         pytest.param(png(2, 1, 8, 0, b"\0\1\2", (b"tRNS", b"\0\1")), [WHITE, [2] * 3], id="grey level"),
         pytest.param(png(2, 1, 16, 6, b"\0" + struct.pack(">8H", *[0x1234] * 3, 0, *[0x1234] * 3, 0xFFFF)),
                      [WHITE, [0x12] * 3], id="16 bits"),
-        pytest.param(save(Image.new("RGBA", (1, 1), (1, 2, 3, 0)), "WEBP", lossless=True), [WHITE], id="webp"),
-        pytest.param(save(Image.new("LA", (1, 1), (1, 0)), "TIFF"), [WHITE], id="tiff"),
-        pytest.param(save(Image.new("P", (1, 1), 3), "GIF", transparency=3), [WHITE], id="gif"),
+        pytest.param(save(half_clear("RGBA"), "WEBP", lossless=True), [WHITE, BLACK], id="webp"),
+        pytest.param(save(half_clear("LA"), "TIFF"), [WHITE, BLACK], id="tiff"),
+        pytest.param(save(half_clear("LA").getchannel("A"), "GIF", transparency=0), [WHITE, WHITE], id="gif"),
     ],
 )  # fmt: skip
 def test_transparency_lies_over_white(data: bytes, expected: list[list[int]]):
     assert decode(data).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(png(1, 1, 8, 6, b"\0\1\2\3\0"), id="png"),
+        pytest.param(png(1, 1, 16, 6, b"\0" + bytes([1, 0, 2, 0, 3, 0, 0, 0])), id="16-bit png"),
+        pytest.param(png(1, 1, 8, 3, b"\0\0", (b"PLTE", b"\1\2\3"), (b"tRNS", b"\0")), id="palette"),
+        pytest.param(save(Image.new("RGBA", (1, 1), (1, 2, 3, 0)), "WEBP", lossless=True, exact=True), id="webp"),
+    ],
+)
+def test_alpha_is_ignored_when_it_is_zero_everywhere(data: bytes):
+    assert decode(data).tolist() == [[[1, 2, 3]]]
 
 
 def test_opaque_alpha_changes_no_pixel():
@@ -175,9 +195,10 @@ LEVELS = np.array([[0, 255, 256, 0x1234, 40_000, 65_535]], np.uint16)
     "data",
     [
         pytest.param(png(6, 1, 16, 0, b"\0" + LEVELS.astype(">u2").tobytes()), id="png"),
-        pytest.param(png(6, 1, 16, 0, b"\0" + LEVELS.astype(">u2").tobytes(), (b"tRNS", b"\0\0")), id="png with a key"),
         pytest.param(png(6, 1, 16, 2, b"\0" + LEVELS.astype(">u2").repeat(3).tobytes()), id="rgb png"),
         pytest.param(b"P5 6 1 65535\n" + LEVELS.astype(">u2").tobytes(), id="pgm"),
+        pytest.param(b"P6 6 1 65535\n" + LEVELS.astype(">u2").repeat(3).tobytes(), id="ppm"),
+        pytest.param(b"P2 6 1 65535\n0 255 256\n4660 40000 65535\n", id="pgm as text"),
         pytest.param(save(Image.fromarray(LEVELS), "TIFF"), id="tiff"),
         pytest.param(save(Image.fromarray(LEVELS.astype(">u2")), "TIFF"), id="big-endian tiff"),
     ],
@@ -223,7 +244,6 @@ def test_first_frame_is_taken_when_there_are_several(form: str):
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
         b"%PDF-1.7\n",
         b"\0\0\1\0" + bytes(100),  # ico
-        b"P5 0 0 255\n",
         png(0, 5, 8, 0, b""),
     ],
 )
