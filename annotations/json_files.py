@@ -32,9 +32,7 @@ def image_size(image: Fields, where: str) -> tuple[int, int]:
         raise AnnotationError(f"{where}: no height and width in pixels")
     if height * width > DecodingConfig.max_image_pixels:
         raise AnnotationError(
-            
             f"{where}: {width} x {height} pixels: the limit is {DecodingConfig.max_image_pixels} in all"
-        
         )
     return height, width
 

@@ -13,7 +13,7 @@ from maskmill.pipeline.images import decode_image
 from tests.pipeline.test_images import png
 from tests.tiffs import assemble, noise, write
 
-LEVELS = np.uint16([[[0], [1000], [2000], [3000], [4000], [65_535]]])
+LEVELS = np.array([[[0], [1000], [2000], [3000], [4000], [65_535]]], np.uint16)
 STRETCHED = [0, 0, 64, 128, 191, 255]  # by ValueRange(1000, 5000)
 
 
@@ -87,14 +87,14 @@ def test_percentiles_are_taken_of_each_band_of_each_image():
 
 
 def test_float_is_black_when_it_is_not_a_number_and_saturates_when_infinite():
-    values = np.float32([[[np.nan], [-np.inf], [np.inf], [0.0], [0.5], [1.0]]])
+    values = np.array([[[np.nan], [-np.inf], [np.inf], [0.0], [0.5], [1.0]]], np.float32)
     for value_range in (ValueRange(0, 1), ValueRange(0, 100, percentiles=True)):
         pixels = decode(write(values, photometric="minisblack"), value_range=value_range)
         assert pixels[0, :, 0].tolist() == [0, 0, 255, 0, 128, 255]
 
 
 def test_no_data_is_black_and_outside_the_percentiles_when_gdal_declares_it():
-    values = np.float32([[[-9999], [-9999], [10], [15], [20]]])
+    values = np.array([[[-9999], [-9999], [10], [15], [20]]], np.float32)
     data = write(values, photometric="minisblack", extratags=[(42113, "s", 0, "-9999", True)])
     pixels = decode(data, value_range=ValueRange(0, 100, percentiles=True))
     assert pixels[0, :, 0].tolist() == [0, 0, 0, 128, 255]
@@ -107,7 +107,7 @@ def test_image_is_black_when_all_its_samples_are_equal_or_missing():
 
 
 def test_alpha_keeps_its_own_range_when_a_value_range_is_given():
-    values = np.uint16([[[1000, 0], [5000, 65_535], [5000, 0]]])
+    values = np.array([[[1000, 0], [5000, 65_535], [5000, 0]]], np.uint16)
     data = assemble(values.tobytes(), values, 16, 1, t338=(2,))
     assert decode(data, value_range=ValueRange(1000, 5000))[0, :, 0].tolist() == [255, 255, 255]
     assert decode(data, value_range=ValueRange(1000, 9000))[0, :, 0].tolist() == [255, 128, 255]

@@ -53,7 +53,7 @@ def test_samples_are_what_was_written_when_storage_differs(files: Callable[[], I
 
 @pytest.mark.parametrize("order", "<>")
 def test_min_is_white_is_inverted_when_samples_have_16_bits(order: str):
-    values = np.uint16([[[0], [0x1234], [0xFFFF]]])
+    values = np.array([[[0], [0x1234], [0xFFFF]]], np.uint16)
     data = write(values, photometric="miniswhite", byteorder=order)
     assert decode(data)[0, :, 0].tolist() == [255, 0xFF - 0x12, 0]
 
@@ -100,7 +100,7 @@ def test_webp_is_decoded(layout: dict[str, Any]):
 def test_samples_are_those_of_opencv_when_it_wrote_16_bits():
     bgr = noise(3, 16)
     data = cv2.imencode(".tiff", bgr)[1].tobytes()
-    again = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    again = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), np.uint16)
     np.testing.assert_array_equal(decode(data), again[..., ::-1] >> 8)
 
 
