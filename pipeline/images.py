@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.decoding import netpbm
-from maskmill.pipeline.decoding.layers import over_white
+from maskmill.pipeline.decoding.layers import over_white, rgb_picture
 from maskmill.pipeline.decoding.levels import alpha_to_8_bits, to_8_bits
 from maskmill.pipeline.decoding.tiff import check_size, is_tiff, read_tiff
 from maskmill.pipeline.errors import ImageError
@@ -24,7 +24,7 @@ from maskmill.pipeline.records import DecodedImage
 # Raster formats whose decoders come with every Pillow. No EPS or PDF, which would start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_REASON_CHARACTERS = 180  # of what a decoder says
-_PILLOW = re.compile(r"PIL\.")
+_DECODERS = re.compile(r"(PIL|tifffile)\.")
 
 # EXIF orientation -> what turns the stored picture upright.
 _UPRIGHT = {
@@ -57,7 +57,7 @@ def decode_image(data: bytes, decoding: DecodingConfig) -> DecodedImage:
     """
     if not data:
         raise ImageError("the file is empty")
-    _prepare_pillow()
+    _prepare_decoders()
     try:
         if is_tiff(data):
             picture, orientation = read_tiff(data, decoding)
@@ -115,8 +115,7 @@ def _read_deep_png(data: bytes, decoding: DecodingConfig) -> Image.Image:
 
 
 def _gray_or_rgb(samples_HWC: NDArray[Any], white: int | None, decoding: DecodingConfig) -> Image.Image:
-    levels_HWC = to_8_bits(samples_HWC, white, decoding.value_range)
-    return Image.fromarray(np.broadcast_to(levels_HWC, (*levels_HWC.shape[:2], 3)).copy())
+    return rgb_picture(to_8_bits(samples_HWC, white, decoding.value_range))
 
 
 def _to_rgb(image: Image.Image, decoding: DecodingConfig) -> Image.Image:
@@ -135,13 +134,13 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _prepare_pillow() -> None:
-    """Sets what Pillow has for the whole process only; again for each image, since other code may have set it back.
+def _prepare_decoders() -> None:
+    """Sets what Pillow and Python have for the whole process only; for each image, since other code may set it back.
 
-    The filter stays in place: catch_warnings would restore other threads' state. Pillow warns of damage that it can
+    The filter stays in place: catch_warnings would restore other threads' state. Decoders warn of damage that they can
     read past, which is no news to the reader of a log of a million images.
     """
     # DecodingConfig.max_image_pixels takes its place: this one warns at 89 and refuses at 179 megapixels.
     Image.MAX_IMAGE_PIXELS = None
-    if ("ignore", None, Warning, _PILLOW, 0) not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_PILLOW.pattern)
+    if ("ignore", None, Warning, _DECODERS, 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_DECODERS.pattern)

@@ -58,6 +58,7 @@ def refused_pictures() -> dict[str, bytes]:
         "tiff/tag of 2^31 values.tif": _tiff({273: (4, 2**31)}, count=2**31),
         "tiff/strip beyond the end.tif": _tiff({256: (4, 8), 257: (4, 8), 273: (4, 2**31), 279: (4, 64)}),
         "tiff/100000 x 100000.tif": _tiff({256: (4, 100_000), 257: (4, 100_000), 273: (4, 8), 279: (4, 8)}),
+        "tiff/width of many values.tif": _deflated_tiff(b"", {256: (2, 8), 257: (4, 2**31 - 1), 279: (3, 0)}),
         "tiff/60000 bands.tif": _deflated_tiff(b"", {277: (3, 60_000)}),
         "tiff/bomb in a strip.tif": _deflated_tiff(_bomb(256 * MIB), {}),
         "tiff/tile of 2^31 pixels.tif": _deflated_tiff(

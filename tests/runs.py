@@ -34,18 +34,25 @@ def begin(
     weights: str = "0" * 64,
     images_per_shard: int = 2,
     engine: Callable[[], Engine] = ENGINE,
+    decoding: DecodingConfig = DECODING,
 ) -> tuple[Job, Plan]:
     """What a run or its resumption begins with."""
     images = open_source(str(source))
-    config = RunConfig("mini", "mini", PRESETS["mini"], decoding=DECODING)
+    config = RunConfig("mini", "mini", PRESETS["mini"], decoding=decoding)
     identity = Identity(images.uri, weights, config)
     ledger, plan = open_run(open_storage(str(out), make=True), identity, images, images_per_shard)
-    return Job(images, ledger, engine, DECODING, frozen_clock), plan
+    return Job(images, ledger, engine, decoding, frozen_clock), plan
 
 
-def run(source: str | Path, out: str | Path, weights: str = "0" * 64, images_per_shard: int = 2) -> None:
+def run(
+    source: str | Path,
+    out: str | Path,
+    weights: str = "0" * 64,
+    images_per_shard: int = 2,
+    decoding: DecodingConfig = DECODING,
+) -> None:
     """A run from its start, or from where another left it, to its end."""
-    job, plan = begin(source, out, weights, images_per_shard)
+    job, plan = begin(source, out, weights, images_per_shard, decoding=decoding)
     run_local(job, plan, lambda progress: None)
 
 
@@ -53,7 +60,7 @@ def retry(out: str | Path) -> list[Shard]:
     """Does the images again that failed, and returns the shards these were."""
     identity, ledger, plan = reopen_run(open_storage(str(out)))
     shards = ledger.retries(plan)
-    job = Job(open_source(identity.source), ledger, ENGINE, DECODING, frozen_clock)
+    job = Job(open_source(identity.source), ledger, ENGINE, identity.config.decoding, frozen_clock)
     run_local(job, shards, lambda progress: None)
     return shards
 

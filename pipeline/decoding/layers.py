@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageChops
+
+
+def rgb_picture(levels_HWC: NDArray[np.uint8]) -> Image.Image:
+    """An RGB picture of grey (C = 1) or three colours (C = 3)."""
+    return (
+        Image.fromarray(levels_HWC) if levels_HWC.shape[2] == 3 else Image.fromarray(levels_HWC[..., 0]).convert("RGB")
+    )
 
 
 def over_white(colours: Image.Image, alpha: Image.Image, premultiplied: bool = False) -> Image.Image:

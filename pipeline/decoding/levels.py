@@ -30,7 +30,9 @@ def to_8_bits(
     `white` is the largest value that the samples can have, or None where that says nothing about brightness (signed,
     32-bit and float samples). Raises ImageError where there is neither `white` nor `value_range`.
     """
-    if white is not None and white <= 255:
+    if white == 255:
+        return samples_HWC.astype(np.uint8, copy=False)
+    if white is not None and white < 255:
         return ((samples_HWC.astype(np.uint16) * 255 + white // 2) // white).astype(np.uint8)
     if value_range is not None:
         channels = [_stretch(samples_HWC[..., c], value_range, nodata) for c in range(samples_HWC.shape[2])]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskmill.pipeline.config import DecodingConfig
-from maskmill.pipeline.decoding.layers import over_white
+from maskmill.pipeline.decoding.layers import over_white, rgb_picture
 from maskmill.pipeline.decoding.levels import alpha_to_8_bits, to_8_bits
 from maskmill.pipeline.errors import ImageError
 
@@ -35,9 +36,16 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CIELAB = 0, 1, 2
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _CIELAB: 3}
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha among the extra samples
 _MAX_BANDS = 4  # of which the colours are known without being told
-# A strip or tile is decoded as a whole. Pixels of it, with all bands, may take this many bytes for each allowed pixel.
-_SEGMENT_BYTES = 8
+# A strip or tile is decoded as a whole, with all bands. It may take this many bytes for each allowed pixel, or so many.
+_SEGMENT_BYTES_PER_PIXEL = 8
+_SEGMENT_BYTES = 64 * 2**20
 
+MAX_REASON_CHARACTERS = 200
+# Width, length and depth of image and tile, compression, photometric interpretation, samples per pixel, rows per strip,
+# planar configuration, predictor.
+_SINGLE_VALUES = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323, 32997, 32998}
+_INTEGERS = {3, 4, 16}  # types of TIFF tags: 16, 32 and 64 bits
+_MAX_ENTRIES = 4096  # tifffile refuses more
 # tifffile logs what it finds odd in a file; what matters becomes a failed row.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
@@ -52,6 +60,7 @@ def read_tiff(data: bytes, decoding: DecodingConfig) -> tuple[Image.Image, int]:
 
     Raises ImageError where a feature is not supported or data is missing; on damaged files also anything else.
     """
+    _check_single_values(data)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages.first  # Any: tifffile's types have optional attributes for unusual kinds of files
         check_size(page.imagewidth, page.imagelength, decoding.max_image_pixels)
@@ -67,6 +76,19 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(f"damaged image: {width} x {height} pixels")
     if width * height > max_pixels:
         raise ImageError(f"{width} x {height} pixels: the limit is {max_pixels} in all (--max-image-pixels)")
+
+
+def _check_single_values(data: bytes) -> None:
+    """Raises ImageError where a size of the first page is not one integer: tifffile would multiply whole arrays."""
+    order = "<" if data[:1] == b"I" else ">"
+    big = 43 in data[2:4]
+    (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)
+    (entries,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, start)
+    for entry in range(min(entries, _MAX_ENTRIES)):
+        place = start + (8 + 20 * entry if big else 2 + 12 * entry)
+        tag, kind, count = struct.unpack_from(f"{order}HH{'Q' if big else 'I'}", data, place)
+        if tag in _SINGLE_VALUES and (count != 1 or kind not in _INTEGERS):
+            raise ImageError(f"damaged image: TIFF tag {tag} is not one integer")
 
 
 @dataclass(frozen=True)
@@ -86,7 +108,7 @@ def _check_features(page: Any, decoding: DecodingConfig) -> None:
     """Raises ImageError where tifffile or the conversion to RGB below cannot do what the page needs."""
 
     def refuse(feature: str) -> None:
-        raise ImageError(f"not supported: TIFF with {feature}")
+        raise ImageError(f"not supported: TIFF with {feature}"[:MAX_REASON_CHARACTERS])
 
     if page.compression not in _COMPRESSIONS:
         refuse(f"compression {_name(page.compression)}")
@@ -167,16 +189,17 @@ def _read_samples(page: Any, data: bytes, channels: tuple[int, ...], max_pixels:
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
     planar = page.planarconfig == 2 and page.samplesperpixel > 1
     size = rows * columns * (1 if planar else page.samplesperpixel) * page.dtype.itemsize
-    if size > _SEGMENT_BYTES * max_pixels:
-        raise ImageError(
-            f"a strip or tile of {size} bytes: the limit is {_SEGMENT_BYTES * max_pixels} (--max-image-pixels)"
-        )
+    limit = max(_SEGMENT_BYTES, _SEGMENT_BYTES_PER_PIXEL * max_pixels)
+    if size > limit:
+        raise ImageError(f"a strip or tile of {size} bytes: the limit is {limit} (8 * --max-image-pixels)")
     per_plane = math.ceil(height / rows) * math.ceil(width / columns)
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if len(segments) < per_plane * (page.samplesperpixel if planar else 1):
         raise ImageError(f"damaged image: {len(segments)} strips or tiles, fewer than its size needs")
     tables = {"jpegtables": page.jpegtables} if page.compression == _JPEG else {}
     dtype = np.uint8 if page.dtype.kind == "b" else page.dtype
+    in_order = channels == tuple(range(len(channels)))  # a slice is not copied
+    chosen = slice(len(channels)) if in_order else list(channels)
     samples_HWC = np.zeros((height, width, len(channels)), dtype)
     for plane in sorted(set(channels)) if planar else [0]:
         targets = [c for c, channel in enumerate(channels) if channel == plane] if planar else slice(None)
@@ -189,7 +212,7 @@ def _read_samples(page: Any, data: bytes, channels: tuple[int, ...], max_pixels:
                 _check_embedded(encoded, rows * columns)
             segment_1hwS, (_, _, row, column, _), _ = page.decode(encoded, index, **tables)
             block_hwS = segment_1hwS[0, : height - row, : width - column]
-            chosen_hwC = block_hwS if planar else block_hwS[..., list(channels)]
+            chosen_hwC = block_hwS if planar else block_hwS[..., chosen]
             samples_HWC[row : row + len(chosen_hwC), column : column + chosen_hwC.shape[1], targets] = chosen_hwC
     return samples_HWC
 
@@ -219,7 +242,7 @@ def _to_rgb(page: Any, layout: _Layout, samples_HWC: NDArray[Any], decoding: Dec
         levels_HWC = to_8_bits(colours_HWC, white, decoding.value_range, page.nodata if 42113 in page.tags else None)
         if page.photometric == _WHITE_IS_ZERO:
             levels_HWC = 255 - levels_HWC
-        picture = Image.fromarray(np.broadcast_to(levels_HWC, (*levels_HWC.shape[:2], 3)).copy())
+        picture = rgb_picture(levels_HWC)
     if layout.alpha is None:
         return picture
     alpha_HW = alpha_to_8_bits(samples_HWC[..., count], white)

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 
 from maskmill.jobs.cli import main
-from maskmill.jobs.generate import run_config, shard_size
-from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
+from maskmill.jobs.generate import decoding_config, run_config, shard_size
+from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig, ValueRange
 from maskmill.pipeline.errors import ConfigError
 from maskmill.pipeline.ledger import Identity, open_run
 from maskmill.pipeline.plan import Plan
@@ -20,6 +21,7 @@ from maskmill.pipeline.sources import open_source
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.worker import Job, run_local
 from tests.fakes import HANG_ONCE, FakeEngine, frozen_clock, picture
+from tests.tiffs import noise, write
 
 # What the flags mean.
 
@@ -51,6 +53,12 @@ def test_configuration_is_refused_by_name(model: str, preset: str, overrides: di
         run_config(model, preset, overrides, precision)
 
 
+def test_flags_say_how_images_are_decoded():
+    assert decoding_config(None, None, None) == DecodingConfig()
+    expected = DecodingConfig(10**9, (4, 3, 2), ValueRange(2, 98, percentiles=True))
+    assert decoding_config("4,3,2", "2%,98%", 10**9) == expected
+
+
 @pytest.mark.parametrize(("images", "size"), [(1, 1), (40, 1), (320, 10)])
 def test_small_sources_are_spread_over_shards(tmp_path: Path, images: int, size: int):
     for number in range(images):
@@ -68,6 +76,8 @@ def test_small_sources_are_spread_over_shards(tmp_path: Path, images: int, size:
         (["--preset", "best"], "no preset 'best'"),
         (["--model", "vit_b"], "vit_b needs a checkpoint"),
         (["--checkpoint", "/no/such/file"], "/no/such/file"),
+        (["--bands", "0,1,2"], "'0,1,2' are no bands"),
+        (["--value-range", "9,3"], "the value range 9,3 is empty"),
     ],
 )
 def test_nothing_is_written_when_a_flag_is_wrong(
@@ -120,6 +130,19 @@ def test_generate_goes_from_images_to_tables(
     assert main([*command, "--pred-iou-thresh", "0.123"]) == 1
     before = PRESETS["mini"].pred_iou_thresh
     assert f"pred_iou_thresh is {before} there and 0.123 now" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_images_are_decoded_as_the_flags_say(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "tiffs").mkdir()
+    (tmp_path / "tiffs" / "a.tif").write_bytes(write(noise(7, 16).astype(np.float32), photometric="minisblack"))
+    command = ["generate", str(tmp_path / "tiffs"), str(tmp_path / "out"), "--checkpoint", str(weights)]
+    command += ["--points-per-side", "1", "--device", "cpu"]
+    decoding = ["--bands", "7,1,2", "--value-range", "0,65535", "--max-image-pixels", "703"]
+    assert main([*command, *decoding]) == 0
+    assert "1 (1 ok, 0 failed)" in capsys.readouterr().out
+    assert main([*command, *decoding[:4], "--max-image-pixels", "704"]) == 1
+    assert "max_image_pixels is 703 there and 704 now" in capsys.readouterr().err
 
 
 def open_fake_job(folder: Path) -> tuple[Job, Plan]:
