@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 import warnings
 from typing import Any
@@ -25,6 +26,10 @@ from maskmill.pipeline.records import DecodedImage
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_REASON_CHARACTERS = 180  # of what a decoder says
 _DECODERS = re.compile(r"(PIL|tifffile)\.")
+
+# They log what they find odd in a file; what matters becomes a failed row.
+for _library in ("tifffile", "imagecodecs"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
 
 # EXIF orientation -> what turns the stored picture upright.
 _UPRIGHT = {
@@ -97,7 +102,7 @@ def _why_not_identified(data: bytes) -> str:
 def _read_with_pillow(data: bytes, decoding: DecodingConfig) -> tuple[Image.Image, int]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         check_size(*image.size, decoding.max_image_pixels)
-        if image.format == "PNG" and data[24] == 16:
+        if image.format == "PNG" and str(image.tile[0].args).endswith(";16B"):
             return _read_deep_png(data, decoding), _orientation(image)
         image.load()
         return _to_rgb(image, decoding), _orientation(image)

@@ -10,7 +10,6 @@ Shapes: H W image size, S samples per pixel in the file, C bands that are chosen
 from __future__ import annotations
 
 import io
-import logging
 import math
 import struct
 from dataclasses import dataclass
@@ -46,8 +45,6 @@ MAX_REASON_CHARACTERS = 200
 _SINGLE_VALUES = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323, 32997, 32998}
 _INTEGERS = {3, 4, 16}  # types of TIFF tags: 16, 32 and 64 bits
 _MAX_ENTRIES = 4096  # tifffile refuses more
-# tifffile logs what it finds odd in a file; what matters becomes a failed row.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
 
 def is_tiff(data: bytes) -> bool:

@@ -18,6 +18,7 @@ from PIL import Image
 from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.errors import ImageError
 from maskmill.pipeline.images import FORMATS, decode_image
+from tests.tiffs import write
 
 LIMIT = 1_000_000
 PALETTE = (b"PLTE", bytes([9, 8, 7, 1, 2, 3]))  # two colours, as a chunk of a PNG
@@ -314,6 +315,18 @@ def test_warnings_of_pillow_do_not_leak_when_threads_decode_at_once():
         for future in [threads.submit(decode, damaged) for _ in range(100)]:
             future.result()
         assert caught == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        png(1, 1, 16, 0, bytes(3), (b"iCCP", b"a\0\0" + zlib.compress(b"no profile"))),
+        write(np.zeros((1, 1, 1), np.uint8), extratags=[(42113, "s", 0, "no number", True)]),
+    ],
+)
+def test_nothing_is_logged_when_a_decoder_finds_something_odd(odd: bytes, caplog: pytest.LogCaptureFixture):
+    assert decode(odd).tolist() == [[BLACK]]
+    assert caplog.records == []
 
 
 SOUND = [
