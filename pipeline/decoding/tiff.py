@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.decoding.layers import over_white, rgb_picture
@@ -39,7 +39,7 @@ _MAX_BANDS = 4  # of which the colours are known without being told
 _SEGMENT_BYTES_PER_PIXEL = 8
 _SEGMENT_BYTES = 64 * 2**20
 
-MAX_REASON_CHARACTERS = 200
+_MAX_REASON_CHARACTERS = 200
 # Width, length and depth of image and tile, compression, photometric interpretation, samples per pixel, rows per strip,
 # planar configuration, predictor.
 _SINGLE_VALUES = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323, 32997, 32998}
@@ -105,7 +105,7 @@ def _check_features(page: Any, decoding: DecodingConfig) -> None:
     """Raises ImageError where tifffile or the conversion to RGB below cannot do what the page needs."""
 
     def refuse(feature: str) -> None:
-        raise ImageError(f"not supported: TIFF with {feature}"[:MAX_REASON_CHARACTERS])
+        raise ImageError(f"not supported: TIFF with {feature}"[:_MAX_REASON_CHARACTERS])
 
     if page.compression not in _COMPRESSIONS:
         refuse(f"compression {_name(page.compression)}")
@@ -216,7 +216,11 @@ def _read_samples(page: Any, data: bytes, channels: tuple[int, ...], max_pixels:
 
 def _check_embedded(encoded: bytes, pixels: int) -> None:
     """Raises ImageError where a JPEG or WebP picture in a strip or tile is larger than that, or ends early."""
-    with Image.open(io.BytesIO(encoded), formats=("JPEG", "WEBP")) as image:
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=("JPEG", "WEBP"))
+    except UnidentifiedImageError as error:
+        raise ImageError("damaged image: a strip or tile whose JPEG or WebP data cannot be read") from error
+    with image:
         if image.width * image.height > pixels:
             raise ImageError(f"damaged image: a strip or tile of {image.width} x {image.height} pixels")
         # libjpeg fills the rest with grey where the end of the image is missing.
