@@ -18,7 +18,7 @@ KINDS = (
 )
 
 
-def open_annotations(path: Path | str, images: Path | None = None) -> AnnotatedImages:
+def open_annotations(path: Path | str, images: Path | None = None, moved_to: str | None = None) -> AnnotatedImages:
     """Annotations in any format that maskmill reads; which, it finds by looking.
 
     - a folder of photographs `ID.jpg` with one label map `ID.segK.png` per annotator (BSDS)
@@ -26,14 +26,17 @@ def open_annotations(path: Path | str, images: Path | None = None) -> AnnotatedI
     - a folder of `sa_1.jpg` with `sa_1.json`, as SA-1B has them, or one of these JSON files
     - the output of a maskmill run, on disk or s3://; it knows its images
 
-    `images` is the folder of the photographs, where they are not beside or near the annotations.
+    `images` is the folder of the photographs, where they are not beside or near the annotations. `moved_to` is where
+    the source of a run has moved to.
 
     Raises AnnotationError where there is none of these, or nothing in it; for a run, what `open_run_images` does.
     """
     if "://" in str(path) or (Path(path) / RUN_KEY).is_file():
         if images is not None:
-            raise AnnotationError(f"{path}: a run knows where its images are: no folder of images goes with it")
-        return open_run_images(str(path))
+            raise AnnotationError(f"{path}: a run knows where its images were: if they have moved, give --source")
+        return open_run_images(str(path), moved_to)
+    if moved_to is not None:
+        raise AnnotationError(f"{path}: not the output of a run, whose images --source is for: give --images")
     path = Path(path).absolute()
     images = images and images.absolute()
     if images is not None and not images.is_dir():

@@ -20,7 +20,7 @@ from maskmill.pipeline.errors import ObjectError, StorageError, one_line_cause
 from maskmill.pipeline.ledger import Ledger, masks_key, read_run
 from maskmill.pipeline.plan import read_plan
 from maskmill.pipeline.records import ImageRecord, Shard
-from maskmill.pipeline.sources import Source, open_source
+from maskmill.pipeline.sources import Source, open_planned
 from maskmill.pipeline.storage import Storage, open_storage
 
 
@@ -88,6 +88,7 @@ class RunImages:
     masks: _Masks
     photographs: _Photographs
     decoding: DecodingConfig
+    moved_to: str | None
 
     @property
     def name(self) -> str:
@@ -114,22 +115,23 @@ class RunImages:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What another process needs it finds in the output.
-        return open_run_images, (self.uri,)
+        return open_run_images, (self.uri, self.moved_to)
 
 
-def open_run_images(uri: str) -> RunImages:
-    """The run in the output at `uri`, on disk or S3. Its images are where it read them.
+def open_run_images(uri: str, moved_to: str | None = None) -> RunImages:
+    """The run in the output at `uri`, on disk or S3. Its images are where it read them, or at `moved_to`.
 
     Raises RunMismatchError where there is no run, AnnotationError where no image of it is done, SourceError where its
     images are gone, StorageError where the store cannot be reached.
     """
     storage = open_storage(uri)
     run = read_run(storage)
-    source = open_source(run["source"])
+    plan = read_plan(storage).at(moved_to)
+    source = open_planned(plan.source)
     ledger = Ledger(storage, identity="")
     done = [
         _Done(row["image_id"], row["image_height"], row["image_width"], part, shard)
-        for shard in read_plan(storage)
+        for shard in plan
         for part in ledger.parts_of(shard.name)
         for row in read_footer(storage, part).to_pylist()
         if row["status"] == "ok"
@@ -137,4 +139,4 @@ def open_run_images(uri: str) -> RunImages:
     if not done:
         raise AnnotationError(f"{storage.uri}: a run of which no image is done")
     decoding = DecodingConfig.from_json(run["config"].get("decoding", {}))
-    return RunImages(storage.uri, tuple(done), _Masks(storage), _Photographs(source), decoding)
+    return RunImages(storage.uri, tuple(done), _Masks(storage), _Photographs(source), decoding, moved_to)

@@ -106,7 +106,8 @@ def _measure(what: str, folder: Path, count: int) -> str:
         images = sum(len(shard.image_ids or ()) for shard in read_plan(out))
         name = "the plan, read and all shards made"
     else:
-        data = encode_plan(_source(what, folder, count).plan(IMAGES_PER_SHARD))
+        source = _source(what, folder, count)
+        data = encode_plan(source.planned, source.plan(IMAGES_PER_SHARD))
         out.put(PLAN_KEY, data)
         images = read_plan(out).n_images
         name = {"keys": "keys, made up", "list.csv": "lines of a csv manifest"}.get(what, "keys at moto's S3")

@@ -40,6 +40,7 @@ from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Ledger
 from maskmill.pipeline.records import ImageRecord, Shard
+from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage
 from maskmill.pipeline.worker import Job, process_shard
 from tests.model.networks import random_sam
@@ -54,6 +55,11 @@ class Copies:
     data: bytes
     count: int
     uri: str = "copies"
+
+    @property
+    def planned(self) -> PlannedSource:
+        """No plan is made of it."""
+        raise NotImplementedError
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
         """All in one shard."""

@@ -58,6 +58,10 @@ def maskmill(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line, the process's own by default, and returns its exit code."""
     logging.basicConfig(level=logging.WARNING, handlers=[_Stderr()])
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "" in arguments:  # Path("") is the working directory
+        before = " ".join(["maskmill", *arguments[: arguments.index("")]])
+        return _fail(f"the argument after '{before}' is empty: is a variable of the shell not set?", 2)
     try:
         return app(arguments, prog_name="maskmill", standalone_mode=False) or 0
     except MaskmillError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maskmill.jobs.generate import run_config
-from maskmill.jobs.run import Device
+from maskmill.jobs.run import Device, MovedTo
 
 if TYPE_CHECKING:
     from maskmill.annotations import AnnotatedImages
@@ -36,6 +36,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of the photographs, if they are not beside their annotations.", show_default=False),
     ] = None,
+    moved_to: MovedTo = None,
     model: Annotated[str, typer.Option(help="mini (embedded), vit_b, vit_l or vit_h.")] = "mini",
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights, as for `maskmill generate`.", show_default=False)
@@ -111,7 +112,7 @@ def evaluate(
         if name not in MEASURES:
             raise ConfigError(f"there is no measure {name!r}; choose of {', '.join(MEASURES)}")
     settings = Settings(tuple(name for name in MEASURES if not only or name in only), min_share, proposal_points)
-    annotated = open_annotations(data, images)
+    annotated = open_annotations(data, images, moved_to)
     count = len(annotated) if limit is None else min(limit, len(annotated))
     # Also looked at here, so that a wrong device or checkpoint is found before any process starts.
     on_gpu = resolve_device(device).type == "cuda"

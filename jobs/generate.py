@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, check_device, run_job
+from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, MovedTo, check_device, run_job
 
 if TYPE_CHECKING:
     from maskmill.pipeline.config import DecodingConfig, RunConfig
-    from maskmill.pipeline.sources import Source
-
-# Shards have MAX_IMAGES_PER_SHARD, or fewer where that would make fewer than MIN_SHARDS: small sources are spread over
-# the workers too.
-MAX_IMAGES_PER_SHARD = 64
-MIN_SHARDS = 32
 
 
 def generate(
@@ -109,6 +102,7 @@ def generate(
     ] = None,
     address: Address = None,
     image_timeout: ImageTimeout = IMAGE_TIMEOUT,
+    moved_to: MovedTo = None,
 ) -> None:
     """Generate masks for all images of SOURCE and write them as Parquet tables to OUT.
 
@@ -116,7 +110,7 @@ def generate(
 
     An image that cannot be read becomes a row of OUT/images with the reason; the run continues.
 
-    Run the same command again to resume a stopped run.
+    Run the same command again to resume a stopped run: it reads the images that were planned when the run began.
 
     Examples:
 
@@ -146,6 +140,7 @@ def generate(
         images_per_shard=images_per_shard,
         address=address,
         image_timeout=image_timeout,
+        moved_to=moved_to,
     )
 
 
@@ -163,20 +158,27 @@ def generate_masks(
     images_per_shard: int | None = None,
     address: str | None = None,
     image_timeout: float = IMAGE_TIMEOUT,
+    moved_to: str | None = None,
 ) -> None:
     """Begins or resumes a run and sees it to its end, with a progress bar on stderr and a summary on stdout.
 
-    `overrides` replaces fields of the preset's GeneratorConfig. Raises MaskmillError.
+    `overrides` replaces fields of the preset's GeneratorConfig. A run that is resumed reads its images from `moved_to`
+    instead of `source`. Raises MaskmillError.
     """
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import load_model
     from maskmill.pipeline.engine import SamFactory
+    from maskmill.pipeline.errors import ConfigError
     from maskmill.pipeline.ledger import Identity, open_run
-    from maskmill.pipeline.sources import open_source
+    from maskmill.pipeline.plan import PLAN_KEY
+    from maskmill.pipeline.sources import open_planned, open_source, source_uri
     from maskmill.pipeline.storage import open_storage
     from maskmill.pipeline.worker import Job
 
-    images = open_source(source)
+    resumed = open_storage(out).exists(PLAN_KEY)
+    if moved_to is not None and not resumed:
+        raise ConfigError(f"--source is for a run that has begun, and {out} holds none: give {moved_to} as SOURCE")
+    new_source = None if resumed else open_source(source)
     config = run_config(model, preset, overrides or {}, precision)
     if decoding is not None:
         config = replace(config, decoding=decoding)
@@ -184,12 +186,14 @@ def generate_masks(
     # Loaded here too, so that a wrong checkpoint is found before any worker starts.
     weights_sha256 = load_model(model, checkpoint).sha256
     storage = open_storage(out, make=True)
-    identity = Identity(images.uri, weights_sha256, config)
-    ledger, plan = open_run(storage, identity, images, images_per_shard or shard_size(images))
+    identity = Identity(source_uri(source), weights_sha256, config)
+    ledger, plan = open_run(storage, identity, new_source, images_per_shard)
+    plan = plan.at(moved_to)
     checkpoint = checkpoint and checkpoint.absolute()
     engine = SamFactory(config, checkpoint, weights_sha256, device)
     left = plan.without(ledger.committed())
-    run_job(Job(images, ledger, engine, config.decoding), left, device, address, image_timeout)
+    job = Job(open_planned(plan.source), ledger, engine, config.decoding)
+    run_job(job, left, device, address, image_timeout)
 
 
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
@@ -217,10 +221,3 @@ def decoding_config(bands: str | None, value_range: str | None, max_image_pixels
         None if bands is None else parse_bands(bands),
         None if value_range is None else ValueRange.parse(value_range),
     )
-
-
-def shard_size(source: Source) -> int:
-    """Images per shard where the user has no wish."""
-    enough = MAX_IMAGES_PER_SHARD * MIN_SHARDS
-    count = sum(1 for _ in islice(source.plan(1), enough))
-    return max(1, min(MAX_IMAGES_PER_SHARD, count // MIN_SHARDS))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from maskmill.jobs.run import MovedTo
+
 
 def preview(
     out: Annotated[str, typer.Argument(help="The output of a run, finished or not.", show_default=False)],
@@ -17,9 +19,14 @@ def preview(
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option(help="Output file: .png or .jpg. Default: preview.png beside OUT.", show_default=False),
+        typer.Option(
+            help="Output file: .png or .jpg. Default: preview.png, beside OUT on disk or in the working directory for "
+            "OUT in S3.",
+            show_default=False,
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Number of images on a contact sheet.")] = 12,
+    moved_to: MovedTo = None,
 ) -> None:
     """Draw the masks of a run over its images: one image at full size, or several as a contact sheet.
 
@@ -39,14 +46,14 @@ def preview(
     from maskmill.pipeline.preview import overlays
     from maskmill.pipeline.storage import open_storage
 
-    drawn = list(islice(overlays(open_storage(out), image_ids or ()), len(image_ids or ()) or limit))
+    drawn = list(islice(overlays(open_storage(out), image_ids or (), moved_to), len(image_ids or ()) or limit))
     if not drawn:
         raise MaskmillError(f"{out}: no image is done yet: nothing to draw")
     if len(drawn) == 1:
         picture = drawn[0].pixels
     else:
         picture = contact_sheet([(overlay.caption, overlay.pixels) for overlay in drawn])
-    path = to or Path(out).absolute().parent / "preview.png"
+    path = to or (Path.cwd() if "://" in out else Path(out).absolute().parent) / "preview.png"
     write_picture(path, picture)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(f"images    {len(drawn)}, with {sum(overlay.n_masks for overlay in drawn)} masks")

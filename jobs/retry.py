@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, check_device, run_job
+from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, MovedTo, check_device, run_job
 
 
 def retry(
@@ -21,6 +21,7 @@ def retry(
     device: Device = "auto",
     address: Address = None,
     image_timeout: ImageTimeout = IMAGE_TIMEOUT,
+    moved_to: MovedTo = None,
 ) -> None:
     """Process the failed and quarantined images of a run again.
 
@@ -41,7 +42,7 @@ def retry(
     from maskmill.pipeline.engine import SamFactory
     from maskmill.pipeline.errors import RunMismatchError
     from maskmill.pipeline.ledger import reopen_run
-    from maskmill.pipeline.sources import open_source
+    from maskmill.pipeline.sources import open_planned
     from maskmill.pipeline.storage import open_storage
     from maskmill.pipeline.worker import Job
 
@@ -54,9 +55,10 @@ def retry(
             f"{out}: made with other weights: sha256 {identity.weights_sha256}, not {weights_sha256}: "
             "give the checkpoint that the run began with"
         )
+    plan = plan.at(moved_to)
     shards = ledger.retries(plan)
     engine = SamFactory(config, checkpoint and checkpoint.absolute(), weights_sha256, device)
-    job = Job(open_source(identity.source), ledger, engine, config.decoding)
+    job = Job(open_planned(plan.source), ledger, engine, config.decoding)
     run_job(job, shards, device, address, image_timeout)
     if left := len(plan) - len(ledger.committed()):
         console = Console(soft_wrap=True, markup=False, highlight=False)

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 IMAGE_TIMEOUT = 1800.0
 
+MovedTo = Annotated[
+    str | None,
+    typer.Option(
+        "--source",
+        metavar="NEW",
+        help="Where SOURCE of the run is now, if it has moved: its new folder, file or pattern.",
+        show_default=False,
+    ),
+]
+
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Address = Annotated[
     str | None,

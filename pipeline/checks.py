@@ -126,8 +126,9 @@ def _membership(part: Shard, image_ids: list[str], left: set[str] | None, ok: Co
     present, due = set(image_ids), "left to retry" if part.retry else "planned"
     if part.image_ids is None:
         strays = {image_id for image_id in present if image_id in ok or not _is_in_tar(image_id, part.uri)}
-        # A tar that could not be read to its end had a row under its own name.
-        missing = {image_id for image_id in left or () if not part.uri.endswith(f"/{image_id}")} - present
+        missing = replace(part, again=frozenset(left or ())).missing(present)
+        if not present:
+            yield f"{part.uri}: has no row in the images table"
     else:
         strays = present & set(ok) if left is None else present - left
         missing = (left or set()) - present

@@ -19,7 +19,7 @@ import numpy as np
 
 from maskmill.pipeline.config import DecodingConfig, GeneratorConfig, RunConfig
 from maskmill.pipeline.errors import ConfigError, RunMismatchError, SourceError
-from maskmill.pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan
+from maskmill.pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan, shard_size
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.sources import Source
 from maskmill.pipeline.storage import PROBE_PREFIX, Storage, prove_create_if_absent
@@ -147,10 +147,9 @@ class Ledger:
         if shard.image_ids is not None:
             image_ids = tuple(image_id for image_id in shard.image_ids if image_id in failed)
             return replace(shard, image_ids=image_ids, retry=retry)
-        # A tar that broke off may have more images than those that are known to have failed. Its own name is none.
+        # A tar that broke off may have more images than those that are known to have failed.
         done = frozenset(image_id for name in chain for image_id, ok in self._images(name) if ok)
-        again = frozenset(image_id for image_id in failed if not shard.uri.endswith(f"/{image_id}"))
-        return replace(shard, retry=retry, skip=done, again=again)
+        return replace(shard, retry=retry, skip=done, again=frozenset(failed))
 
     def totals(self) -> Totals:
         """What the images parts add up to."""
@@ -191,20 +190,28 @@ def _retry_of(part_name: str) -> int:
     return int(part_name.rpartition("-")[2]) if "-" in part_name else 0
 
 
-def open_run(storage: Storage, identity: Identity, source: Source, images_per_shard: int) -> tuple[Ledger, Plan]:
+def open_run(
+    storage: Storage, identity: Identity, source: Source | None, images_per_shard: int | None = None
+) -> tuple[Ledger, Plan]:
     """Starts the run in `storage`, or resumes the one there: its plan stands then, whatever is in the source now.
+
+    `source` may be None where there is a plan: it is used to make one, and for nothing else. By default `shard_size`
+    chooses the images per shard.
 
     Raises RunMismatchError where the output holds another run or something else altogether, SourceError where the
     source has nothing to plan, and StorageError where the store does not honour create-if-absent.
     """
-    _refuse_overlap(storage, source)
+    _refuse_overlap(storage, identity.source)
     if storage.exists(RUN_KEY):
         _refuse_another_run(storage, identity)
     else:
         _refuse_foreign_objects(storage)
     prove_create_if_absent(storage)
     # Before anything is written: a source may be refused on its last line.
-    plan = None if storage.exists(PLAN_KEY) else _make_plan(source, images_per_shard)
+    plan = None
+    if not storage.exists(PLAN_KEY):
+        assert source is not None
+        plan = _make_plan(source, images_per_shard or shard_size(source))
     if not storage.create(RUN_KEY, identity.to_json().encode()):
         _refuse_another_run(storage, identity)
     if plan:
@@ -216,7 +223,7 @@ def _make_plan(source: Source, images_per_shard: int) -> bytes:
     shards = source.plan(images_per_shard)
     if (first := next(shards, None)) is None:
         raise SourceError(f"{source.uri}: no images in it")
-    return encode_plan(itertools.chain([first], shards))
+    return encode_plan(source.planned, itertools.chain([first], shards))
 
 
 def reopen_run(storage: Storage) -> tuple[Identity, Ledger, Plan]:
@@ -238,7 +245,10 @@ def _open(storage: Storage, identity: Identity) -> tuple[Ledger, Plan]:
 
 
 def read_run(storage: Storage) -> dict[str, Any]:
-    """The identity of the run in `storage`, as `_run.json` has it. RunMismatchError where it holds no run."""
+    """The identity of the run in `storage`, as `_run.json` has it.
+
+    Raises RunMismatchError where it holds no run, or one of another version of maskmill.
+    """
     if not storage.exists(RUN_KEY):
         raise RunMismatchError(f"{storage.uri}: no output of maskmill (no {RUN_KEY} in it)")
     try:
@@ -247,14 +257,19 @@ def read_run(storage: Storage) -> dict[str, Any]:
         raise RunMismatchError(f"{storage.uri}/{RUN_KEY}: damaged ({error}): start again in an empty output") from error
     if not isinstance(fields, dict):
         raise RunMismatchError(f"{storage.uri}/{RUN_KEY}: no description of a run: start again in an empty output")
+    if (version := fields.get("schema_version")) != SCHEMA_VERSION:
+        raise RunMismatchError(
+            f"{storage.uri}: made by another version of maskmill, with schema version {version}; this one has "
+            f"{SCHEMA_VERSION}: use the version that made the output, or choose another output"
+        )
     return fields
 
 
-def _refuse_overlap(storage: Storage, source: Source) -> None:
-    output, images = _comparable(storage.uri), _comparable(source.uri)
+def _refuse_overlap(storage: Storage, source: str) -> None:
+    output, images = _comparable(storage.uri), _comparable(source)
     if output.is_relative_to(images) or images.is_relative_to(output):
         raise RunMismatchError(
-            f"{storage.uri}: the output and the source {source.uri} lie one inside the other: choose another output"
+            f"{storage.uri}: the output and the source {source} lie one inside the other: choose another output"
         )
 
 
@@ -281,9 +296,12 @@ def _refuse_another_run(storage: Storage, identity: Identity) -> None:
         if there.get(name) != wanted.get(name)
     ]
     if differences:
+        moved = there.get("source") != wanted["source"]
         raise RunMismatchError(
             f"{storage.uri}: belongs to another run: {'; '.join(differences)}. "
             "Use the same settings to go on with it, or choose another output"
+            + moved
+            * ". Where the images have moved, SOURCE stays as it was, and --source says where they are now"
         )
 
 

@@ -9,8 +9,9 @@ held as the former, and made and read by row groups.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,16 @@ from numpy.typing import NDArray
 
 from maskmill.pipeline.errors import StorageError
 from maskmill.pipeline.records import Shard
+from maskmill.pipeline.sources import KINDS, PlannedSource, Source, moved
 from maskmill.pipeline.storage import Storage
 
 PLAN_KEY = "_plan.parquet"
 ROWS_PER_GROUP = 65536
+SOURCE_KEY = "maskmill.source"  # of the footer metadata: PlannedSource as JSON
+# Shards have MAX_IMAGES_PER_SHARD, or fewer where that would make fewer than MIN_SHARDS: small sources are spread over
+# the workers too.
+MAX_IMAGES_PER_SHARD = 64
+MIN_SHARDS = 32
 
 PLAN = pa.schema(
     [
@@ -36,12 +43,14 @@ PLAN = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Shards, made from the bytes of `_plan.parquet` each time they are asked for."""
+    """Shards, made from the bytes of `_plan.parquet` each time they are asked for, and their source."""
 
     data: bytes
     sizes: NDArray[np.int32]  # (shards,) images, -1 where only reading the shard tells
     groups: NDArray[np.int64]  # (row groups + 1,) the first shard of each, and the end
     left_out: NDArray[np.bool_]  # (shards,)
+    source: PlannedSource  # where the images are now
+    planned_root: str  # PlannedSource.root when the plan was made
 
     def __len__(self) -> int:
         return int(np.count_nonzero(~self.left_out))
@@ -55,7 +64,7 @@ class Plan:
             if not self.left_out[start:end].all():
                 for shard in _shards(_read_group(file, group)):
                     if not self.left_out[shard.index]:
-                        yield shard
+                        yield self._relocated(shard)
 
     @property
     def n_images(self) -> int | None:
@@ -68,9 +77,34 @@ class Plan:
         named = (Shard(index, "").name in shard_names for index in range(len(self.sizes)))
         return replace(self, left_out=self.left_out | np.fromiter(named, np.bool_, len(self.sizes)))
 
+    def at(self, source: str | None) -> Plan:
+        """The plan with its images read from `source`, where SOURCE has moved to; None: where they were planned.
 
-def encode_plan(shards: Iterable[Shard]) -> bytes:
-    """`_plan.parquet` as bytes; the shards are numbered 0, 1, 2..."""
+        Addresses that a manifest lists outside its own folder stay. Raises as `moved` does.
+        """
+        return self if source is None else replace(self, source=moved(self.source, source))
+
+    def _relocated(self, shard: Shard) -> Shard:
+        old, new = self.planned_root, self.source.root
+        if old == new:
+            return shard
+
+        def relocate(uri: str) -> str:
+            return new + uri[len(old) :] if uri == old or uri.startswith(f"{old}/") else uri
+
+        uris = {image_id: relocate(uri) for image_id, uri in shard.uris.items()}
+        return replace(shard, uri=relocate(shard.uri), uris=uris)
+
+
+def shard_size(source: Source) -> int:
+    """Images per shard where the user has no wish."""
+    enough = MAX_IMAGES_PER_SHARD * MIN_SHARDS
+    count = sum(1 for _ in itertools.islice(source.plan(1), enough))
+    return max(1, min(MAX_IMAGES_PER_SHARD, count // MIN_SHARDS))
+
+
+def encode_plan(source: PlannedSource, shards: Iterable[Shard]) -> bytes:
+    """`_plan.parquet` as bytes: how the source is read, and its shards, which are numbered 0, 1, 2..."""
     sink = pa.BufferOutputStream()
     options = {
         "compression": "zstd",
@@ -90,6 +124,7 @@ def encode_plan(shards: Iterable[Shard]) -> bytes:
                 rows.clear()
         if rows:
             writer.write_batch(_batch(rows), len(rows))
+        writer.add_key_value_metadata({SOURCE_KEY: json.dumps(asdict(source))})
     return sink.getvalue().to_pybytes()
 
 
@@ -106,14 +141,17 @@ def read_plan(storage: Storage) -> Plan:
     groups = [0]
     try:
         file = _open(data)
+        source = PlannedSource(**json.loads((file.metadata.metadata or {})[SOURCE_KEY.encode()]))
+        if source.kind not in KINDS:
+            raise ValueError(f"no kind of source is called {source.kind}")
         for group in range(file.num_row_groups):
             rows = _read_group(file, group)
             sizes.append(_sizes(rows, groups[-1]))
             groups.append(groups[-1] + len(sizes[-1]))
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{storage.uri}/{PLAN_KEY}: damaged ({error}): start again in an empty output") from error
     joined = np.concatenate(sizes)
-    return Plan(data, joined, np.array(groups), np.zeros(len(joined), np.bool_))
+    return Plan(data, joined, np.array(groups), np.zeros(len(joined), np.bool_), source, source.root)
 
 
 def _open(data: bytes) -> pq.ParquetFile:

@@ -20,7 +20,7 @@ from maskmill.pipeline.ledger import Ledger, masks_key, read_run
 from maskmill.pipeline.overlay import draw_masks
 from maskmill.pipeline.plan import read_plan
 from maskmill.pipeline.records import ImageRecord
-from maskmill.pipeline.sources import open_source
+from maskmill.pipeline.sources import open_planned
 from maskmill.pipeline.storage import Storage
 from maskmill.pipeline.table import read_images, read_parquet
 
@@ -39,18 +39,19 @@ class Overlay:
         return f"{self.image_id} · {self.n_masks} masks"
 
 
-def overlays(storage: Storage, image_ids: Collection[str] = ()) -> Iterator[Overlay]:
+def overlays(storage: Storage, image_ids: Collection[str] = (), moved_to: str | None = None) -> Iterator[Overlay]:
     """Draws the given images of the run in `storage`, or all that are done so far, in the order of the plan.
 
-    Raises RunMismatchError where `storage` holds no run, SourceError where the source has changed or is gone, and
-    where a given image is not among the images that are done.
+    Raises RunMismatchError where `storage` holds no run, SourceError where an image, or all of the source, is gone, and
+    where a given image is not among the images that are done. The images are read from `moved_to`, if it is given.
     """
     run = read_run(storage)
     decoding = DecodingConfig.from_json(run["config"].get("decoding", {}))
-    source = open_source(run["source"])
+    plan = read_plan(storage).at(moved_to)
+    source = open_planned(plan.source)
     ledger = Ledger(storage, identity="")
     missing = set(image_ids)
-    for shard in read_plan(storage):
+    for shard in plan:
         for name in ledger.parts_of(shard.name):
             part = storage.read(masks_key(name))
             done = [row["image_id"] for row in read_images(io.BytesIO(part)).to_pylist() if row["status"] == "ok"]
@@ -61,7 +62,10 @@ def overlays(storage: Storage, image_ids: Collection[str] = ()) -> Iterator[Over
             # Only a tar has to be read from its beginning.
             for record in source.read(shard if shard.image_ids is None else replace(shard, image_ids=tuple(wanted))):
                 if record.image_id in wanted:
+                    wanted.remove(record.image_id)
                     yield _overlay(record, part, decoding)
+            if wanted:
+                raise SourceError(f"{shard.uri}: {wanted[0]} is missing from it now")
     if missing:
         raise SourceError(
             f"{storage.uri}: no masks of {', '.join(sorted(missing))}: not done yet, failed, or no such image"
@@ -78,5 +82,5 @@ def _overlay(record: ImageRecord, part: bytes, decoding: DecodingConfig) -> Over
     try:
         masks = [rle.decode(counts.as_py(), height, width) for counts in table["rle_counts"]]
     except ValueError as error:
-        raise SourceError(f"{record.image_id}: a mask cannot be drawn: the RLE {error}") from error
+        raise SourceError(f"{record.image_id}: a mask cannot be drawn: {error}") from error
     return Overlay(record.image_id, len(table), draw_masks(pixels, masks))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,7 +30,7 @@ class Shard:
     # How often the images of this shard that had failed were committed again; 0 for the shard as planned.
     retry: int = 0
     # Of the retry of a tar, where `image_ids` cannot say it: images to leave out, because an earlier part has their
-    # masks, and images that must have a row again, whether or not the tar still has them.
+    # masks, and the ids of failed rows, each of which must have a row again: see `missing`.
     skip: frozenset[str] = frozenset()
     again: frozenset[str] = frozenset()
     # image_id -> address of each image, perhaps of others too; for sources where the ids do not tell them.
@@ -40,6 +40,18 @@ class Shard:
     def name(self) -> str:
         """The shard's name in part names: `part-<name>.parquet`."""
         return f"{self.index:05d}-retry-{self.retry}" if self.retry else f"{self.index:05d}"
+
+    def is_archive(self, image_id: str) -> bool:
+        """Whether this is the id of the row that says why the shard's tar cannot be read: the path of the tar."""
+        return self.image_ids is None and self.uri.endswith(f"/{image_id}")
+
+    def missing(self, image_ids: Collection[str]) -> set[str]:
+        """Which rows the part of the shard lacks when its source gives these images: no image may vanish.
+
+        The failed row of a tar itself stands for what could not be read. It goes when any image comes in its place.
+        """
+        missing = {*(self.image_ids or ()), *self.again}.difference(image_ids)
+        return {image_id for image_id in missing if not (image_ids and self.is_archive(image_id))}
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from maskmill.filters.names import FILTERS
 from maskmill.pipeline.records import STEPS, Failure, ImageMasks, ImageResult, Shard
 
-# Part of the run's identity: raise it when a column or its meaning changes.
-SCHEMA_VERSION = 1
+# Part of the run's identity: raise it when a column or its meaning, or the plan, changes.
+SCHEMA_VERSION = 2
 
 MASKS = pa.schema(
     [

@@ -18,12 +18,11 @@ import numpy as np
 
 from maskmill.model.errors import MaskmillError
 from maskmill.pipeline.checks import Chain, Check, check_shard
-from maskmill.pipeline.errors import ObjectError, RunMismatchError
+from maskmill.pipeline.errors import ObjectError
 from maskmill.pipeline.ledger import RUN_KEY, images_key, masks_key, read_run
 from maskmill.pipeline.plan import PLAN_KEY, Plan, read_plan
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.storage import PROBE_PREFIX, Storage
-from maskmill.pipeline.table import SCHEMA_VERSION
 
 _RETRY = re.compile(r"(?:masks|images)/part-(\d+)-retry-([1-9]\d*)\.parquet")
 SHARDS_AT_ONCE = 16  # most of the time of each goes into waiting for the store
@@ -38,12 +37,7 @@ def verify(storage: Storage) -> Iterator[Check]:
     Raises RunMismatchError where there is no run or one of another version of maskmill, and StorageError where the
     store cannot be reached, or the plan cannot be read: nothing can be checked then.
     """
-    run = read_run(storage)
-    if run.get("schema_version") != SCHEMA_VERSION:
-        raise RunMismatchError(
-            f"{storage.uri}: schema version {run.get('schema_version')}, this maskmill verifies {SCHEMA_VERSION}: "
-            "use the version that made the output"
-        )
+    read_run(storage)
     identity = hashlib.sha256(storage.read(RUN_KEY)).hexdigest()
     plan = read_plan(storage)
     keys = {item.key for item in storage.list()}

@@ -84,8 +84,8 @@ def process_shard(
         reading = _one_by_one(job, engine, shard) if attempt.careful else _decode_ahead(job, engine, shard, ahead)
         with reading as images, turn or nullcontext():
             results = yield from _infer_all(engine, shard, images, attempt)
-        reached = {result.image_id for result in results}
-        results += (_out_of_reach(shard, image_id, attempt) for image_id in shard.again - reached)
+        missing = shard.missing([result.image_id for result in results])
+        results += (_missing(shard, image_id, attempt) for image_id in missing)
         job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity))
     # Also when another worker has committed it, who may have died before this.
     job.ledger.publish_images(shard.name)
@@ -202,9 +202,12 @@ def _decode(job: Job, engine: Engine, record: ImageRecord, timer: StepTimer) -> 
     return _Image(without_data, prepared, decoded.sha256, timer)
 
 
-def _out_of_reach(shard: Shard, image_id: str, attempt: Attempt) -> ImageResult:
-    failure = Failure("fetch", "the archive has it no more, or cannot be read as far as it")
-    return ImageResult(image_id, shard.uri, None, failure, {}, "failed", attempt.number)
+def _missing(shard: Shard, image_id: str, attempt: Attempt) -> ImageResult:
+    reason = "missing from the source now"
+    if shard.is_archive(image_id):
+        reason = "the archive can be read, but no image is in it besides those that the run has already"
+    failure = Failure("fetch", reason)
+    return ImageResult(image_id, shard.uris.get(image_id, shard.uri), None, failure, {}, "failed", attempt.number)
 
 
 def _quarantined(record: ImageRecord, failure: Failure, attempt: Attempt) -> ImageResult:

@@ -11,9 +11,9 @@ from typing import Any
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.ledger import Identity, open_run, reopen_run
-from maskmill.pipeline.plan import Plan
+from maskmill.pipeline.plan import PLAN_KEY, Plan
 from maskmill.pipeline.records import Shard
-from maskmill.pipeline.sources import open_source
+from maskmill.pipeline.sources import open_planned, open_source, source_uri
 from maskmill.pipeline.storage import Storage, open_storage
 from maskmill.pipeline.table import read_parquet
 from maskmill.pipeline.worker import Job, run_local
@@ -37,11 +37,12 @@ def begin(
     decoding: DecodingConfig = DECODING,
 ) -> tuple[Job, Plan]:
     """What a run or its resumption begins with."""
-    images = open_source(str(source))
+    storage = open_storage(str(out), make=True)
+    images = None if storage.exists(PLAN_KEY) else open_source(str(source))
     config = RunConfig("mini", "mini", PRESETS["mini"], decoding=decoding)
-    identity = Identity(images.uri, weights, config)
-    ledger, plan = open_run(open_storage(str(out), make=True), identity, images, images_per_shard)
-    return Job(images, ledger, engine, decoding, frozen_clock), plan
+    identity = Identity(source_uri(str(source)), weights, config)
+    ledger, plan = open_run(storage, identity, images, images_per_shard)
+    return Job(open_planned(plan.source), ledger, engine, decoding, frozen_clock), plan
 
 
 def run(
@@ -60,7 +61,7 @@ def retry(out: str | Path) -> list[Shard]:
     """Does the images again that failed, and returns the shards these were."""
     identity, ledger, plan = reopen_run(open_storage(str(out)))
     shards = ledger.retries(plan)
-    job = Job(open_source(identity.source), ledger, ENGINE, identity.config.decoding, frozen_clock)
+    job = Job(open_planned(plan.source), ledger, ENGINE, identity.config.decoding, frozen_clock)
     run_local(job, shards, lambda progress: None)
     return shards
 

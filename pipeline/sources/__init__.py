@@ -1,20 +1,26 @@
 """What images are read from. docs/0004 has what each kind of source gives."""
 
 from maskmill.pipeline.sources.folder import ImageFolder
+from maskmill.pipeline.sources.kinds import KINDS
 from maskmill.pipeline.sources.manifest import Manifest
 from maskmill.pipeline.sources.names import MAX_ENCODED_BYTES, is_image
-from maskmill.pipeline.sources.opening import open_source
+from maskmill.pipeline.sources.opening import moved, open_planned, open_source, source_uri
 from maskmill.pipeline.sources.parquet import ParquetImages
-from maskmill.pipeline.sources.source import Source
+from maskmill.pipeline.sources.source import PlannedSource, Source
 from maskmill.pipeline.sources.tars import WebDatasetTars
 
 __all__ = [
+    "KINDS",
     "MAX_ENCODED_BYTES",
     "ImageFolder",
     "Manifest",
     "ParquetImages",
+    "PlannedSource",
     "Source",
     "WebDatasetTars",
     "is_image",
+    "moved",
+    "open_planned",
     "open_source",
+    "source_uri",
 ]

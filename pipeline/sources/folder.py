@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources.names import fetch, fetch_ahead, is_image, is_tar, mixed
+from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -28,10 +29,14 @@ class ImageFolder:
 
     storage: Storage
     uri: str
-    only: str | None = None
+    only: tuple[str, ...] | None = None
+
+    @property
+    def planned(self) -> PlannedSource:
+        return PlannedSource("folder", self.uri, self.storage.uri)
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
-        keys = iter([self.only]) if self.only else self._keys()
+        keys = iter(self.only or self._keys())
         for index in itertools.count():
             image_ids = tuple(itertools.islice(keys, images_per_shard))
             if not image_ids:

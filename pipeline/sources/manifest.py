@@ -14,6 +14,7 @@ from maskmill.pipeline.errors import SourceError, StorageError
 from maskmill.pipeline.records import Failure, ImageRecord, Shard
 from maskmill.pipeline.sources.manifest_rows import bad_line, read_lines
 from maskmill.pipeline.sources.names import clean_path, fetch, fetch_ahead
+from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import Storage, is_key, one_line, open_storage
 
 SUSPECTS = 1000  # ids of equal hashes that are looked at once more: enough to name a few
@@ -21,7 +22,7 @@ SUSPECTS = 1000  # ids of equal hashes that are looked at once more: enough to n
 
 @dataclass(frozen=True)
 class Manifest:
-    """The images that the file `name` in `storage` lists: local paths and s3:// addresses.
+    """The images that the file `uri`, in the folder `storage`, lists: local paths and s3:// addresses.
 
     A path that is not absolute is relative to the folder of the manifest. Whether there is an image at an address is
     only found in reading; its name does not matter.
@@ -34,7 +35,10 @@ class Manifest:
 
     storage: Storage
     uri: str
-    name: str
+
+    @property
+    def planned(self) -> PlannedSource:
+        return PlannedSource("manifest", self.uri, self.storage.uri)
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
         hashes = array("q")
@@ -53,7 +57,7 @@ class Manifest:
     def _entries(self) -> Iterator[tuple[int, str, str]]:
         """Of each line its number, the image_id and the address."""
         buckets: set[str] = set()  # those that can be opened
-        for number, uri, given_id in read_lines(self.storage, self.name):
+        for number, uri, given_id in read_lines(self.storage, self.uri.rpartition("/")[2]):
             try:
                 address = self._address(uri, buckets)
             except (SourceError, StorageError) as error:

@@ -1,4 +1,4 @@
-"""From what a user writes for SOURCE to the source that is meant."""
+"""From what a user writes for SOURCE, or what a plan records of it, to the source."""
 
 from __future__ import annotations
 
@@ -6,32 +6,26 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from maskmill.pipeline.errors import SourceError
-from maskmill.pipeline.sources.folder import ImageFolder
-from maskmill.pipeline.sources.manifest import Manifest
-from maskmill.pipeline.sources.manifest_rows import is_manifest
+from maskmill.pipeline.errors import ConfigError, SourceError
+from maskmill.pipeline.sources.kinds import KINDS, Kind
 from maskmill.pipeline.sources.names import (
     IMAGE_EXTENSIONS,
     LIST_EXTENSIONS,
     PARQUET_EXTENSIONS,
     TAR_EXTENSIONS,
-    is_image,
-    is_list,
     is_parquet,
-    is_tar,
     listed,
 )
-from maskmill.pipeline.sources.parquet import ParquetImages, image_columns
 from maskmill.pipeline.sources.parquet_file import columns_there, open_parquet, sound
-from maskmill.pipeline.sources.source import Source
-from maskmill.pipeline.sources.tars import WebDatasetTars
+from maskmill.pipeline.sources.source import PlannedSource, Source
 from maskmill.pipeline.storage import LocalStorage, Storage, file_name, open_storage, utf8_text
 
 MAX_RANGE = 10**6  # files
+_WILDCARDS = re.compile(r"[*?[{]")
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class _Place:
 
 
 def open_source(uri: str) -> Source:
-    """The source at a path or at s3://bucket/prefix.
+    """The source at a path or at s3://bucket/prefix, recognised by its files: see kinds.KINDS.
 
     A folder (on S3: a prefix) of images, of tars, or of Parquet files with images; one of these files; a manifest; or a
     pattern of tars or of Parquet files: an address whose last part has wildcards (`train-*.tar`) or one range
@@ -60,16 +54,70 @@ def open_source(uri: str) -> Source:
         return _open_folder(place.folder, place.uri)
     if place.is_file:
         return _open_file(place)
-    if is_tar(place.name) and (names := _matching(place)):
-        return WebDatasetTars(place.parent, place.uri, only=names)
-    if is_parquet(place.name) and (names := _matching(place)):
-        return ParquetImages(place.parent, place.uri, only=names)
+    for kind in KINDS.values():
+        if kind.in_patterns and kind.fits_name(place.name) and (names := _matching(place)):
+            return kind.open(place.parent, place.uri, names)
     raise SourceError(f"{uri}: no such file or folder, and no tars or Parquet files match it as a pattern")
 
 
-def _on_disk(uri: str) -> _Place:
+def open_planned(planned: PlannedSource) -> Source:
+    """The source of a plan. Its files are neither listed nor recognised again: the plan says what they are.
+
+    Raises SourceError where its folder, or the one file that it is, is gone: then every image would be missing. The
+    images of a manifest can be anywhere: they are only looked for when they are read.
+    """
+    storage = _storage_at(planned.root)
+    name = _name_in(planned)
+    if planned.kind != "manifest":
+        there = storage.exists(name) if name and not _WILDCARDS.search(name) else _is_there(storage)
+        if not there:
+            raise SourceError(
+                f"{planned.uri}: the images of the run are no longer there: if they have moved, --source says where to"
+            )
+    return KINDS[planned.kind].open(storage, planned.uri, None)
+
+
+def moved(planned: PlannedSource, uri: str) -> PlannedSource:
+    """The source of a plan after it has moved to `uri`, which names what SOURCE named: the folder, file or pattern.
+
+    Raises ConfigError where the name of the file or pattern is another: the ids of the images begin with it.
+    """
+    uri = source_uri(uri)
+    name = _name_in(planned)
+    if not name:
+        return replace(planned, uri=uri, root=uri)
+    folder, _, new_name = uri.rpartition("/")
+    if new_name != name:
+        raise ConfigError(f"--source {uri}: the run was made of {planned.uri}: name {name} in its new folder")
+    return replace(planned, uri=uri, root=folder or "/")
+
+
+def source_uri(uri: str) -> str:
+    """SOURCE as a run remembers it: an absolute path, or an address without a slash at its end. Opens nothing."""
+    return open_storage(uri).uri if "://" in uri else utf8_text(str(_path(uri)))
+
+
+def _name_in(planned: PlannedSource) -> str:
+    """The file or pattern in the root that SOURCE names; "" where it names the root itself."""
+    return "" if planned.uri == planned.root else planned.uri.rpartition("/")[2]
+
+
+def _storage_at(root: str) -> Storage:
+    return open_storage(root if "://" in root else file_name(root))
+
+
+def _is_there(storage: Storage) -> bool:
+    """Whether a folder exists, or any object of a prefix."""
+    return storage.root.is_dir() if isinstance(storage, LocalStorage) else any(islice(storage.list(), 1))
+
+
+def _path(uri: str) -> Path:
     # The text that a run remembers of a name that is not UTF-8 is no name itself.
-    path = Path(uri if os.path.lexists(uri) else file_name(uri)).absolute()
+    return Path(uri if os.path.lexists(uri) else file_name(uri)).absolute()
+
+
+def _on_disk(uri: str) -> _Place:
+    path = _path(uri)
     folder = LocalStorage(path) if os.path.isdir(path) else None
     return _Place(utf8_text(str(path)), folder, LocalStorage(path.parent), utf8_text(path.name), os.path.isfile(path))
 
@@ -86,45 +134,43 @@ def _in_a_store(uri: str) -> _Place:
 
 
 def _open_folder(folder: Storage, uri: str) -> Source:
-    other_columns = None  # of Parquet files without images, which tell about the images or tars beside them
+    other_columns = ""  # of the first Parquet file, if it has no images: it tells about the images or tars beside it
     for item in folder.list():
-        if is_image(item.key):
-            return ImageFolder(folder, uri)
-        if is_tar(item.key):
-            return WebDatasetTars(folder, uri)
-        if is_parquet(item.key) and other_columns is None:
-            with sound(f"{folder.uri}/{item.key}"), open_parquet(folder, item.key) as file:
-                if image_columns(file.schema_arrow):
-                    return ParquetImages(folder, uri)
-                other_columns = f" ({item.key} has the columns {columns_there(file.schema_arrow)})"
+        if is_parquet(item.key) and other_columns:
+            continue
+        kind, columns = _kind_of(folder, item.key)
+        if kind and kind.in_folders:
+            return kind.open(folder, uri, None)
+        if columns:
+            other_columns = f" ({item.key} has the columns {columns})"
     raise SourceError(
         f"{uri}: no images ({listed(IMAGE_EXTENSIONS)}), no tars ({listed(TAR_EXTENSIONS)}) and no Parquet files with "
-        f"images in this folder{other_columns or ''}"
+        f"images in this folder{other_columns}"
     )
 
 
 def _open_file(place: _Place) -> Source:
-    parent, name = place.parent, place.name
-    if is_image(name):
-        return ImageFolder(parent, place.uri, only=name)
-    if is_tar(name):
-        return WebDatasetTars(parent, place.uri, only=(name,))
-    if is_list(name):
-        return Manifest(parent, place.uri, name)
-    if not is_parquet(name):
+    kind, columns = _kind_of(place.parent, place.name)
+    if kind:
+        return kind.open(place.parent, place.uri, (place.name,))
+    if columns:
         raise SourceError(
-            f"{place.uri}: neither an image ({listed(IMAGE_EXTENSIONS)}) nor a tar ({listed(TAR_EXTENSIONS)}), "
-            f"a Parquet file or a manifest ({listed(LIST_EXTENSIONS + PARQUET_EXTENSIONS)})"
+            f"{place.uri}: no column holds images, and none is the uri of a manifest: there are {columns}"
         )
-    with sound(place.uri), open_parquet(parent, name) as file:
-        if image_columns(file.schema_arrow):
-            return ParquetImages(parent, place.uri, only=(name,))
-        if is_manifest(file.schema_arrow):
-            return Manifest(parent, place.uri, name)
-        raise SourceError(
-            f"{place.uri}: no column holds images, and none is the uri of a manifest: there are "
-            f"{columns_there(file.schema_arrow)}"
-        )
+    raise SourceError(
+        f"{place.uri}: neither an image ({listed(IMAGE_EXTENSIONS)}) nor a tar ({listed(TAR_EXTENSIONS)}), "
+        f"a Parquet file or a manifest ({listed(LIST_EXTENSIONS + PARQUET_EXTENSIONS)})"
+    )
+
+
+def _kind_of(storage: Storage, key: str) -> tuple[Kind | None, str]:
+    """The kind of source that a file is, or None; and the columns of a Parquet file, for a message."""
+    fitting = [kind for kind in KINDS.values() if kind.fits_name(key)]
+    if not is_parquet(key):
+        return next(iter(fitting), None), ""
+    with sound(f"{storage.uri}/{key}"), open_parquet(storage, key) as file:
+        schema = file.schema_arrow
+        return next((k for k in fitting if k.fits_schema and k.fits_schema(schema)), None), columns_there(schema)
 
 
 def _matching(place: _Place) -> tuple[str, ...]:

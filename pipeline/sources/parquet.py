@@ -34,6 +34,7 @@ from maskmill.pipeline.sources.parquet_file import (
     rows,
     sound,
 )
+from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import Storage
 
 # Binary columns whose names say that they hold images. A struct that has `bytes` says it by its type.
@@ -99,6 +100,10 @@ class ParquetImages:
     storage: Storage
     uri: str
     only: tuple[str, ...] | None = None
+
+    @property
+    def planned(self) -> PlannedSource:
+        return PlannedSource("parquet", self.uri, self.storage.uri)
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
         indices = itertools.count()

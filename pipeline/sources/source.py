@@ -1,11 +1,21 @@
-"""What a source of images is."""
+"""What a source of images is, and what a plan records of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from maskmill.pipeline.records import ImageRecord, Shard
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """The source of a plan: all that is needed, besides a shard, to read the images of that shard."""
+
+    kind: str  # a name in kinds.KINDS
+    uri: str  # SOURCE, as the user means it: a folder, a file or a pattern of files
+    root: str  # address of the store: every key is relative to it
 
 
 class Source(Protocol):
@@ -17,7 +27,12 @@ class Source(Protocol):
 
     @property
     def uri(self) -> str:
-        """What `open_source` makes the same source of, anywhere."""
+        """SOURCE, as a run remembers it. `open_source` makes the same source of it, anywhere."""
+        ...
+
+    @property
+    def planned(self) -> PlannedSource:
+        """What the plan records: `open_planned` makes a source of it that reads the same shards."""
         ...
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:

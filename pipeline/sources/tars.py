@@ -30,6 +30,7 @@ from maskmill.pipeline.sources.names import (
     too_large,
     unique,
 )
+from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import Storage
 
 # Headers that hold the name of the member that follows. TarFile reads them whole.
@@ -47,14 +48,18 @@ class WebDatasetTars:
     source lies below another. Members without an image's extension, and hidden ones, are left out; a link or any other
     special member under an image's name is a Failure: it is not followed.
 
-    Where the archive is missing, damaged or ends early, the images read so far stand, one Failure follows, and nothing
-    more. It has the id of the image inside which reading broke off, unless that is one to skip, else the path of the
-    tar alone.
+    Where the archive is missing, damaged, ends early or has no images, the images read so far stand, one Failure
+    follows, and nothing more: every archive has a row. The Failure has the id of the image inside which reading broke
+    off, unless that is one to skip, else the path of the tar alone.
     """
 
     storage: Storage
     uri: str
     only: tuple[str, ...] | None = None
+
+    @property
+    def planned(self) -> PlannedSource:
+        return PlannedSource("tars", self.uri, self.storage.uri)
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
         keys = self.only or (item.key for item in self.storage.list() if self._is_tar(item.key))
@@ -87,6 +92,8 @@ class WebDatasetTars:
                     data = _member_data(tar, member)
                     yield self._record(reading, data)
                     reading = tar_key
+                if not seen:
+                    yield self._record(tar_key, Failure("fetch", "the archive has no images in it"))
         except ObjectError as error:
             yield self._record(tar_key if reading in shard.skip else reading, Failure("fetch", str(error)))
         except StorageError:

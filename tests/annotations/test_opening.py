@@ -92,7 +92,7 @@ def test_a_folder_of_photographs_is_refused_when_it_does_not_exist(tmp_path: Pat
 
 
 def test_a_folder_of_photographs_is_refused_when_the_annotations_are_a_run(tmp_path: Path):
-    with pytest.raises(AnnotationError, match="a run knows where its images are"):
+    with pytest.raises(AnnotationError, match="a run knows where its images were"):
         open_annotations(write_run(tmp_path), images=tmp_path)
 
 

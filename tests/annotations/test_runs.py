@@ -88,7 +88,10 @@ def test_a_run_is_refused_when_its_images_are_gone(tmp_path: Path):
     _write_pictures(photographs)
     runs.run(photographs, out)
     photographs.rename(tmp_path / "moved")
-    with pytest.raises(MaskmillError, match="photographs: no such file or folder"):
+    with pytest.raises(
+        MaskmillError,
+        match="photographs: the images of the run are no longer there: if they have moved, --source says where to",
+    ):
         open_annotations(out)
 
 

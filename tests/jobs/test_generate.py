@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from maskmill.jobs.cli import main
-from maskmill.jobs.generate import decoding_config, run_config, shard_size
+from maskmill.jobs.generate import decoding_config, run_config
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig, ValueRange
 from maskmill.pipeline.errors import ConfigError
 from maskmill.pipeline.ledger import Identity, open_run
-from maskmill.pipeline.plan import Plan
+from maskmill.pipeline.plan import Plan, shard_size
 from maskmill.pipeline.sources import open_source
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.worker import Job, run_local

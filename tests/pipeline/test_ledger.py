@@ -16,7 +16,7 @@ from maskmill.pipeline.plan import PLAN_KEY, Plan, encode_plan
 from maskmill.pipeline.records import Failure, Shard
 from maskmill.pipeline.sources import Source, open_source
 from maskmill.pipeline.storage import PROBE_PREFIX, LocalStorage, Storage, open_storage
-from maskmill.pipeline.table import encode_part, images_part, read_parquet
+from maskmill.pipeline.table import SCHEMA_VERSION, encode_part, images_part, read_parquet
 from tests.fakes import image_result
 
 CONFIG = RunConfig(model="mini", preset="official", generator=PRESETS["official"])
@@ -131,9 +131,9 @@ def test_resuming_is_refused_when_something_else_is_configured(storage: Storage,
 
 
 def test_resuming_is_refused_when_the_schema_is_another(storage: Storage, source: Source):
-    text = identity(source).to_json().replace('"schema_version": 1', '"schema_version": 0')
+    text = identity(source).to_json().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 0')
     storage.create(RUN_KEY, text.encode())
-    with pytest.raises(RunMismatchError, match="schema_version is 0 there and 1 now"):
+    with pytest.raises(RunMismatchError, match="schema version 0; this one has"):
         open_run(storage, identity(source), source, 2)
 
 
@@ -303,13 +303,13 @@ def test_retry_of_a_tar_leaves_out_only_what_is_done(storage: Storage, source: S
     listed = Shard(0, "/p/x.tar", ("x.tar/a.jpg", "x.tar/b.jpg", "x.tar"))
     ledger.commit(listed, failing_part(listed, "x.tar/b.jpg", "x.tar"))
     ledger.publish_images("00000")
-    skip, again = frozenset({"x.tar/a.jpg"}), frozenset({"x.tar/b.jpg"})
+    skip, again = frozenset({"x.tar/a.jpg"}), frozenset({"x.tar/b.jpg", "x.tar"})
     shard = Shard(0, "/p/x.tar", None, retry=1, skip=skip, again=again)
     assert ledger.retries(plan) == [shard]
 
 
 def storage_with_plan(storage: Storage, source: Source, shards: list[Shard]) -> tuple[Ledger, Plan]:
-    storage.create(PLAN_KEY, encode_plan(shards))
+    storage.create(PLAN_KEY, encode_plan(source.planned, shards))
     storage.create(RUN_KEY, identity(source).to_json().encode())
     return open_run(storage, identity(source), source, 2)
 
@@ -348,9 +348,9 @@ def test_no_image_stays_doubled_when_a_late_driver_publishes_what_was_retried(
 
 
 def test_run_that_another_version_began_cannot_be_reopened(storage: Storage, source: Source):
-    text = identity(source).to_json().replace('"schema_version": 1', '"schema_version": 0')
+    text = identity(source).to_json().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 0')
     storage.create(RUN_KEY, text.encode())
-    with pytest.raises(RunMismatchError, match=r"_run\.json: cannot go on .* schema version 0"):
+    with pytest.raises(RunMismatchError, match=r"schema version 0; this one has"):
         reopen_run(storage)
 
 

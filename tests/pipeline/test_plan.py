@@ -1,8 +1,10 @@
 """The plan of a run: what goes in comes out."""
 
 import io
+import json
 import pickle
 import tracemalloc
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,9 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskmill.pipeline.errors import StorageError
-from maskmill.pipeline.plan import PLAN, PLAN_KEY, ROWS_PER_GROUP, Plan, encode_plan, read_plan
+from maskmill.pipeline.plan import PLAN, PLAN_KEY, ROWS_PER_GROUP, SOURCE_KEY, Plan, encode_plan, read_plan
 from maskmill.pipeline.records import Shard
+from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import Storage, open_storage
+
+SOURCE = PlannedSource("folder", "/p", "/p")
 
 
 @pytest.fixture
@@ -22,7 +27,7 @@ def storage(tmp_path: Path) -> Storage:
 
 def test_plan_gives_back_the_shards_it_was_made_of(storage: Storage):
     shards = [Shard(0, "/p", ("a", "b")), Shard(1, "/p", ("c",)), Shard(2, "/p/x.tar"), Shard(3, "/p/y.tar")]
-    storage.create(PLAN_KEY, encode_plan(shards))
+    storage.create(PLAN_KEY, encode_plan(SOURCE, shards))
     plan = read_plan(storage)
     assert list(plan) == shards
     assert len(plan) == 4
@@ -31,13 +36,13 @@ def test_plan_gives_back_the_shards_it_was_made_of(storage: Storage):
 
 
 def test_plan_counts_images_when_it_lists_them(storage: Storage):
-    storage.create(PLAN_KEY, encode_plan([Shard(0, "/p", ("a", "b")), Shard(1, "/p", ("c",))]))
+    storage.create(PLAN_KEY, encode_plan(SOURCE, [Shard(0, "/p", ("a", "b")), Shard(1, "/p", ("c",))]))
     assert read_plan(storage).n_images == 3
 
 
 def test_plan_without_some_shards_keeps_the_others_as_they_are(storage: Storage):
     shards = [Shard(index, "/p", (f"{index}a", f"{index}b")) for index in range(4)]
-    storage.create(PLAN_KEY, encode_plan(shards))
+    storage.create(PLAN_KEY, encode_plan(SOURCE, shards))
     plan = read_plan(storage).without({"00000", "00002"})
     assert list(plan) == [shards[1], shards[3]]
     assert plan.n_images == 4
@@ -46,7 +51,7 @@ def test_plan_without_some_shards_keeps_the_others_as_they_are(storage: Storage)
 
 
 def made_of(storage: Storage, shards: list[Shard]) -> Plan:
-    storage.put(PLAN_KEY, encode_plan(shards))
+    storage.put(PLAN_KEY, encode_plan(SOURCE, shards))
     return read_plan(storage)
 
 
@@ -95,7 +100,7 @@ def test_memory_does_not_grow_with_the_number_of_images(storage: Storage):
         tracemalloc.start()
         try:
             shards = (Shard(i, "/p", tuple(f"{i:06d}/{n:03d}.jpg" for n in range(100))) for i in range(n_shards))
-            storage.put(PLAN_KEY, encode_plan(shards))
+            storage.put(PLAN_KEY, encode_plan(SOURCE, shards))
             assert sum(len(shard.image_ids or ()) for shard in read_plan(storage)) == n_shards * 100
             return tracemalloc.get_traced_memory()[1]
         finally:
@@ -112,7 +117,7 @@ def test_damaged_plan_is_named(storage: Storage):
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_plan_with_a_flipped_bit_is_named(storage: Storage, part: float):
-    data = bytearray(encode_plan([Shard(index, "/p", (f"{index}a", f"{index}b")) for index in range(500)]))
+    data = bytearray(encode_plan(SOURCE, [Shard(index, "/p", (f"{index}a", f"{index}b")) for index in range(500)]))
     data[int(len(data) * part)] ^= 16
     storage.put(PLAN_KEY, bytes(data))
     with pytest.raises(StorageError, match=f"{PLAN_KEY}: damaged"):
@@ -129,11 +134,30 @@ def test_plan_with_a_flipped_bit_is_named(storage: Storage, part: float):
     ],
 )
 def test_rows_that_are_no_plan_are_refused(storage: Storage, rows: list[tuple[int, str, str | None, str | None]]):
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([dict(zip(PLAN.names, row, strict=True)) for row in rows], schema=PLAN), sink)
-    storage.put(PLAN_KEY, sink.getvalue())
+    put_rows(storage, rows, json.dumps(asdict(SOURCE)))
     with pytest.raises(StorageError, match="damaged"):
         read_plan(storage)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["", "[]", '{"kind": "folder"}', '{"kind": "zips", "uri": "/p", "root": "/p"}', json.dumps(asdict(SOURCE))],
+)
+def test_plan_is_refused_when_it_does_not_say_how_its_source_is_read(storage: Storage, source: str):
+    put_rows(storage, [(0, "/p", "a", None)], source)
+    if source == json.dumps(asdict(SOURCE)):
+        assert read_plan(storage).source == SOURCE
+        return
+    with pytest.raises(StorageError, match=f"{PLAN_KEY}: damaged"):
+        read_plan(storage)
+
+
+def put_rows(storage: Storage, rows: list[tuple[int, str, str | None, str | None]], source: str) -> None:
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, PLAN) as writer:
+        writer.write_table(pa.Table.from_pylist([dict(zip(PLAN.names, row, strict=True)) for row in rows], schema=PLAN))
+        writer.add_key_value_metadata({SOURCE_KEY: source})
+    storage.put(PLAN_KEY, sink.getvalue())
 
 
 def test_shards_of_a_plan_can_be_sent_to_workers(storage: Storage):

@@ -77,7 +77,7 @@ def test_shard_is_read_after_its_manifest_is_gone(tmp_path: Path):
     write(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     source = manifest(tmp_path, [{"uri": f"{name}.jpg", "image_id": name} for name in "abc"])
     out = LocalStorage(tmp_path)
-    out.create(PLAN_KEY, encode_plan(source.plan(100)))
+    out.create(PLAN_KEY, encode_plan(source.planned, source.plan(100)))
     (tmp_path / "list.csv").unlink()
     (shard,) = read_plan(out)
     retry = Shard(0, shard.uri, ("a", "c"), retry=1, uris=shard.uris)
@@ -111,7 +111,7 @@ def test_path_leads_where_it_leads_on_disk_when_it_goes_through_a_link(tmp_path:
 def test_only_trouble_with_the_store_leaves_read(tmp_path: Path):
     write(tmp_path, "a.jpg")
     (shard,) = shards(manifest(tmp_path, [{"uri": "a.jpg"}]))
-    failing = Manifest(FailingStorage(tmp_path), str(tmp_path / "list.csv"), "list.csv")
+    failing = Manifest(FailingStorage(tmp_path), str(tmp_path / "list.csv"))
     with pytest.raises(StorageError, match="the store is gone"):
         list(failing.read(shard))
 

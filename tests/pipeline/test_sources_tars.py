@@ -86,9 +86,10 @@ def test_tar_is_read_when_it_is_compressed(tmp_path: Path, mode: str, name: str)
     assert contents(source) == {f"{name}/a.jpg": b"1" * 5000, f"{name}/b.jpg": b"2"}
 
 
-def test_tar_without_images_is_a_shard_without_records(tmp_path: Path):
-    assert contents(tar_source(tmp_path, tar_bytes({"a.txt": b""}))) == {}
-    assert contents(tar_source(tmp_path, tar_bytes({}))) == {}
+def test_tar_without_images_is_a_failure(tmp_path: Path):
+    failure = Failure("fetch", "the archive has no images in it")
+    assert contents(tar_source(tmp_path, tar_bytes({"a.txt": b""}))) == {"a.tar": failure}
+    assert contents(tar_source(tmp_path, tar_bytes({}))) == {"a.tar": failure}
 
 
 def test_member_names_never_lead_out_of_the_archive(tmp_path: Path):
@@ -261,7 +262,7 @@ def test_memory_does_not_grow_with_the_number_of_members(tmp_path: Path):
     source = tar_source(tmp_path, tar_bytes([(f"{number}.txt", b"") for number in range(20_000)]))
     tracemalloc.start()
     try:
-        assert contents(source) == {}
+        assert list(contents(source)) == ["a.tar"]
         assert tracemalloc.get_traced_memory()[1] < 5_000_000  # 20,000 headers take four times that
     finally:
         tracemalloc.stop()

@@ -16,7 +16,7 @@ import pytest
 from maskmill.filters import rle
 from maskmill.pipeline.checks import Check
 from maskmill.pipeline.errors import RunMismatchError, StorageError
-from maskmill.pipeline.plan import encode_plan
+from maskmill.pipeline.plan import encode_plan, read_plan
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.table import IDENTITY_KEY, IMAGES_KEY, SCHEMA_VERSION, images_part, read_images
@@ -207,7 +207,7 @@ def test_image_that_is_planned_twice_is_found(out: Path):
     source = str(photographs_of(out))
     plan = [("a.png", "b.png"), ("c.png", "d.png"), ("e.png", "a.png")]
     shards = [Shard(index, source, image_ids) for index, image_ids in enumerate(plan)]
-    (out / "_plan.parquet").write_bytes(encode_plan(shards))
+    (out / "_plan.parquet").write_bytes(encode_plan(read_plan(open_storage(str(out))).source, shards))
     assert offences(out) == [
         "_plan.parquet: a.png is planned 2 times",
         "masks/part-00002.parquet: a.png: planned, but has no row in the images table",
@@ -471,5 +471,7 @@ def test_archive_that_is_planned_twice_is_found(tmp_path: Path):
     (tmp_path / "0.tar").write_bytes(tar_bytes({"x.png": picture(0)}))
     run(tmp_path / "0.tar", tmp_path / "out")
     uri = str(tmp_path / "0.tar")
-    (tmp_path / "out" / "_plan.parquet").write_bytes(encode_plan([Shard(0, uri), Shard(1, uri)]))
+    (tmp_path / "out" / "_plan.parquet").write_bytes(
+        encode_plan(read_plan(open_storage(str(tmp_path / "out"))).source, [Shard(0, uri), Shard(1, uri)])
+    )
     assert f"_plan.parquet: {uri} is planned 2 times" in offences(tmp_path / "out")

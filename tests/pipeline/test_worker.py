@@ -28,6 +28,7 @@ from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Ledger, images_key, masks_key
 from maskmill.pipeline.progress import Attempt, Progress
 from maskmill.pipeline.records import DecodedImage, Failure, ImageMasks, ImageRecord, Shard, StepTimer
+from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.table import encode_part, images_part, read_images
 from maskmill.pipeline.worker import AHEAD, Job, process_shard
@@ -42,6 +43,10 @@ class FakeSource:
     seconds: float = 0.0
     read_ids: list[str] = field(default_factory=list)
     uri: str = "/photographs"
+
+    @property
+    def planned(self) -> PlannedSource:
+        return PlannedSource("folder", self.uri, self.uri)
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
         yield Shard(0, self.uri, tuple(self.images))

@@ -1,0 +1,47 @@
+"""The kinds of sources: how each is recognised in a SOURCE, and how it is opened. One table, a row for each kind."""
+
+# pyarrow ships no types: strict checking would find every line that touches it unknown.
+# pyright: standard
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from maskmill.pipeline.sources.folder import ImageFolder
+from maskmill.pipeline.sources.manifest import Manifest
+from maskmill.pipeline.sources.manifest_rows import is_manifest
+from maskmill.pipeline.sources.names import is_image, is_list, is_parquet, is_tar
+from maskmill.pipeline.sources.parquet import ParquetImages, image_columns
+from maskmill.pipeline.sources.source import Source
+from maskmill.pipeline.sources.tars import WebDatasetTars
+from maskmill.pipeline.storage import Storage
+
+# (store, SOURCE, keys of its files or None for all files that the store lists) -> source
+Open = Callable[[Storage, str, tuple[str, ...] | None], Source]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of source."""
+
+    open: Open
+    fits_name: Callable[[str], bool]  # whether a file of this name can be one
+    fits_schema: Callable[[pa.Schema], bool] | None = None  # for Parquet files: whether the columns fit, too
+    in_folders: bool = True  # whether a folder of such files is a source
+    in_patterns: bool = False  # whether a pattern of such files is a source
+
+
+# By the name that plans record. A file is of the first kind that fits.
+KINDS = {
+    "folder": Kind(ImageFolder, is_image),
+    "tars": Kind(WebDatasetTars, is_tar, in_patterns=True),
+    "parquet": Kind(ParquetImages, is_parquet, lambda schema: image_columns(schema) is not None, in_patterns=True),
+    "manifest": Kind(
+        lambda storage, uri, _: Manifest(storage, uri),
+        lambda name: is_list(name) or is_parquet(name),
+        is_manifest,
+        in_folders=False,
+    ),
+}
