@@ -82,5 +82,5 @@ def _overlay(record: ImageRecord, part: bytes, decoding: DecodingConfig) -> Over
     try:
         masks = [rle.decode(counts.as_py(), height, width) for counts in table["rle_counts"]]
     except ValueError as error:
-        raise SourceError(f"{record.image_id}: a mask cannot be drawn: {error}") from error
+        raise SourceError(f"{record.image_id}: {error}") from error
     return Overlay(record.image_id, len(table), draw_masks(pixels, masks))

@@ -35,6 +35,7 @@ def begin(
     images_per_shard: int = 2,
     engine: Callable[[], Engine] = ENGINE,
     decoding: DecodingConfig = DECODING,
+    moved_to: str | None = None,
 ) -> tuple[Job, Plan]:
     """What a run or its resumption begins with."""
     storage = open_storage(str(out), make=True)
@@ -42,6 +43,7 @@ def begin(
     config = RunConfig("mini", "mini", PRESETS["mini"], decoding=decoding)
     identity = Identity(source_uri(str(source)), weights, config)
     ledger, plan = open_run(storage, identity, images, images_per_shard)
+    plan = plan.at(moved_to)
     return Job(open_planned(plan.source), ledger, engine, decoding, frozen_clock), plan
 
 
@@ -51,15 +53,17 @@ def run(
     weights: str = "0" * 64,
     images_per_shard: int = 2,
     decoding: DecodingConfig = DECODING,
+    moved_to: str | None = None,
 ) -> None:
     """A run from its start, or from where another left it, to its end."""
-    job, plan = begin(source, out, weights, images_per_shard, decoding=decoding)
+    job, plan = begin(source, out, weights, images_per_shard, decoding=decoding, moved_to=moved_to)
     run_local(job, plan, lambda progress: None)
 
 
-def retry(out: str | Path) -> list[Shard]:
+def retry(out: str | Path, moved_to: str | None = None) -> list[Shard]:
     """Does the images again that failed, and returns the shards these were."""
     identity, ledger, plan = reopen_run(open_storage(str(out)))
+    plan = plan.at(moved_to)
     shards = ledger.retries(plan)
     job = Job(open_planned(plan.source), ledger, ENGINE, identity.config.decoding, frozen_clock)
     run_local(job, shards, lambda progress: None)

@@ -96,6 +96,11 @@ def test_a_folder_of_photographs_is_refused_when_the_annotations_are_a_run(tmp_p
         open_annotations(write_run(tmp_path), images=tmp_path)
 
 
+def test_a_place_to_which_images_have_moved_is_refused_when_the_annotations_are_no_run(tmp_path: Path):
+    with pytest.raises(AnnotationError, match="not the output of a run, whose images --source is for: give --images"):
+        open_annotations(write_sa1b(tmp_path), moved_to=str(tmp_path))
+
+
 @pytest.mark.parametrize("damage", ["{", '{"image": 1, "annotations": []}', '{"image": {}, "annotations": [1]}'])
 def test_one_file_of_sa1b_is_refused_when_it_is_damaged_and_the_others_are_read(tmp_path: Path, damage: str):
     images = open_annotations(write_sa1b(tmp_path))

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from maskmill.jobs.cli import main
 
 
 def test_help_does_not_wait_for_torch_and_ray():
-    code = "import jobs.cli, sys; print({'torch', 'ray', 'pyarrow', 'cv2'} & set(sys.modules))"
+    code = "import maskmill.jobs.cli, sys; print({'torch', 'ray', 'pyarrow', 'cv2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "set()\n"
 
@@ -85,3 +86,33 @@ def test_warnings_are_lines_and_said_once():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "maskmill: warning: 3 files left out\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "before"),
+    [
+        (["generate", "photographs", ""], "generate photographs"),
+        (["generate", "", "out"], "generate"),
+        (["retry", ""], "retry"),
+        (["preview", ""], "preview"),
+        (["preview", "out", "--to", ""], "preview out --to"),
+        (["verify", ""], "verify"),
+        (["compare", "out", ""], "compare out"),
+        (["demo", ""], "demo"),
+        (["train", ""], "train"),
+        (["evaluate", "--data", "out", "--out", ""], "evaluate --data out --out"),
+    ],
+)
+def test_empty_argument_is_refused_and_never_means_the_working_directory(
+    arguments: list[str],
+    before: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"maskmill: error: the argument after 'maskmill {before}' is empty: ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

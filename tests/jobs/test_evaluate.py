@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from maskmill.jobs.cli import main
+from tests.runs import run
 
 # As little as possible of what takes long.
 QUICK = ["--only", "clicks", "--only", "calibration", "--only", "baselines", "--processes", "1"]
@@ -62,6 +63,23 @@ def test_evaluate_takes_only_the_first_images_when_there_is_a_limit(
     assert main([*command, "--limit", "1"]) == 0
     data = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["data"]
     assert data == {"name": "photographs", "images": 1, "skipped": []}
+
+
+def test_evaluate_judges_a_run_whose_images_have_moved(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "images").mkdir()
+    pixels_HW3 = np.zeros((40, 50, 3), np.uint8)
+    pixels_HW3[5:30, 10:40] = 255
+    Image.fromarray(pixels_HW3).save(tmp_path / "images" / "a.png")
+    run(tmp_path / "images", tmp_path / "out")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    command = ["evaluate", "--data", str(tmp_path / "out"), "--out", str(tmp_path / "report")]
+    command += ["--checkpoint", str(weights), "--only", "clicks", "--processes", "2"]
+    assert main(command) == 1
+    assert "--source says where to" in capsys.readouterr().err
+    assert main([*command, "--source", str(tmp_path / "moved")]) == 0
+    assert "1 of out (0 skipped)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """`maskmill preview` and `maskmill demo`: pictures of a run."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,7 +13,11 @@ from PIL import Image
 from maskmill.jobs.cli import main
 from tests.fakes import FAIL, picture
 from tests.pipeline.test_sources import tar_bytes
+from tests.pipeline.test_verify import rewrite, with_value
 from tests.runs import run
+
+if TYPE_CHECKING:
+    from tests.s3.servers import MotoServer
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:
@@ -85,6 +92,47 @@ def test_preview_refuses_when_the_source_is_gone(out: Path, capsys: pytest.Captu
     assert main(["preview", str(out), "a.png"]) == 1
 
     assert "a.png" in capsys.readouterr().err
+
+
+def test_preview_draws_images_that_have_moved(out: Path, capsys: pytest.CaptureFixture[str]):
+    (out.parent / "photographs").rename(out.parent / "moved")
+
+    assert main(["preview", str(out)]) == 1
+    assert "photographs: the images of the run are no longer there" in capsys.readouterr().err
+
+    assert main(["preview", str(out), "--source", str(out.parent / "moved")]) == 0
+    assert "images    2, with 6 masks" in capsys.readouterr().out
+
+
+@pytest.mark.s3
+def test_preview_goes_to_the_working_directory_when_the_run_is_in_s3(
+    out: Path,
+    tmp_path: Path,
+    moto: MotoServer,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto.url)
+    run(out.parent / "photographs", f"s3://{bucket}/runs/out")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    assert main(["preview", f"s3://{bucket}/runs/out"]) == 0
+
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["preview.png"]
+    assert f"picture   {tmp_path}/here/preview.png\n" in capsys.readouterr().out
+
+
+def test_preview_says_once_what_is_wrong_with_a_damaged_mask(out: Path, capsys: pytest.CaptureFixture[str]):
+    part = out / "masks/part-00000.parquet"
+    rewrite(part, lambda table: with_value(table, "rle_counts", 0, b""))
+
+    assert main(["preview", str(out), "a.png"]) == 1
+
+    assert capsys.readouterr().err == (
+        "maskmill: error: a.png: these counts are no mask: the RLE is empty or has characters that are not COCO's\n"
+    )
 
 
 @pytest.mark.ray

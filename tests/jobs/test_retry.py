@@ -59,3 +59,37 @@ def test_retry_is_refused_when_the_weights_are_others(
 def test_retry_is_refused_when_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["retry", str(tmp_path)]) == 1
     assert "no output of maskmill" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_run_goes_on_with_images_that_have_moved(
+    photographs: Path, tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+):
+    out, new = str(tmp_path / "out"), str(tmp_path / "moved")
+    arguments = ["--checkpoint", str(weights), "--device", "cpu"]
+    generate = [*arguments, "--points-per-side", "1"]
+    assert main(["generate", str(photographs), out, *generate, "--source", new]) == 1
+    assert (
+        f"--source is for a run that has begun, and {out} holds none: give {new} as SOURCE" in capsys.readouterr().err
+    )
+    (photographs / "p1.png").write_bytes(b"no image")
+    assert main(["generate", str(photographs), out, *generate]) == 0
+    for table in ("masks", "images"):
+        (tmp_path / "out" / table / "part-00000.parquet").unlink()
+    photographs.rename(new)
+    (tmp_path / "moved" / "p1.png").write_bytes(picture(1))
+    (tmp_path / "moved" / "a.tar").touch()
+
+    assert main(["generate", new, out, *generate]) == 1
+    error = capsys.readouterr().err
+    assert f'source is "{photographs}" there and "{new}" now' in error
+    assert "Where the images have moved, SOURCE stays as it was, and --source says where they are now" in error
+    for command in (["generate", str(photographs), out, *generate], ["retry", out, *arguments]):
+        assert main(command) == 1
+        assert "if they have moved, --source says where to" in capsys.readouterr().err
+
+    assert main(["generate", str(photographs), out, *generate, "--source", new]) == 0
+    assert "images    3 (2 ok, 1 failed)" in capsys.readouterr().out
+    assert main(["retry", out, *arguments, "--source", new]) == 0
+    assert "images    3 (3 ok, 0 failed)" in capsys.readouterr().out
+    assert main(["verify", out]) == 0

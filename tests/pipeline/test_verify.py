@@ -1,6 +1,7 @@
 """A finished run, damaged in every way: verify finds each, and nothing in a sound one."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -16,10 +17,11 @@ import pytest
 from maskmill.filters import rle
 from maskmill.pipeline.checks import Check
 from maskmill.pipeline.errors import RunMismatchError, StorageError
+from maskmill.pipeline.ledger import Ledger, masks_key
 from maskmill.pipeline.plan import encode_plan, read_plan
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.storage import open_storage
-from maskmill.pipeline.table import IDENTITY_KEY, IMAGES_KEY, SCHEMA_VERSION, images_part, read_images
+from maskmill.pipeline.table import IDENTITY_KEY, IMAGES_KEY, SCHEMA_VERSION, encode_part, images_part, read_images
 from maskmill.pipeline.verify import SHARDS_WORTH_PROCESSES, verify
 from tests.fakes import FAIL, picture
 from tests.pipeline.test_sources import tar_bytes
@@ -425,6 +427,58 @@ def test_retry_of_an_image_of_a_tar_that_was_ok_is_found(tmp_path: Path):
         shutil.copy(folder / "part-00000.parquet", folder / "part-00000-retry-1.parquet")
     expected = "0.tar/x.png: has a row in the images table, but was not left to retry"
     assert f"masks/part-00000-retry-1.parquet: {expected}" in offences(tmp_path / "out")
+
+
+# Images that vanish: parts without rows, such as reading tars as a folder of images once committed.
+
+
+def empty(out: Path, name: str) -> None:
+    """Makes the part without a row, and the images parts of its shard as they are derived from such a part."""
+    ledger = Ledger(open_storage(str(out)), hashlib.sha256((out / "_run.json").read_bytes()).hexdigest())
+    (out / masks_key(name)).unlink(missing_ok=True)
+    shard, _, retry_number = name.partition("-retry-")
+    part = Shard(int(shard), "", retry=int(retry_number or 0))
+    ledger.commit(part, encode_part(part, [], ledger.identity))
+    ledger.publish_images(name)
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """A run over two tars of two images each: the first broke off after one, of the second one image is damaged."""
+    (tmp_path / "tars").mkdir()
+    whole = tar_bytes([("x.png", picture(0)), ("y.png", picture(1))])
+    (tmp_path / "tars" / "0.tar").write_bytes(whole[: 512 * (1 + -(-len(picture(0)) // 512))])
+    (tmp_path / "tars" / "1.tar").write_bytes(tar_bytes([("x.png", picture(0)), ("y.png", b"")]))
+    run(tmp_path / "tars", tmp_path / "out")
+    assert offences(tmp_path / "out") == []
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(("shard", "failed"), [("00000", "0.tar"), ("00001", "1.tar/y.png")])
+def test_failed_row_of_a_tar_that_vanished_in_its_retry_is_found(tars: Path, shard: str, failed: str):
+    empty(tars, f"{shard}-retry-1")
+    key = f"masks/part-{shard}-retry-1.parquet"
+    found = offences(tars)
+    assert f"{key}: {failed}: left to retry, but has no row in the images table" in found
+    assert f"{key}: {tars.parent}/tars/{failed[:5]}: has no row in the images table" in found
+
+
+def test_failed_row_that_vanished_in_its_retry_is_found(out: Path):
+    empty(out, "00001-retry-1")
+    assert offences(out) == [
+        f"masks/part-00001-retry-1.parquet: {name}.png: left to retry, but has no row in the images table"
+        for name in "cd"
+    ]
+
+
+def test_tar_without_any_row_is_found(tars: Path):
+    empty(tars, "00001")
+    assert offences(tars) == [f"{SECOND}: {tars.parent}/tars/1.tar: has no row in the images table"]
+
+
+def test_part_with_fewer_rows_than_planned_images_is_found(out: Path):
+    empty(out, "00000")
+    assert offences(out) == [f"{FIRST}: {name}.png: planned, but has no row in the images table" for name in "ab"]
 
 
 # Many.
