@@ -58,10 +58,9 @@ class Identity:
 
     @staticmethod
     def from_json(text: str) -> Identity:
-        """What `to_json` was called on. RunMismatchError where that was no identity, or of another schema version."""
+        """What `to_json` was called on. KeyError, TypeError, ValueError or ConfigError where that was no identity."""
         fields = json.loads(text)
-        if (version := fields.pop("schema_version")) != SCHEMA_VERSION:
-            raise RunMismatchError(f"made by another maskmill: schema version {version}, this one has {SCHEMA_VERSION}")
+        del fields["schema_version"]
         config = fields.pop("config")
         generator = config.pop("generator")
         decoding = DecodingConfig.from_json(config.pop("decoding"))
@@ -231,7 +230,7 @@ def reopen_run(storage: Storage) -> tuple[Identity, Ledger, Plan]:
     read_run(storage)
     try:
         identity = Identity.from_json(storage.read(RUN_KEY).decode())
-    except (RunMismatchError, KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise RunMismatchError(f"{storage.uri}/{RUN_KEY}: cannot go on with this run: {error}") from error
     prove_create_if_absent(storage)
     return identity, *_open(storage, identity)

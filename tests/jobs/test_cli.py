@@ -116,3 +116,27 @@ def test_empty_argument_is_refused_and_never_means_the_working_directory(
     assert error.startswith(f"maskmill: error: the argument after 'maskmill {before}' is empty: ")
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "photographs", "out"],
+        ["retry", "out"],
+        ["preview", "out"],
+        ["verify", "out"],
+        ["compare", "out", "out"],
+        ["evaluate", "--data", "out", "--out", "report"],
+    ],
+)
+def test_output_of_another_version_is_refused_by_every_command(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_run.json").write_text('{"schema_version": 1, "source": "/photographs"}')
+    (tmp_path / "out" / "_plan.parquet").write_bytes(b"")
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "out: made by another version of maskmill, with schema version 1; this one has " in error
+    assert error.count("\n") == 1
