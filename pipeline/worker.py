@@ -203,9 +203,12 @@ def _decode(job: Job, engine: Engine, record: ImageRecord, timer: StepTimer) -> 
 
 
 def _missing(shard: Shard, image_id: str, attempt: Attempt) -> ImageResult:
-    reason = "missing from the source now"
     if shard.is_archive(image_id):
         reason = "the archive can be read, but no image is in it besides those that the run has already"
+    elif shard.image_ids is None:
+        reason = "missing from the archive now, or behind the place where reading broke off"
+    else:
+        reason = "missing from the source now"
     failure = Failure("fetch", reason)
     return ImageResult(image_id, shard.uris.get(image_id, shard.uri), None, failure, {}, "failed", attempt.number)
 
