@@ -295,13 +295,10 @@ def _refuse_another_run(storage: Storage, identity: Identity) -> None:
         if there.get(name) != wanted.get(name)
     ]
     if differences:
-        moved = there.get("source") != wanted["source"]
-        raise RunMismatchError(
-            f"{storage.uri}: belongs to another run: {'; '.join(differences)}. "
-            "Use the same settings to go on with it, or choose another output"
-            + moved
-            * ". Where the images have moved, SOURCE stays as it was, and --source says where they are now"
-        )
+        remedy = "Use the same settings to go on with it, or choose another output"
+        if there.get("source") != wanted["source"]:
+            remedy += ". Where the images have moved, SOURCE stays as it was, and --source says where they are now"
+        raise RunMismatchError(f"{storage.uri}: belongs to another run: {'; '.join(differences)}. {remedy}")
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
