@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from maskmill.pipeline.plan import PLAN_KEY, encode_plan, read_plan
 from maskmill.pipeline.sources import ImageFolder, Source, open_source
-from maskmill.pipeline.storage import LocalStorage, StoredObject
+from maskmill.pipeline.storage import LocalStorage, Skip, StoredObject
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES_PER_SHARD = 64
@@ -38,8 +38,9 @@ class SyntheticKeys(LocalStorage):
 
     count: int = 0
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", skip: Skip = lambda key: False) -> Iterator[StoredObject]:
         for number in range(self.count):
+            skip(_key(number))
             yield StoredObject(_key(number), 500_000)
 
     def open(self, key: str) -> BinaryIO:

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Copies:
         """All in one shard."""
         yield Shard(0, self.uri)
 
-    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+    def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
         """They are in memory."""
         return (ImageRecord(f"{number:06d}", self.uri, self.data) for number in range(self.count))
 

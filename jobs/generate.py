@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,9 @@ def generate(
         typer.Argument(
             metavar="SOURCE",
             help="Images, on disk or s3://. One of: a folder of images, of WebDataset tars or of Parquet files; one "
-            "such file; a pattern of tars or Parquet files; a manifest (csv, jsonl or Parquet with a column uri).",
+            "such file; a pattern of tars or Parquet files; a manifest (csv, jsonl or Parquet with a column uri). Links "
+            "to files and folders are followed; no folder is read twice. Hidden files, @eaDir, __MACOSX and the like, "
+            "and label maps (*.seg.png) are left out and counted.",
             show_default=False,
         ),
     ],
@@ -33,6 +35,20 @@ def generate(
             show_default=False,
         ),
     ],
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Only images whose path matches; may be repeated, and is fixed when a run begins. A pattern such as "
+            "*.jpg, train or train/2* names files, folders or tars, at any depth or, with a leading slash, from SOURCE "
+            "on; ** stands for any number of folders.",
+            show_default=False,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Not the images whose path matches; see --include.", show_default=False),
+    ] = None,
     model: Annotated[str, typer.Option(help="mini (embedded), vit_b, vit_l or vit_h.")] = "mini",
     checkpoint: Annotated[
         Path | None,
@@ -130,6 +146,8 @@ def generate(
     generate_masks(
         source,
         out,
+        include=include or (),
+        exclude=exclude or (),
         model=model,
         checkpoint=checkpoint,
         preset=preset,
@@ -148,6 +166,8 @@ def generate_masks(
     source: str,
     out: str,
     *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     model: str = "mini",
     checkpoint: Path | None = None,
     preset: str | None = None,
@@ -171,14 +191,15 @@ def generate_masks(
     from maskmill.pipeline.errors import ConfigError
     from maskmill.pipeline.ledger import Identity, open_run
     from maskmill.pipeline.plan import PLAN_KEY
-    from maskmill.pipeline.sources import open_planned, open_source, source_uri
+    from maskmill.pipeline.sources import NameFilter, open_planned, open_source, source_uri
     from maskmill.pipeline.storage import open_storage
     from maskmill.pipeline.worker import Job
 
+    names = NameFilter(tuple(include), tuple(exclude))
     resumed = open_storage(out).exists(PLAN_KEY)
     if moved_to is not None and not resumed:
         raise ConfigError(f"--source is for a run that has begun, and {out} holds none: give {moved_to} as SOURCE")
-    new_source = None if resumed else open_source(source)
+    new_source = None if resumed else open_source(source, names)
     config = run_config(model, preset, overrides or {}, precision)
     if decoding is not None:
         config = replace(config, decoding=decoding)
@@ -186,7 +207,7 @@ def generate_masks(
     # Loaded here too, so that a wrong checkpoint is found before any worker starts.
     weights_sha256 = load_model(model, checkpoint).sha256
     storage = open_storage(out, make=True)
-    identity = Identity(source_uri(source), weights_sha256, config)
+    identity = Identity(source_uri(source), weights_sha256, config, names)
     ledger, plan = open_run(storage, identity, new_source, images_per_shard)
     plan = plan.at(moved_to)
     checkpoint = checkpoint and checkpoint.absolute()

@@ -112,11 +112,15 @@ def _count_images(shards: Plan | list[Shard]) -> int | None:
 def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
     from rich.console import Console
 
+    from maskmill.pipeline.sources.selection import counted
+
     totals = ledger.totals()
     out = ledger.storage.uri
     console = Console(soft_wrap=True, markup=False, highlight=False)
     ok = totals.images - totals.failed
     console.print(f"images    {totals.images} ({ok} ok, {totals.failed} failed)")
+    if totals.left_out:
+        console.print(f"left out  {counted(totals.left_out)}")
     console.print(f"masks     {totals.masks}, {totals.masks / max(1, ok):.1f} per image")
     if ended:
         console.print(f"speed     {ended / seconds:.2f} images/s ({ended} images in {seconds:.0f} s, start included)")

@@ -25,6 +25,7 @@ from maskmill.pipeline.table import (
     SCHEMA_VERSION,
     SCHEMA_VERSION_KEY,
     read_images,
+    read_left_out,
     read_metadata,
     read_parquet,
 )
@@ -74,7 +75,10 @@ def check_shard(chain: Chain) -> Check:
             continue
         found, seen = tables.images, tables.images.filter(pc.field("status") == "ok")
         image_ids, done = found["image_id"].to_pylist(), set(seen["image_id"].to_pylist())
-        rows = (*_membership(part, image_ids, left, ok), *_row_offences(part.name, found, tables.masks))
+        rows = (
+            *_membership(part, image_ids, left, ok, tables.left_out),
+            *_row_offences(part.name, found, tables.masks),
+        )
         offences += (f"{key}: {offence}" for offence in rows)
         if part.retry == chain.retries:
             seen = found
@@ -91,6 +95,7 @@ class _Tables:
 
     images: pa.Table
     masks: pa.Table
+    left_out: int  # images of a tar that are no part of the run
 
 
 def _read_part(chain: Chain, part: Shard) -> _Tables | str:
@@ -108,6 +113,7 @@ def _read_part(chain: Chain, part: Shard) -> _Tables | str:
             return f"belongs to another run than {RUN_KEY} describes"
         images = read_images(io.BytesIO(data))
         masks = read_parquet(data)
+        left_out = read_left_out(io.BytesIO(data)).total()
         # Offsets that lead out of a buffer would end the process, not raise, where their values are read.
         images.validate(full=True)
         masks.validate(full=True)
@@ -118,16 +124,18 @@ def _read_part(chain: Chain, part: Shard) -> _Tables | str:
             return f"the {name} table has other columns than maskmill writes"
         if nulls := [field.name for field in schema if not field.nullable and table[field.name].null_count]:
             return f"the {name} table has nulls in {', '.join(nulls)}"
-    return _Tables(images, masks)
+    return _Tables(images, masks, left_out)
 
 
-def _membership(part: Shard, image_ids: list[str], left: set[str] | None, ok: Collection[str]) -> Iterator[str]:
+def _membership(
+    part: Shard, image_ids: list[str], left: set[str] | None, ok: Collection[str], left_out: int
+) -> Iterator[str]:
     """Whether a part has the images that were `left` for it, and no others; `ok` are in an earlier part."""
     present, due = set(image_ids), "left to retry" if part.retry else "planned"
     if part.image_ids is None:
         strays = {image_id for image_id in present if image_id in ok or not _is_in_tar(image_id, part.uri)}
         missing = replace(part, again=frozenset(left or ())).missing(present)
-        if not present:
+        if not present and not left_out:
             yield f"{part.uri}: has no row in the images table"
     else:
         strays = present & set(ok) if left is None else present - left

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -21,9 +22,9 @@ from maskmill.pipeline.config import DecodingConfig, GeneratorConfig, RunConfig
 from maskmill.pipeline.errors import ConfigError, RunMismatchError, SourceError
 from maskmill.pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan, shard_size
 from maskmill.pipeline.records import Shard
-from maskmill.pipeline.sources import Source
+from maskmill.pipeline.sources import ALL_NAMES, NameFilter, Source
 from maskmill.pipeline.storage import PROBE_PREFIX, Storage, prove_create_if_absent
-from maskmill.pipeline.table import SCHEMA_VERSION, images_part, read_parquet
+from maskmill.pipeline.table import SCHEMA_VERSION, images_part, read_left_out, read_parquet
 
 RUN_KEY = "_run.json"
 REQUESTS_AT_ONCE = 16  # to the store, where a run is opened or summed up
@@ -50,6 +51,7 @@ class Identity:
     source: str
     weights_sha256: str
     config: RunConfig
+    names: NameFilter = ALL_NAMES  # of the images in the source
 
     def to_json(self) -> str:
         """As `_run.json` has it: sorted, for people to read. Equal identities give equal text."""
@@ -66,8 +68,8 @@ class Identity:
         decoding = DecodingConfig.from_json(config.pop("decoding"))
         if grids := generator.pop("point_grids"):
             grids = tuple(np.array(grid) for grid in grids)
-        generator = GeneratorConfig(point_grids=grids, **generator)
-        return Identity(config=RunConfig(generator=generator, decoding=decoding, **config), **fields)
+        config = RunConfig(generator=GeneratorConfig(point_grids=grids, **generator), decoding=decoding, **config)
+        return Identity(names=NameFilter.from_json(fields.pop("names")), config=config, **fields)
 
     @property
     def sha256(self) -> str:
@@ -82,6 +84,7 @@ class Totals:
     images: int
     failed: int  # of the images
     masks: int
+    left_out: Mapping[str, int]  # images of tars that are no part of the run, by reason
 
 
 @dataclass(frozen=True)
@@ -153,13 +156,18 @@ class Ledger:
     def totals(self) -> Totals:
         """What the images parts add up to."""
 
-        def count(name: str) -> tuple[int, int, int]:
-            rows = read_parquet(self.storage.read(images_key(name)), ["status", "n_masks"])
-            return len(rows), rows["status"].to_pylist().count("ok"), sum(rows["n_masks"].to_pylist())
+        def count(name: str) -> tuple[int, int, int, Counter[str]]:
+            part = self.storage.read(images_key(name))
+            rows = read_parquet(part, ["status", "n_masks"])
+            # A retry reads its tar from the beginning, and so counts all that is left out.
+            left_out = read_left_out(io.BytesIO(part)) if name in latest else Counter()
+            return len(rows), rows["status"].to_pylist().count("ok"), sum(rows["n_masks"].to_pylist()), left_out
 
-        counts = self._in_threads(count, self._parts("images"))
-        images, ok, masks = (sum(column) for column in zip((0, 0, 0), *counts, strict=True))
-        return Totals(images, images - ok, masks)
+        names = self._parts("images")
+        latest = {_shard_of(name): name for name in sorted(names, key=_retry_of)}.values()
+        counts = self._in_threads(count, names)
+        images, ok, masks = (sum(column) for column in zip((0, 0, 0), *(row[:3] for row in counts), strict=True))
+        return Totals(images, images - ok, masks, sum((row[3] for row in counts), Counter()))
 
     def _images(self, name: str) -> list[tuple[str, bool]]:
         """Each image in an images part, and whether it is ok."""
@@ -210,7 +218,7 @@ def open_run(
     plan = None
     if not storage.exists(PLAN_KEY):
         assert source is not None
-        plan = _make_plan(source, images_per_shard or shard_size(source))
+        plan = _make_plan(source, images_per_shard or shard_size(source), identity.names)
     if not storage.create(RUN_KEY, identity.to_json().encode()):
         _refuse_another_run(storage, identity)
     if plan:
@@ -218,10 +226,10 @@ def open_run(
     return _open(storage, identity)
 
 
-def _make_plan(source: Source, images_per_shard: int) -> bytes:
+def _make_plan(source: Source, images_per_shard: int, names: NameFilter) -> bytes:
     shards = source.plan(images_per_shard)
     if (first := next(shards, None)) is None:
-        raise SourceError(f"{source.uri}: no images in it")
+        raise SourceError(f"{source.uri}: no images in it{names.applied}")
     return encode_plan(source.planned, itertools.chain([first], shards))
 
 

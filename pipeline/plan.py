@@ -141,7 +141,7 @@ def read_plan(storage: Storage) -> Plan:
     groups = [0]
     try:
         file = _open(data)
-        source = PlannedSource(**json.loads((file.metadata.metadata or {})[SOURCE_KEY.encode()]))
+        source = PlannedSource.from_json((file.metadata.metadata or {})[SOURCE_KEY.encode()])
         if source.kind not in KINDS:
             raise ValueError(f"no kind of source is called {source.kind}")
         for group in range(file.num_row_groups):

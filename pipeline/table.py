@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import inspect
 import io
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -69,6 +71,7 @@ IMAGES = pa.schema(
 IMAGES_KEY = "maskmill.images"
 IDENTITY_KEY = "maskmill.identity"  # sha256 of the run's identity
 SCHEMA_VERSION_KEY = "maskmill.schema_version"
+LEFT_OUT_KEY = "maskmill.left_out"  # JSON: reason -> images in a tar that are no part of the run
 
 # About 40 images. Of 2k to 200k rows, measured with DuckDB and pyarrow on 200,000 masks: larger groups make the
 # look-up of one image slower (9 ms here, 80 ms at 200k) and no scan faster.
@@ -78,11 +81,13 @@ PAGE_BYTES = 64 * 1024
 _UNIQUE_COLUMNS = ("area", "predicted_iou", "stability_score", "rle_counts")
 
 
-def encode_part(shard: Shard, results: Sequence[ImageResult], identity: str) -> bytes:
+def encode_part(
+    shard: Shard, results: Sequence[ImageResult], identity: str, left_out: Mapping[str, int] | None = None
+) -> bytes:
     """The part of one shard as Parquet bytes, the same for the same arguments; no rows where no image has a mask.
 
     Rows are sorted by (image_id, mask_id); mask_id is the position in the generator's order. `identity` is the sha256
-    of the run's identity.
+    of the run's identity, `left_out` a count of images that the shard holds and the run leaves out, by reason.
     """
     ordered = sorted(results, key=lambda result: result.image_id)
     assert len({result.image_id for result in ordered}) == len(ordered), "a source gives every image its own id"
@@ -92,6 +97,7 @@ def encode_part(shard: Shard, results: Sequence[ImageResult], identity: str) -> 
         IMAGES_KEY: _to_text(images),
         IDENTITY_KEY: identity,
         SCHEMA_VERSION_KEY: str(SCHEMA_VERSION),
+        LEFT_OUT_KEY: json.dumps(left_out or {}, sort_keys=True),
     }
     return _to_parquet(pa.Table.from_batches(batches, MASKS), ["image_id", "mask_id"], len(batches), metadata)
 
@@ -102,9 +108,10 @@ def images_part(part: bytes, superseded: bool = False) -> bytes:
     A part that is `superseded` has been retried: its images that were not ok have their rows in the retry.
     """
     images = read_images(io.BytesIO(part))
+    left_out = json.dumps(read_left_out(io.BytesIO(part)), sort_keys=True)
     if superseded:
         images = images.filter(pc.field("status") == "ok")
-    return _to_parquet(images, ["image_id"], len(images), {})
+    return _to_parquet(images, ["image_id"], len(images), {LEFT_OUT_KEY: left_out})
 
 
 def read_images(part: BinaryIO) -> pa.Table:
@@ -114,6 +121,11 @@ def read_images(part: BinaryIO) -> pa.Table:
     """
     with pa.ipc.open_stream(base64.b64decode(read_metadata(part)[IMAGES_KEY])) as stream:
         return stream.read_all()
+
+
+def read_left_out(part: BinaryIO) -> Counter[str]:
+    """How many images were left out, by reason, as a part or an images part says it in its footer."""
+    return Counter(json.loads(read_metadata(part).get(LEFT_OUT_KEY, "{}")))
 
 
 def read_metadata(part: BinaryIO) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -81,12 +81,14 @@ def process_shard(
     that the device is lost.
     """
     if not job.ledger.is_committed(shard):
-        reading = _one_by_one(job, engine, shard) if attempt.careful else _decode_ahead(job, engine, shard, ahead)
+        left_out = Counter[str]()
+        fetched = _fetch(job, shard, left_out)
+        reading = _one_by_one(job, engine, fetched) if attempt.careful else _decode_ahead(job, engine, fetched, ahead)
         with reading as images, turn or nullcontext():
             results = yield from _infer_all(engine, shard, images, attempt)
         missing = shard.missing([result.image_id for result in results])
         results += (_missing(shard, image_id, attempt) for image_id in missing)
-        job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity))
+        job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity, left_out))
     # Also when another worker has committed it, who may have died before this.
     job.ledger.publish_images(shard.name)
 
@@ -140,20 +142,21 @@ class _Image:
     timer: StepTimer
 
 
+# The images of a shard as they are fetched.
+_Records = Iterator[tuple[ImageRecord, StepTimer]]
 # An image that was fetched, and what decodes it.
 _Fetched = tuple[ImageRecord, "Callable[[], _Image]"]
 
 
 @contextmanager
-def _one_by_one(job: Job, engine: Engine, shard: Shard) -> Iterator[Iterator[_Fetched]]:
+def _one_by_one(job: Job, engine: Engine, fetched: _Records) -> Iterator[Iterator[_Fetched]]:
     """The images of a shard in order, each fetched when it is asked for and decoded when the caller says so."""
-    yield ((record, partial(_decode, job, engine, record, timer)) for record, timer in _fetch(job, shard))
+    yield ((record, partial(_decode, job, engine, record, timer)) for record, timer in fetched)
 
 
 @contextmanager
-def _decode_ahead(job: Job, engine: Engine, shard: Shard, ahead: int) -> Iterator[Iterator[_Fetched]]:
+def _decode_ahead(job: Job, engine: Engine, fetched: _Records, ahead: int) -> Iterator[Iterator[_Fetched]]:
     """The images of a shard in order. Threads fetch and decode `ahead` of them at once, and go on as they are taken."""
-    fetched = _fetch(job, shard)
 
     def decode(fetch: Future[tuple[ImageRecord, StepTimer] | None]) -> tuple[ImageRecord, _Image] | None:
         return (record := fetch.result()) and (record[0], _decode(job, engine, *record))
@@ -171,8 +174,8 @@ def _decode_ahead(job: Job, engine: Engine, shard: Shard, ahead: int) -> Iterato
         yield images()
 
 
-def _fetch(job: Job, shard: Shard) -> Iterator[tuple[ImageRecord, StepTimer]]:
-    records = job.source.read(shard)
+def _fetch(job: Job, shard: Shard, left_out: Counter[str]) -> _Records:
+    records = job.source.read(shard, left_out)
     while True:
         timer = StepTimer(job.clock)
         with timer.step("fetch"):

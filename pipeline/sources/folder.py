@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,31 +11,32 @@ from pathlib import PurePosixPath
 
 from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources.names import fetch, fetch_ahead, is_image, is_tar, mixed
+from maskmill.pipeline.sources.selection import ALL_NAMES, LeftOut, NameFilter
 from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import Storage
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImageFolder:
     """The images in a folder and the folders below it, by extension, sorted; or one of them.
 
-    image_id is the path relative to the folder: the key below `storage`, of which a store has each once. Hidden and
-    linked files: see LocalStorage. Other files are left out, with a warning that counts them; a folder that also holds
-    tars is refused, since either could be what was meant.
+    image_id is the path relative to the folder: the key below `storage`, of which a store has each once. Links: see
+    LocalStorage. Hidden files, well-known rubbish, what `names` does not keep and files that are no images are left
+    out, with one warning that counts them. A folder that also holds tars is refused, since either could be what was
+    meant.
     """
 
     storage: Storage
     uri: str
     only: tuple[str, ...] | None = None
+    names: NameFilter = ALL_NAMES
 
     @property
     def planned(self) -> PlannedSource:
-        return PlannedSource("folder", self.uri, self.storage.uri)
+        return PlannedSource("folder", self.uri, self.storage.uri, self.names)
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
-        keys = iter(self.only or self._keys())
+        keys = filter(self.names.keeps, self.only) if self.only else self._keys()
         for index in itertools.count():
             image_ids = tuple(itertools.islice(keys, images_per_shard))
             if not image_ids:
@@ -44,19 +44,17 @@ class ImageFolder:
             yield Shard(index, self.storage.uri, image_ids)
 
     def _keys(self) -> Iterator[str]:
-        left_out: Counter[str] = Counter()
-        for item in self.storage.list():
+        left_out = LeftOut(self.names)
+        for item in self.storage.list(skip=left_out.skips):
             if is_image(item.key):
                 yield item.key
             elif is_tar(item.key):
                 raise mixed(self.uri, "images", "tars", ".tar")
             else:
-                left_out[PurePosixPath(item.key).suffix.lower() or "no extension"] += 1
-        if left_out:
-            kinds = ", ".join(f"{kind}: {count}" for kind, count in left_out.most_common(5))
-            logger.warning("%s: %d files are no images and were left out (%s)", self.uri, left_out.total(), kinds)
+                left_out.counts[PurePosixPath(item.key).suffix.lower() or "no extension"] += 1
+        left_out.warn(self.uri)
 
-    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+    def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
         image_ids = shard.image_ids or ()
         for image_id, data in zip(image_ids, fetch_ahead(partial(fetch, self.storage), image_ids), strict=True):
             yield ImageRecord(image_id, f"{self.storage.uri}/{image_id}", data)

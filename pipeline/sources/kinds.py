@@ -14,12 +14,13 @@ from maskmill.pipeline.sources.manifest import Manifest
 from maskmill.pipeline.sources.manifest_rows import is_manifest
 from maskmill.pipeline.sources.names import is_image, is_list, is_parquet, is_tar
 from maskmill.pipeline.sources.parquet import ParquetImages, image_columns
+from maskmill.pipeline.sources.selection import NameFilter
 from maskmill.pipeline.sources.source import Source
 from maskmill.pipeline.sources.tars import WebDatasetTars
 from maskmill.pipeline.storage import Storage
 
-# (store, SOURCE, keys of its files or None for all files that the store lists) -> source
-Open = Callable[[Storage, str, tuple[str, ...] | None], Source]
+# (store, SOURCE, keys of its files or None for all files that the store lists, images to keep) -> source
+Open = Callable[[Storage, str, tuple[str, ...] | None, NameFilter], Source]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ KINDS = {
     "tars": Kind(WebDatasetTars, is_tar, in_patterns=True),
     "parquet": Kind(ParquetImages, is_parquet, lambda schema: image_columns(schema) is not None, in_patterns=True),
     "manifest": Kind(
-        lambda storage, uri, _: Manifest(storage, uri),
+        lambda storage, uri, _, names: Manifest(storage, uri, names),
         lambda name: is_list(name) or is_parquet(name),
         is_manifest,
         in_folders=False,

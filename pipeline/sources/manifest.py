@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from maskmill.pipeline.errors import SourceError, StorageError
 from maskmill.pipeline.records import Failure, ImageRecord, Shard
 from maskmill.pipeline.sources.manifest_rows import bad_line, read_lines
 from maskmill.pipeline.sources.names import clean_path, fetch, fetch_ahead
+from maskmill.pipeline.sources.selection import ALL_NAMES, NameFilter
 from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import Storage, is_key, one_line, open_storage
 
@@ -30,15 +32,16 @@ class Manifest:
     image_id is the column of that name; where there is none, or nothing in it, the `uri` as it is written, without
     `s3://` and cleaned as names in tars are. An id that is there twice is refused: the line is there twice by mistake,
     or the manifest has to tell the two images apart. The addresses of the images go into the plan, so that the manifest
-    is read once.
+    is read once. What `names` does not keep is left out.
     """
 
     storage: Storage
     uri: str
+    names: NameFilter = ALL_NAMES
 
     @property
     def planned(self) -> PlannedSource:
-        return PlannedSource("manifest", self.uri, self.storage.uri)
+        return PlannedSource("manifest", self.uri, self.storage.uri, self.names)
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
         hashes = array("q")
@@ -51,7 +54,7 @@ class Manifest:
             uris = {image_id: address for _, image_id, address in some}
             yield Shard(index, self.uri, tuple(uris), uris=uris)
         if not hashes:
-            raise SourceError(f"{self.uri}: a manifest that lists no images")
+            raise SourceError(f"{self.uri}: a manifest that lists no images{self.names.applied}")
         self._refuse_repeated_ids(hashes)
 
     def _entries(self) -> Iterator[tuple[int, str, str]]:
@@ -65,7 +68,8 @@ class Manifest:
             image_id = given_id or clean_path(uri.removeprefix("s3://"))
             if not image_id:
                 raise bad_line(self.uri, number, f"{one_line(uri)} names no file")
-            yield number, image_id, address
+            if self.names.keeps(image_id):
+                yield number, image_id, address
 
     def _address(self, uri: str, buckets: set[str]) -> str:
         if "://" not in uri:
@@ -99,7 +103,7 @@ class Manifest:
                 "leave them out, or tell them apart by a column image_id"
             )
 
-    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+    def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
         image_ids = shard.image_ids or ()
         addresses = [shard.uris[image_id] for image_id in image_ids]
         for image_id, address, data in zip(image_ids, addresses, fetch_ahead(self._fetch, addresses), strict=True):

@@ -113,6 +113,6 @@ def refuse_nested(storage: Storage, key: str, holds_images: Callable[[str], bool
 def mixed(uri: str, kind: str, others: str, extension: str) -> SourceError:
     """The error for a folder that holds images of some kind in two ways: the `others` can be named by a pattern."""
     return SourceError(
-        f"{uri}: holds both {kind} and {others}: keep them apart, or name the {others} with a pattern such as "
-        f"{uri}/*{extension}"
+        f"{uri}: holds both {kind} and {others}: leave the {others} out with --exclude '*{extension}', or name them "
+        f"with a pattern such as {uri}/*{extension}"
     )

@@ -21,6 +21,7 @@ from maskmill.pipeline.sources.names import (
     listed,
 )
 from maskmill.pipeline.sources.parquet_file import columns_there, open_parquet, sound
+from maskmill.pipeline.sources.selection import ALL_NAMES, LeftOut, NameFilter
 from maskmill.pipeline.sources.source import PlannedSource, Source
 from maskmill.pipeline.storage import LocalStorage, Storage, file_name, open_storage, utf8_text
 
@@ -39,8 +40,8 @@ class _Place:
     is_file: bool
 
 
-def open_source(uri: str) -> Source:
-    """The source at a path or at s3://bucket/prefix, recognised by its files: see kinds.KINDS.
+def open_source(uri: str, names: NameFilter = ALL_NAMES) -> Source:
+    """The images that `names` keeps of those at a path or at s3://bucket/prefix. Its files tell its kind: kinds.KINDS.
 
     A folder (on S3: a prefix) of images, of tars, or of Parquet files with images; one of these files; a manifest; or a
     pattern of tars or of Parquet files: an address whose last part has wildcards (`train-*.tar`) or one range
@@ -51,12 +52,12 @@ def open_source(uri: str) -> Source:
     """
     place = _in_a_store(uri) if "://" in uri else _on_disk(uri)
     if place.folder:
-        return _open_folder(place.folder, place.uri)
+        return _open_folder(place.folder, place.uri, names)
     if place.is_file:
-        return _open_file(place)
+        return _open_file(place, names)
     for kind in KINDS.values():
-        if kind.in_patterns and kind.fits_name(place.name) and (names := _matching(place)):
-            return kind.open(place.parent, place.uri, names)
+        if kind.in_patterns and kind.fits_name(place.name) and (files := _matching(place)):
+            return kind.open(place.parent, place.uri, files, names)
     raise SourceError(f"{uri}: no such file or folder, and no tars or Parquet files match it as a pattern")
 
 
@@ -74,7 +75,7 @@ def open_planned(planned: PlannedSource) -> Source:
             raise SourceError(
                 f"{planned.uri}: the images of the run are no longer there: if they have moved, --source says where to"
             )
-    return KINDS[planned.kind].open(storage, planned.uri, None)
+    return KINDS[planned.kind].open(storage, planned.uri, None, planned.names)
 
 
 def moved(planned: PlannedSource, uri: str) -> PlannedSource:
@@ -133,26 +134,27 @@ def _in_a_store(uri: str) -> _Place:
     return _Place(storage.uri, None, parent, name, is_file=parent.exists(name))
 
 
-def _open_folder(folder: Storage, uri: str) -> Source:
+def _open_folder(folder: Storage, uri: str, names: NameFilter) -> Source:
+    left_out = LeftOut(names)
     other_columns = ""  # of the first Parquet file, if it has no images: it tells about the images or tars beside it
-    for item in folder.list():
+    for item in folder.list(skip=left_out.skips):
         if is_parquet(item.key) and other_columns:
             continue
         kind, columns = _kind_of(folder, item.key)
         if kind and kind.in_folders:
-            return kind.open(folder, uri, None)
+            return kind.open(folder, uri, None, names)
         if columns:
             other_columns = f" ({item.key} has the columns {columns})"
     raise SourceError(
         f"{uri}: no images ({listed(IMAGE_EXTENSIONS)}), no tars ({listed(TAR_EXTENSIONS)}) and no Parquet files with "
-        f"images in this folder{other_columns}"
+        f"images in this folder{names.applied}{other_columns}{left_out.summary and '; '}{left_out.summary}"
     )
 
 
-def _open_file(place: _Place) -> Source:
+def _open_file(place: _Place, names: NameFilter) -> Source:
     kind, columns = _kind_of(place.parent, place.name)
     if kind:
-        return kind.open(place.parent, place.uri, (place.name,))
+        return kind.open(place.parent, place.uri, (place.name,), names)
     if columns:
         raise SourceError(
             f"{place.uri}: no column holds images, and none is the uri of a manifest: there are {columns}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ from maskmill.pipeline.sources.parquet_file import (
     rows,
     sound,
 )
+from maskmill.pipeline.sources.selection import ALL_NAMES, LeftOut, NameFilter
 from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import Storage
 
@@ -100,14 +102,16 @@ class ParquetImages:
     storage: Storage
     uri: str
     only: tuple[str, ...] | None = None
+    names: NameFilter = ALL_NAMES
 
     @property
     def planned(self) -> PlannedSource:
-        return PlannedSource("parquet", self.uri, self.storage.uri)
+        return PlannedSource("parquet", self.uri, self.storage.uri, self.names)
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
         indices = itertools.count()
-        for key in self.only or self._keys():
+        left_out = LeftOut(self.names)
+        for key in self.only or self._keys(left_out):
             address = f"{self.storage.uri}/{key}"
             with sound(address), open_parquet(self.storage, key) as file:
                 columns = image_columns(file.schema_arrow)
@@ -115,22 +119,26 @@ class ParquetImages:
                     raise SourceError(
                         f"{address}: no column holds images: there are {columns_there(file.schema_arrow)}"
                     )
-                image_ids = enumerate(_image_ids(key, file, columns))
+                paths = enumerate(_paths(key, file, columns))
+                seen: dict[str, int] = {}
                 for size in _shard_sizes(_group_sizes(file), images_per_shard):
-                    uris = {image_id: f"{address}#{row}" for row, image_id in itertools.islice(image_ids, size)}
-                    if len(uris) < size:
+                    some = list(itertools.islice(paths, size))
+                    if len(some) < size:
                         raise SourceError(f"{address}: damaged: it has fewer paths than rows")
-                    yield Shard(next(indices), address, tuple(uris), uris=uris)
+                    kept = [(row, path) for row, path in some if not left_out.skips_image(path)]
+                    if uris := {unique(path, seen): f"{address}#{row}" for row, path in kept}:
+                        yield Shard(next(indices), address, tuple(uris), uris=uris)
+        left_out.warn(self.uri)
 
-    def _keys(self) -> Iterator[str]:
-        for item in self.storage.list():
+    def _keys(self, left_out: LeftOut) -> Iterator[str]:
+        for item in self.storage.list(skip=left_out.skips):
             if is_image(item.key) or is_tar(item.key):
                 raise mixed(self.uri, "tars" if is_tar(item.key) else "images", "Parquet files", ".parquet")
             if is_parquet(item.key):
                 refuse_nested(self.storage, item.key, is_parquet)
                 yield item.key
 
-    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+    def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
         key = shard.uri.removeprefix(f"{self.storage.uri}/")
         image_ids = {int(shard.uris[image_id].rpartition("#")[2]): image_id for image_id in shard.image_ids or ()}
         wanted = sorted(image_ids)
@@ -142,15 +150,15 @@ def _group_sizes(file: pq.ParquetFile) -> list[int]:
     return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
 
-def _image_ids(key: str, file: pq.ParquetFile, columns: Columns) -> Iterator[str]:
+def _paths(key: str, file: pq.ParquetFile, columns: Columns) -> Iterator[str]:
+    """Of each row the path of the file and, below it, that of the image: perhaps the same for several rows."""
     if columns.path is None:
         yield from (f"{key}/{row}" for row in range(file.metadata.num_rows))
         return
-    seen: dict[str, int] = {}
     for row, values in enumerate(rows(file, [columns.path], PATHS_AT_ONCE)):
         (path,) = values.values()
         name = clean_path(os.fsdecode(path)) if path else ""
-        yield unique(f"{key}/{name or row}", seen)
+        yield f"{key}/{name or row}"
 
 
 def _shard_sizes(groups: Iterable[int], images_per_shard: int) -> Iterator[int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from maskmill.pipeline.records import ImageRecord, Shard
+from maskmill.pipeline.sources.selection import ALL_NAMES, NameFilter
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,13 @@ class PlannedSource:
     kind: str  # a name in kinds.KINDS
     uri: str  # SOURCE, as the user means it: a folder, a file or a pattern of files
     root: str  # address of the store: every key is relative to it
+    names: NameFilter = ALL_NAMES  # images that it keeps
+
+    @staticmethod
+    def from_json(text: str | bytes) -> PlannedSource:
+        """What `dataclasses.asdict` and JSON made the text of. TypeError, KeyError or ValueError where it is none."""
+        fields = json.loads(text)
+        return PlannedSource(names=NameFilter.from_json(fields.pop("names")), **fields)
 
 
 class Source(Protocol):
@@ -42,6 +52,9 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, shard: Shard) -> Iterator[ImageRecord]:
-        """The images of one shard, in the order of the source: those that it lists, where it lists any."""
+    def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
+        """The images of one shard, in the order of the source: those that it lists, where it lists any.
+
+        Images that only reading finds and that are left out are counted in `left_out`, by reason.
+        """
         ...

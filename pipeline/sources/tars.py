@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from bz2 import BZ2File
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from gzip import GzipFile
+from lzma import LZMAFile
 from tarfile import (
+    BLOCKSIZE,
     GNUTYPE_LONGLINK,
     GNUTYPE_LONGNAME,
-    SOLARIS_XHDTYPE,
+    SUPPORTED_TYPES,
     XGLTYPE,
-    XHDTYPE,
-    EOFHeaderError,  # pyright: ignore[reportAttributeAccessIssue]  # public, but not in the stubs
+    EmptyHeaderError,  # pyright: ignore[reportAttributeAccessIssue]  # public, but not in the stubs
+    EOFHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
     HeaderError,
     ReadError,
+    SubsequentHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
     TarFile,
     TarInfo,
 )
-from typing import Self
+from typing import Any, BinaryIO, Self
 
 from maskmill.pipeline.errors import ObjectError, StorageError
 from maskmill.pipeline.records import Failure, ImageRecord, Shard
 from maskmill.pipeline.sources.names import (
+    IMAGE_EXTENSIONS,
     MAX_ENCODED_BYTES,
     clean_path,
     is_image,
@@ -30,12 +38,15 @@ from maskmill.pipeline.sources.names import (
     too_large,
     unique,
 )
+from maskmill.pipeline.sources.selection import ALL_NAMES, LeftOut, NameFilter, reason_to_skip
 from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import Storage
 
-# Headers that hold the name of the member that follows. TarFile reads them whole.
-_NAME_HEADERS = (GNUTYPE_LONGNAME, GNUTYPE_LONGLINK, XHDTYPE, XGLTYPE, SOLARIS_XHDTYPE)
-_MAX_NAME_HEADER = 2**20  # bytes
+# Bytes of what precedes a member and is read whole.
+_MAX_NAME = 2**20
+_MAX_PAX_HEADER = 64 * 2**20
+_PAX_RECORD = re.compile(rb"(\d{1,10}) ([^=]{1,1000})=")
+_SPARSE = "GNU.sparse."  # what begins like this says that the member is stored in pieces
 
 
 @dataclass(frozen=True)
@@ -45,26 +56,33 @@ class WebDatasetTars:
     image_id is the tar's path relative to the source, a slash, and the member's name. In the name, parts that are
     empty, `.` or `..` are left out (nothing is ever extracted, but somebody may make files of the ids), and a name that
     came before gets `#2`, `#3`... in order of appearance. So ids are unique in a tar, and in a run because no tar of a
-    source lies below another. Members without an image's extension, and hidden ones, are left out; a link or any other
-    special member under an image's name is a Failure: it is not followed.
+    source lies below another. Members without an image's extension are left out, as are hidden ones, well-known rubbish
+    and what `names` does not keep: these are counted. A link or any other special member under an image's name is a
+    Failure: it is not followed. Tars that were concatenated are read to their end.
 
-    Where the archive is missing, damaged, ends early or has no images, the images read so far stand, one Failure
-    follows, and nothing more: every archive has a row. The Failure has the id of the image inside which reading broke
+    Where the archive is missing, damaged, ends early or has no images (none left out either), the images read so far stand, one Failure
+    follows, and nothing more. The Failure has the id of the image inside which reading broke
     off, unless that is one to skip, else the path of the tar alone.
     """
 
     storage: Storage
     uri: str
     only: tuple[str, ...] | None = None
+    names: NameFilter = ALL_NAMES
 
     @property
     def planned(self) -> PlannedSource:
-        return PlannedSource("tars", self.uri, self.storage.uri)
+        return PlannedSource("tars", self.uri, self.storage.uri, self.names)
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
-        keys = self.only or (item.key for item in self.storage.list() if self._is_tar(item.key))
+        keys = (key for key in self.only if not self.names.excludes(key)) if self.only else self._keys()
         for index, key in enumerate(keys):
             yield Shard(index, f"{self.storage.uri}/{key}")
+
+    def _keys(self) -> Iterator[str]:
+        left_out = LeftOut(self.names)
+        yield from (item.key for item in self.storage.list(skip=left_out.skips) if self._is_tar(item.key))
+        left_out.warn(self.uri)
 
     def _is_tar(self, key: str) -> bool:
         if is_image(key):
@@ -74,25 +92,25 @@ class WebDatasetTars:
         refuse_nested(self.storage, key, is_tar)
         return True
 
-    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+    def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
+        left_out = Counter() if left_out is None else left_out
         tar_key = shard.uri.removeprefix(f"{self.storage.uri}/")
         reading = tar_key
         try:
-            with (
-                self.storage.open(tar_key) as stream,
-                TarFile.open(fileobj=stream, mode="r:*", encoding="utf-8", tarinfo=_StrictTarInfo) as tar,
-            ):
+            with self.storage.open(tar_key) as stream, _open_tar(stream) as tar:
                 seen: dict[str, int] = {}
                 while member := tar.next():
-                    _forget_members(tar)
                     name = clean_path(member.name)
-                    if member.isdir() or not is_image(name):
+                    if member.isdir() or not name.lower().endswith(IMAGE_EXTENSIONS):
+                        continue
+                    if reason := reason_to_skip(f"{tar_key}/{name}", self.names):
+                        left_out[reason] += 1
                         continue
                     reading = unique(f"{tar_key}/{name}", seen)
                     data = _member_data(tar, member)
                     yield self._record(reading, data)
                     reading = tar_key
-                if not seen:
+                if not seen and not left_out:
                     yield self._record(tar_key, Failure("fetch", "the archive has no images in it"))
         except ObjectError as error:
             yield self._record(tar_key if reading in shard.skip else reading, Failure("fetch", str(error)))
@@ -112,22 +130,111 @@ class _StrictTarInfo(TarInfo):
 
     @classmethod
     def fromtarfile(cls, tarfile: TarFile) -> Self:
+        assert isinstance(tarfile, _Archive)
+        start = tarfile.fileobj.tell()
         try:
-            return super().fromtarfile(tarfile)
-        except EOFHeaderError:  # the end marker
+            member = super().fromtarfile(tarfile)
+        except EOFHeaderError:  # a block of zeros
+            tarfile.ended = True
             raise
         except HeaderError as error:
+            if tarfile.ended and isinstance(error, (EmptyHeaderError, _PaddingError)):
+                raise EmptyHeaderError from error
             raise ReadError(str(error)) from error
+        if member.size < 0 or tarfile.offset <= start:
+            raise ReadError("a member of negative size")
+        return member
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        if 0 < len(buf) < BLOCKSIZE and not any(buf):
+            raise _PaddingError("truncated header")
+        return super().frombuf(buf, encoding, errors)
 
     def _proc_member(self, tarfile: TarFile) -> TarInfo:  # the method that is there to be overridden
-        if self.type in _NAME_HEADERS and self.size > _MAX_NAME_HEADER:
-            raise ReadError(f"a name of {self.size} bytes")
+        assert isinstance(tarfile, _Archive)
+        tarfile.ended = False
+        if self.type in (GNUTYPE_LONGNAME, GNUTYPE_LONGLINK):
+            _check_name(self.size)
         return super()._proc_member(tarfile)  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
 
+    def _proc_pax(self, tarfile: TarFile) -> TarInfo:
+        """The member that follows a pax header, as TarFile makes it, which would also decode and keep what is not
+        needed: the extended attributes of a Mac take megabytes."""
+        headers = _pax_headers(self, tarfile)
+        if self.type == XGLTYPE:  # for all members that follow
+            tarfile.pax_headers = {**tarfile.pax_headers, **headers}
+            return self.fromtarfile(tarfile)
+        try:
+            member: Any = self.fromtarfile(tarfile)
+        except EOFHeaderError as error:
+            raise SubsequentHeaderError("a pax header without a member") from error
+        member._apply_pax_info({**tarfile.pax_headers, **headers}, tarfile.encoding, tarfile.errors)
+        member.offset = self.offset
+        if any(keyword.startswith(_SPARSE) for keyword in headers):
+            member.sparse = []
+        elif "size" in headers and (member.isreg() or member.type not in SUPPORTED_TYPES):
+            tarfile.offset = member.offset_data + member._block(member.size)
+        return member
 
-def _forget_members(tar: TarFile) -> None:
-    """TarFile would keep the header of every member of an archive of any length."""
-    tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
+
+class _Archive(TarFile):
+    """A tar that is read on after an end marker, as `tar --ignore-zeros` does: what follows may be another tar."""
+
+    tarinfo = _StrictTarInfo
+    encoding = "utf-8"
+    ignore_zeros = True
+    ended = False  # after a block of zeros, before the next header
+
+    def next(self) -> TarInfo | None:
+        # TarFile would keep the header of every member of an archive of any length.
+        self.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
+        return super().next()
+
+
+class _PaddingError(HeaderError):
+    """The rest of a file is zeros and shorter than a block."""
+
+
+def _pax_headers(info: Any, tarfile: Any) -> dict[str, str]:
+    """What a pax header says of the name, the size and sparse storage. ReadError where it is damaged or too large."""
+    if not 0 <= info.size <= _MAX_PAX_HEADER:
+        raise ReadError(f"a pax header of {info.size} bytes: the limit is {_MAX_PAX_HEADER}")
+    data = tarfile.fileobj.read(info._block(info.size))[: info.size]
+    headers: dict[str, str] = {}
+    start = 0
+    while start < len(data) and data[start]:
+        record = _PAX_RECORD.match(data, start)
+        end = start + int(record[1]) if record else 0
+        if not record or not record.end() < end or data[end - 1 : end] != b"\n":
+            raise ReadError("a damaged pax header")
+        keyword = record[2].decode("utf-8", tarfile.errors)
+        if keyword in ("path", "size", f"{_SPARSE}name"):
+            _check_name(end - record.end())
+            headers[keyword] = data[record.end() : end - 1].decode("utf-8", tarfile.errors)
+        elif keyword.startswith(_SPARSE):
+            headers[_SPARSE] = ""
+        start = end
+    return headers
+
+
+def _check_name(size: int) -> None:
+    if not 0 <= size <= _MAX_NAME:
+        raise ReadError(f"a name of {size} bytes")
+
+
+def _open_tar(stream: BinaryIO) -> TarFile:
+    """The archive, decompressed as its first bytes say."""
+    start = stream.read(6)
+    stream.seek(0)
+    if start.startswith(b"\x1f\x8b"):
+        return _Archive(fileobj=GzipFile(fileobj=stream))
+    if not start.startswith((b"BZh", b"\xfd7zXZ\0")):
+        return _Archive(fileobj=stream)
+    decompressed: Any = (BZ2File if start.startswith(b"BZh") else LZMAFile)(stream)
+    # Else they take damage between two compressed streams for the end, silently.
+    decompressed._buffer.raw._trailing_error = ()
+    return _Archive(fileobj=decompressed)
 
 
 def _member_data(tar: TarFile, member: TarInfo) -> bytes | Failure:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 PROBE_PREFIX = "_probe-"  # a process killed while proving its store may leave one of these behind
 LEFTOVER_AGE_S = 24 * 3600  # seconds after which what a writer began is taken to be abandoned
 LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp|" + PROBE_PREFIX + "[0-9a-f]{32}")
+
+
+# Asked by a listing for each name: whether to leave it out. The key of a folder ends with a slash.
+Skip = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,12 @@ class Storage(Protocol):
         """The address of the store; an object's is `<uri>/<key>`."""
         ...
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """The objects whose keys start with `prefix`, sorted by key, without those that are still being written."""
+    def list(self, prefix: str = "", skip: Skip = lambda key: False) -> Iterator[StoredObject]:
+        """The objects whose keys start with `prefix`, sorted by key, without those that are still being written.
+
+        `skip` is called once for each name, in order, and leaves out an object or a whole folder. It is also called for
+        hidden names, which are no objects whatever it answers. A store without folders calls it for objects only.
+        """
         ...
 
     def read(self, key: str) -> bytes:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from maskmill.pipeline.errors import ObjectError, StorageError
-from maskmill.pipeline.storage.interface import LEFTOVER, LEFTOVER_AGE_S, Storage, StoredObject
+from maskmill.pipeline.storage.interface import LEFTOVER, LEFTOVER_AGE_S, Skip, Storage, StoredObject
 from maskmill.pipeline.storage.keys import file_name, is_key, one_line, utf8_text
+
+logger = logging.getLogger(__name__)
 
 # What the system says of one file in a folder that works. All else (no space, stale handle, timeout) is the store's.
 _ONE_FILE = {
@@ -30,8 +33,9 @@ class LocalStorage:
 
     - Files and folders whose names start with a dot are not objects. That hides the temporary files of writes in
       progress (and those of killed writers) from every listing, and .DS_Store, ._photo.jpg and .git with them.
-    - A link to a file is an object, wherever it points: collections of links are common. A link to a folder is not
-      followed, since it may lead back. Devices, pipes and sockets are no objects.
+    - A link to a file is an object, wherever it points: collections of links are common. A link to a folder is
+      followed, but no folder is listed twice: one below the root has its own path, another one that of the first link
+      to it in the order of keys. A warning counts the others. Devices, pipes and sockets are no objects.
     - In the key of a file whose name is not UTF-8 the bytes that are not are written as \\xhh.
     """
 
@@ -41,38 +45,47 @@ class LocalStorage:
     def uri(self) -> str:
         return utf8_text(str(self.root))
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", skip: Skip = lambda key: False) -> Iterator[StoredObject]:
         folder = prefix.rpartition("/")[0]
         with self._explained(self.root):
-            os.stat(self.root)
-        for item in self._walk(folder):
+            linked = _LinkedFolders(os.path.realpath(self.root), {_identity(self.root)})
+        for item in self._walk(folder, skip, linked):
             if item.key.startswith(prefix):
                 yield item
+        if linked.repeated:
+            logger.warning(
+                "%s: %d linked folders were left out, since they are listed under another name, such as %s",
+                *(self.uri, len(linked.repeated), linked.repeated[0]),
+            )
 
-    def _walk(self, folder: str) -> Iterator[StoredObject]:
+    def _walk(
+        self, folder: str, skip: Skip, linked: _LinkedFolders, below_link: bool = False
+    ) -> Iterator[StoredObject]:
         path = self._path(folder) if folder else self.root
         with self._explained(path):
             try:
                 with os.scandir(path) as entries:
                     # Names only: there may be millions, and an entry takes a kilobyte.
-                    names = [
-                        entry.name + "/" * entry.is_dir(follow_symlinks=False)
-                        for entry in entries
-                        if not entry.name.startswith(".")
-                    ]
+                    names = [entry.name + "/" * _is_folder(entry) for entry in entries]
             except (FileNotFoundError, NotADirectoryError):
                 return
         # A folder sorts with its slash, so that keys come in order: `a.jpg` before `a/b.jpg` before `a0.jpg`.
         names.sort(key=utf8_text)
         for name in names:
             key = f"{folder}/{utf8_text(name)}" if folder else utf8_text(name)
-            if name.endswith("/"):
-                yield from self._walk(key[:-1])
+            if skip(key) or name.startswith("."):
                 continue
+            if not name.endswith("/"):
+                with self._explained(path):
+                    size = _size(f"{path}/{name}")
+                if size is not None:
+                    yield StoredObject(key, size)
+                continue
+            is_link = os.path.islink(f"{path}/{name[:-1]}")
             with self._explained(path):
-                size = _size(f"{path}/{name}")
-            if size is not None:
-                yield StoredObject(key, size)
+                repeated = (is_link or below_link) and linked.is_repeated(f"{path}/{name[:-1]}", key[:-1], is_link)
+            if not repeated:
+                yield from self._walk(key[:-1], skip, linked, below_link or is_link)
 
     def read(self, key: str) -> bytes:
         with self.open(key) as stream, self._explained(self._path(key), ObjectError):
@@ -175,6 +188,41 @@ class LocalStorage:
         _sync_folder(folder.parent)
 
 
+@dataclass
+class _LinkedFolders:
+    """The folders that one listing has reached through links."""
+
+    root: str  # real path of the folder that is listed
+    listed: set[tuple[int, int]]  # identities of the root and of the folders so far
+    repeated: list[str] = field(default_factory=list[str])  # keys of those that were reached again
+
+    def is_repeated(self, path: str, key: str, is_link: bool) -> bool:
+        """Whether the folder at `path`, a link or below one, has another key."""
+        identity = _identity(path)
+        if identity in self.listed or (is_link and self._is_below_root(os.path.realpath(path))):
+            self.repeated.append(key)
+            return True
+        self.listed.add(identity)
+        return False
+
+    def _is_below_root(self, path: str) -> bool:
+        """Not hidden, so that it is listed there."""
+        root = os.path.join(self.root, "")
+        return path.startswith(root) and not any(part.startswith(".") for part in path.removeprefix(root).split("/"))
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of what a link points to: reading it will tell
+        return False
+
+
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # for a writer, where the path is a pipe
 
@@ -183,8 +231,10 @@ def _size(path: str) -> int | None:
     """Bytes of a file; 0 for a link to nowhere, which fails when it is read; None for what is no object."""
     try:
         status = os.stat(path)
-    except FileNotFoundError:  # or deleted since it was listed
-        return 0 if os.path.islink(path) else None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return 0 if os.path.islink(path) else None  # None: deleted since it was listed
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 

@@ -20,7 +20,15 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from maskmill.pipeline.errors import ObjectError, StorageError
-from maskmill.pipeline.storage.interface import LEFTOVER, LEFTOVER_AGE_S, PROBE_PREFIX, Storage, StoredObject, unsafe
+from maskmill.pipeline.storage.interface import (
+    LEFTOVER,
+    LEFTOVER_AGE_S,
+    PROBE_PREFIX,
+    Skip,
+    Storage,
+    StoredObject,
+    unsafe,
+)
 from maskmill.pipeline.storage.keys import is_key, one_line
 from maskmill.pipeline.storage.ranges import RangeStream
 from maskmill.pipeline.storage.s3_trouble import (
@@ -88,7 +96,7 @@ class S3Storage:
     def uri(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def list(self, prefix: str = "", skip: Skip = lambda key: False) -> Iterator[StoredObject]:
         previous, no_paths = "", 0
         for item in self._listed("list_objects_v2", "Contents", self._root + prefix):
             key = item["Key"].removeprefix(self._root)
@@ -98,7 +106,10 @@ class S3Storage:
                 )
             previous = key
             if is_key(key):
-                yield StoredObject(key, item["Size"])
+                if not skip(key):
+                    yield StoredObject(key, item["Size"])
+            elif any(part.startswith(".") for part in key.split("/")):
+                skip(key)
             elif "//" in f"/{key}":
                 no_paths += 1
         if no_paths:

@@ -239,7 +239,7 @@ def test_two_images_that_end_every_worker_are_told_apart(photographs: Photograph
 class DeadlySource(ImageFolder):
     """Ends the process while it is read: no image is to blame."""
 
-    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+    def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
         for record in super().read(shard):
             if record.image_id == "p1.png":
                 os.kill(os.getpid(), signal.SIGKILL)

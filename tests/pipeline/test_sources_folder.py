@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from maskmill.pipeline.errors import StorageError
+from maskmill.pipeline.ledger import RUN_KEY
+from maskmill.pipeline.plan import PLAN_KEY
 from maskmill.pipeline.records import Failure, ImageRecord
 from maskmill.pipeline.sources import MAX_ENCODED_BYTES, ImageFolder, open_source
 from tests.pipeline.sources import FailingStorage, contents, records, shards, write
@@ -38,7 +40,7 @@ def test_folder_warns_how_many_files_it_left_out(tmp_path: Path, caplog: pytest.
     write(tmp_path, "a.jpg", "a.txt", "b.TXT", "c.json", "README", ".DS_Store", "._a.jpg")
     with caplog.at_level(logging.WARNING):
         assert list(contents(open_source(str(tmp_path)))) == ["a.jpg"]
-    assert "4 files are no images and were left out (.txt: 2, no extension: 1, .json: 1)" in caplog.text
+    assert "left out 6 files or folders (hidden: 2, .txt: 2, no extension: 1, .json: 1)" in caplog.text
 
 
 def test_folder_says_nothing_when_all_files_are_images(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -134,3 +136,23 @@ def test_only_trouble_with_the_store_leaves_read(tmp_path: Path):
     (shard,) = shards(open_source(str(tmp_path)))
     with pytest.raises(StorageError, match="the store is gone"):
         list(ImageFolder(FailingStorage(tmp_path), str(tmp_path)).read(shard))
+
+
+def test_linked_folder_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write(tmp_path, "photos/a.jpg", "disk2/b.jpg", "disk2/deep/c.jpg")
+    (tmp_path / "photos" / "more").symlink_to(tmp_path / "disk2")
+    (tmp_path / "photos" / "again").symlink_to(tmp_path / "disk2")
+    (tmp_path / "disk2" / "loop").symlink_to(tmp_path / "photos")
+    expected = {"a.jpg": b"photos/a.jpg", "again/b.jpg": b"disk2/b.jpg", "again/deep/c.jpg": b"disk2/deep/c.jpg"}
+    with caplog.at_level(logging.WARNING):
+        assert contents(open_source(str(tmp_path / "photos"))) == expected
+    assert "2 linked folders were left out, since they are listed under another name, such as again/loop" in caplog.text
+
+
+def test_output_of_a_run_is_no_image_when_it_lies_below_the_source(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    write(tmp_path, "photos/a.jpg", "photos/old/overlays.jpg", f"photos/old/{RUN_KEY}", "photos/z.jpg")
+    write(tmp_path, f"out/{PLAN_KEY}", "out/preview/a.png", "out/preview.jpg")
+    (tmp_path / "photos" / "results").symlink_to(tmp_path / "out")
+    with caplog.at_level(logging.WARNING):
+        assert list(contents(open_source(str(tmp_path / "photos")))) == ["a.jpg", "z.jpg"]
+    assert "(outputs of maskmill: 5)" in caplog.text

@@ -1,7 +1,10 @@
 """Each kind of source on S3: moto's server, with and without faults on the way."""
 
+import gzip
+import logging
 import os
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,7 @@ import pytest
 
 from maskmill.pipeline.errors import SourceError, StorageError
 from maskmill.pipeline.records import Failure
-from maskmill.pipeline.sources import ImageFolder, ParquetImages, Source, WebDatasetTars, open_source
+from maskmill.pipeline.sources import ImageFolder, NameFilter, ParquetImages, Source, WebDatasetTars, open_source
 from maskmill.pipeline.storage.s3 import S3Storage
 from tests.pipeline.sources import contents, hugging_face, parquet_bytes, records, shards, tar_bytes
 from tests.s3.servers import HASTE, Fault, FaultProxy, MotoServer, random_faults
@@ -50,6 +53,37 @@ def test_prefix_yields_its_images_with_relative_ids(put: Put):
 def test_keys_that_are_no_paths_are_in_no_plan(put: Put):
     keys = ["p/", "p//a.jpg", "p/../a.jpg", "p/./a.jpg", "p/.hidden/a.jpg", "p/folder.jpg/", "p/a.jpg"]
     assert list(contents(open_source(put(dict.fromkeys(keys, b"")) + "/p"))) == ["a.jpg"]
+
+
+def test_rubbish_and_patterns_are_as_on_disk(put: Put, caplog: pytest.LogCaptureFixture):
+    members = dict.fromkeys(["photos/x.jpg", "masks/x.png", "x.seg.png", "__MACOSX/._x.jpg"], b"")
+    address = put(
+        {
+            **dict.fromkeys(["p/a.jpg", "p/a.seg.png", "p/@eaDir/a.jpg/M.jpg", "p/@eaDir/a.jpg/S.jpg"], b""),
+            **dict.fromkeys(["p/._a.jpg", "p/old/_run.json", "p/old/preview.jpg", "p/masks/a.png", "p/x/b.jpg"], b""),
+            "tars/a.tar": tar_bytes(members),
+        }
+    )
+    with caplog.at_level(logging.WARNING):
+        assert list(contents(open_source(f"{address}/p", NameFilter(exclude=("masks",))))) == ["a.jpg", "x/b.jpg"]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{address}/p: left out 7 files or folders "
+        "(@eaDir: 2, outputs of maskmill: 2, hidden: 1, *.seg.png: 1, matched by --exclude: 1)"
+    )
+    source = open_source(f"{address}/tars", NameFilter(include=("photos",)))
+    left_out: Counter[str] = Counter()
+    assert [record.image_id for record in source.read(shards(source)[0], left_out)] == ["a.tar/photos/x.jpg"]
+    assert left_out == {"*.seg.png": 1, "__MACOSX": 1, "not matched by --include": 1}
+    with pytest.raises(SourceError, match=r"no images .* with --include '\*\.gif'; left out 9 files"):
+        open_source(f"{address}/p", NameFilter(include=("*.gif",)))
+
+
+def test_concatenated_tars_are_read_to_the_end(put: Put):
+    first, second = tar_bytes({"a.jpg": b"1"}), tar_bytes({"b.jpg": b"2"})
+    address = put({"a.tar": first + second, "b.tar.gz": gzip.compress(first) + gzip.compress(second)})
+    expected = {"a.tar/a.jpg": b"1", "a.tar/b.jpg": b"2", "b.tar.gz/a.jpg": b"1", "b.tar.gz/b.jpg": b"2"}
+    assert contents(open_source(address)) == expected
 
 
 def test_one_object_is_a_source(put: Put):

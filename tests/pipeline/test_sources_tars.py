@@ -1,10 +1,13 @@
 """Tars of all kinds, sound and hostile. The "images" in them are any bytes: sources do not decode."""
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import tarfile
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from maskmill.pipeline.errors import ObjectError, SourceError, StorageError
 from maskmill.pipeline.records import Failure, Shard
 from maskmill.pipeline.sources import MAX_ENCODED_BYTES, Source, WebDatasetTars, open_source
-from maskmill.pipeline.storage import LocalStorage, StoredObject
+from maskmill.pipeline.storage import LocalStorage, Skip, StoredObject
 from tests.pipeline.sources import FailingStorage, contents, records, shards, tar_bytes, write
 
 BLOCK = 512
@@ -148,6 +151,131 @@ def test_member_becomes_a_failure_when_its_size_is_over_the_limit(tmp_path: Path
     data = contents(tar_source(tmp_path, info.tobuf() + bytes(10 * BLOCK)))
     assert list(data) == ["a.tar/huge.jpg", "a.tar"]
     assert data["a.tar/huge.jpg"] == Failure("fetch", "536870913 bytes: the limit for an encoded image is 536870912")
+
+
+def concatenated(mode: str) -> bytes:
+    """`cat` of two tars, each compressed by itself."""
+    return tar_bytes({"a.jpg": b"1", "b.jpg": b"2"}, mode) + tar_bytes({"a.jpg": b"3", "c.jpg": b"4"}, mode)
+
+
+BOTH = {"a.tar/a.jpg": b"1", "a.tar/b.jpg": b"2", "a.tar/a.jpg#2": b"3", "a.tar/c.jpg": b"4"}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_concatenated_tars_are_read_to_the_end(tmp_path: Path, mode: str):
+    assert contents(tar_source(tmp_path, concatenated(mode))) == BOTH
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_concatenated_tars_are_read_to_the_end_when_they_are_compressed_together(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+):
+    assert contents(tar_source(tmp_path, compress(concatenated("w")))) == BOTH
+
+
+@pytest.mark.parametrize("padding", [0, 1, 300, BLOCK, 100 * BLOCK, 1000 * BLOCK + 7])
+def test_padding_after_the_end_of_a_tar_is_no_failure(tmp_path: Path, padding: int):
+    data = tar_bytes({"a.jpg": b"1"}) + bytes(padding)
+    assert contents(tar_source(tmp_path, data)) == {"a.tar/a.jpg": b"1"}
+    assert contents(tar_source(tmp_path, gzip.compress(data))) == {"a.tar/a.jpg": b"1"}
+
+
+@pytest.mark.parametrize("garbage", [b"x", b"not a header" * 50, tar_bytes({"z.jpg": b""})[:700]])
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_one_failure_follows_when_garbage_follows_a_tar(tmp_path: Path, mode: str, garbage: bytes):
+    data = contents(tar_source(tmp_path, concatenated(mode) + garbage))
+    failure = data.pop("a.tar")
+    assert isinstance(failure, Failure)
+    assert failure.reason.startswith("the archive cannot be read further: ")
+    data.pop("a.tar/z.jpg", None)  # the whole member of the truncated tar
+    assert data == BOTH
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("cut", [1, 400, BLOCK, BLOCK + 1, 2 * BLOCK])
+def test_one_failure_follows_when_the_second_of_two_tars_is_truncated(tmp_path: Path, form: int, cut: int):
+    second = io.BytesIO()
+    with tarfile.open(fileobj=second, mode="w", format=form) as tar:
+        tar.addfile(tarfile.TarInfo("ö" * 150 + ".jpg"))
+    data = contents(tar_source(tmp_path, tar_bytes({"a.jpg": b"1"}) + second.getvalue()[:cut]))
+    assert data.pop("a.tar/a.jpg") == b"1"
+    assert [(image_id, type(value)) for image_id, value in data.items()] == [("a.tar", Failure)]
+
+
+def tar_with_pax_headers(headers: dict[str, str]) -> bytes:
+    """a.jpg, which has these pax headers, and b.jpg."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, pax_headers in (("a.jpg", headers), ("b.jpg", {})):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 3, pax_headers
+            tar.addfile(info, io.BytesIO(b"abc"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "size"),
+    [("SCHILY.xattr.com.apple.ResourceFork", 2_000_000), ("LIBARCHIVE.xattr.x", 2_000_000), ("comment", 50_000_000)],
+)
+def test_member_is_read_when_its_pax_header_is_large(tmp_path: Path, keyword: str, size: int):
+    source = tar_source(tmp_path, tar_with_pax_headers({keyword: "x" * size, "path": "ä.jpg"}))
+    tracemalloc.start()
+    try:
+        assert contents(source) == {"a.tar/ä.jpg": b"abc", "a.tar/b.jpg": b"abc"}
+        assert tracemalloc.get_traced_memory()[1] < 2.5 * size  # TarFile itself takes more than four times the header
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"comment": "x" * (64 * 2**20)}, "a pax header of 67108882 bytes: the limit is 67108864"),
+        ({"path": "x" * 2**20 + ".jpg"}, "a name of 1048581 bytes"),
+    ],
+)
+def test_reading_ends_with_the_reason_when_a_pax_header_is_over_the_limit(
+    tmp_path: Path, headers: dict[str, str], reason: str
+):
+    data = contents(tar_source(tmp_path, tar_with_pax_headers(headers)))
+    assert data == {"a.tar": Failure("fetch", f"the archive cannot be read further: {reason}")}
+
+
+@pytest.mark.parametrize(
+    "records", [b"junk", b"5 a=", b"99 path=x.jpg\n", b"0 path=x.jpg\n", b"7 =abc\n", b"9" * 1000, b"13 path=x.jpg"]
+)
+def test_reading_ends_when_a_pax_header_is_damaged(tmp_path: Path, records: bytes):
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, len(records)
+    padded = records + bytes(-len(records) % BLOCK)
+    data = contents(tar_source(tmp_path, header.tobuf() + padded + tar_bytes({"a.jpg": b"1"})))
+    assert [(image_id, type(value)) for image_id, value in data.items()] == [("a.tar", Failure)]
+
+
+def test_pax_headers_of_size_and_of_sparse_members_are_honoured(tmp_path: Path):
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s.jpg", "GNU.sparse.realsize": "9"}
+    data = contents(tar_source(tmp_path, tar_with_pax_headers(sparse)))
+    assert list(data) == ["a.tar/s.jpg", "a.tar/b.jpg"]
+    assert isinstance(data["a.tar/s.jpg"], Failure)
+    sized = bytearray(tar_with_pax_headers({"size": "3", "comment": "x" * 600}))
+    header = sized.index(b"a.jpg" + bytes(95))
+    sized[header + 124 : header + 136] = b"00000000000\0"  # as writers leave it where the pax header tells
+    sized[header + 148 : header + 156] = b" " * 8
+    sized[header + 148 : header + 156] = b"%06o\0 " % sum(sized[header : header + BLOCK])
+    assert contents(tar_source(tmp_path, bytes(sized))) == {"a.tar/a.jpg": b"abc", "a.tar/b.jpg": b"abc"}
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("size", [-1, -BLOCK, -(2**40)])
+def test_reading_ends_when_a_member_has_a_negative_size(tmp_path: Path, kind: bytes, size: int):
+    header = tarfile.TarInfo("a.json")
+    header.type = kind
+    block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = b"\xff" + (256**11 + size).to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    data = contents(tar_source(tmp_path, bytes(block) + tar_bytes({"b.jpg": b"1"})))
+    assert [(image_id, type(value)) for image_id, value in data.items()] == [("a.tar", Failure)]
 
 
 THREE = {"a.jpg": b"1" * 700, "b.jpg": b"2" * 700, "c.jpg": b"3" * 700}  # each a header and two blocks
@@ -286,8 +414,8 @@ class Bucket(LocalStorage):
 
     keys: tuple[str, ...] = ()
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        return (StoredObject(key, 0) for key in self.keys)
+    def list(self, prefix: str = "", skip: Skip = lambda key: False) -> Iterator[StoredObject]:
+        return (StoredObject(key, 0) for key in self.keys if not skip(key))
 
     def exists(self, key: str) -> bool:
         return key in self.keys

@@ -403,7 +403,7 @@ def test_writing_raises_when_the_folder_takes_no_files():
         LocalStorage(Path("/proc")).create("x", b"")
 
 
-def test_list_hides_dotfiles_devices_and_linked_folders(tmp_path: Path):
+def test_list_hides_dotfiles_and_devices_and_follows_links(tmp_path: Path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "far.jpg").write_bytes(b"far")
@@ -416,11 +416,60 @@ def test_list_hides_dotfiles_devices_and_linked_folders(tmp_path: Path):
     (root / "away").symlink_to(outside)
     (root / "linked.jpg").symlink_to(outside / "far.jpg")
     (root / "nowhere.jpg").symlink_to(root / "absent.jpg")
+    (root / "self.jpg").symlink_to("self.jpg")
     storage = open_storage(str(root))
-    assert list(storage.list()) == [StoredObject("linked.jpg", 3), StoredObject("nowhere.jpg", 0)]
-    assert storage.read("linked.jpg") == b"far"
+    assert list(storage.list()) == [
+        StoredObject("away/far.jpg", 3),
+        StoredObject("linked.jpg", 3),
+        StoredObject("nowhere.jpg", 0),
+        StoredObject("self.jpg", 0),
+    ]
+    assert storage.read("linked.jpg") == storage.read("away/far.jpg") == b"far"
     with pytest.raises(StorageError, match="No such file"):
         storage.read("nowhere.jpg")
+
+
+@pytest.mark.parametrize(
+    ("links", "expected"),
+    [
+        ({"store/b": "store/a"}, ["a/1.jpg", "a/deep/2.jpg"]),  # a folder below the root has its own name
+        ({"store/A": "store/a/deep"}, ["a/1.jpg", "a/deep/2.jpg"]),
+        ({"store/a/up": "store"}, ["a/1.jpg", "a/deep/2.jpg"]),  # cycles
+        ({"store/a/up": "store/a", "store/a/deep/up": "store/a"}, ["a/1.jpg", "a/deep/2.jpg"]),
+        ({"far/back": "store", "far/self": "far", "store/far": "far"}, ["a/1.jpg", "a/deep/2.jpg", "far/x/3.jpg"]),
+        ({"store/up": "."}, ["a/1.jpg", "a/deep/2.jpg", "up/far/x/3.jpg"]),
+        ({"store/z": "far", "store/y": "far"}, ["a/1.jpg", "a/deep/2.jpg", "y/x/3.jpg"]),  # the first link in order
+        ({"store/y": "far/x", "store/z": "far"}, ["a/1.jpg", "a/deep/2.jpg", "y/3.jpg"]),
+        ({"store/y": "far", "store/z": "far/x"}, ["a/1.jpg", "a/deep/2.jpg", "y/x/3.jpg"]),
+        ({"store/y": "store/z", "store/z": "far"}, ["a/1.jpg", "a/deep/2.jpg", "y/x/3.jpg"]),  # a link to a link
+        ({"store/y": "store/.cache"}, ["a/1.jpg", "a/deep/2.jpg", "y/4.jpg"]),  # hidden under its own name
+    ],
+)
+def test_list_follows_linked_folders_and_gives_each_folder_once(
+    tmp_path: Path, links: dict[str, str], expected: list[str]
+):
+    for name in ("store/a/1.jpg", "store/a/deep/2.jpg", "far/x/3.jpg", "store/.cache/4.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    storage = open_storage(str(tmp_path / "store"))
+    assert keys(storage) == expected
+    assert all(storage.read(key).decode().endswith(key[-5:]) for key in expected)
+
+
+def test_list_asks_before_it_enters_a_folder(tmp_path: Path):
+    for name in ("a/1.jpg", "b/2.jpg", ".c/3.jpg", "4.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    asked: list[str] = []
+
+    def skip(key: str) -> bool:
+        asked.append(key)
+        return key == "a/"
+
+    assert [item.key for item in open_storage(str(tmp_path)).list(skip=skip)] == ["4.jpg", "b/2.jpg"]
+    assert asked == [".c/", "4.jpg", "a/", "b/", "b/2.jpg"]
 
 
 def test_file_name_that_is_not_utf8_has_a_key_that_reads_it(tmp_path: Path):

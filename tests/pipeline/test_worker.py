@@ -5,6 +5,7 @@ import io
 import pickle
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ from maskmill.pipeline.progress import Attempt, Progress
 from maskmill.pipeline.records import DecodedImage, Failure, ImageMasks, ImageRecord, Shard, StepTimer
 from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage, open_storage
-from maskmill.pipeline.table import encode_part, images_part, read_images
+from maskmill.pipeline.table import encode_part, images_part, read_images, read_left_out
 from maskmill.pipeline.worker import AHEAD, Job, process_shard
 from tests.fakes import FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
 
@@ -51,7 +52,7 @@ class FakeSource:
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
         yield Shard(0, self.uri, tuple(self.images))
 
-    def read(self, shard: Shard) -> Iterator[ImageRecord]:
+    def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
         for image_id, data in self.images.items():
             time.sleep(self.seconds)
             self.read_ids.append(image_id)
@@ -105,6 +106,21 @@ def test_progress_tells_of_each_image_when_it_begins_and_when_it_ends(job: Job):
         Progress(0, "a", "encode"),
         Progress(0, "a", "decode", "failed", 0, 0.0),
     ]
+
+
+@pytest.mark.parametrize("attempt", [Attempt(), Attempt(number=2)])
+def test_part_counts_what_the_source_left_out(job: Job, attempt: Attempt):
+    class Selective(FakeSource):
+        def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
+            assert left_out is not None
+            for record in super().read(shard):
+                left_out["hidden"] += 2
+                yield record
+
+    job = replace(job, source=Selective({"a": picture(1), "b": b"no image"}))
+    process(job, attempt=attempt)
+    assert read_left_out(io.BytesIO(part(job))) == {"hidden": 4}
+    assert job.ledger.totals().left_out == {"hidden": 4}
 
 
 def test_failures_become_rows_and_the_others_go_on(job: Job):
@@ -367,7 +383,7 @@ def test_images_to_skip_are_left_out(job: Job):
 def test_store_that_fails_ends_the_shard_and_no_image(job: Job, attempt: Attempt):
     @dataclass(frozen=True)
     class Unreachable(FakeSource):
-        def read(self, shard: Shard) -> Iterator[ImageRecord]:
+        def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
             yield from super().read(shard)
             raise StorageError("s3://images: timed out")
 

@@ -1,0 +1,145 @@
+"""Which files of a source are taken: patterns of the user, well-known rubbish, and a count of what is left out."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+from maskmill.pipeline.errors import ConfigError
+from maskmill.pipeline.sources.names import is_parquet, is_tar
+
+logger = logging.getLogger(__name__)
+
+# Folders that systems put beside photographs: Synology, QNAP, macOS zips, Windows, ext4. Never anybody's photographs.
+RUBBISH_FOLDERS = frozenset(
+    ("@eaDir", "#recycle", "@Recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
+LABEL_MAP = ".seg.png"  # WebDataset's name for the segmentation beside a photograph
+# A folder with one of these is the output of a run: ledger.RUN_KEY and plan.PLAN_KEY, which import this package.
+OUTPUT_MARKS = ("_plan.parquet", "_run.json")
+MAX_REASONS = 8  # that one line lists
+
+
+@dataclass(frozen=True)
+class NameFilter:
+    """Patterns that select images by their path relative to SOURCE (in a tar: path of the tar / name of the member).
+
+    A pattern names files or folders, as in .gitignore: `thumbs` is everything in any folder of this name, `val-*.tar`
+    every image of these tars. `*`, `?` and `[...]` match within one name, `**` any number of folders; case matters. A
+    pattern that starts with a slash counts from SOURCE, others from any folder. Raises ConfigError where one is empty.
+    """
+
+    include: tuple[str, ...] = ()  # an image has to match one of these, where there are any
+    exclude: tuple[str, ...] = ()  # and none of these
+
+    def __post_init__(self) -> None:
+        if not all(pattern.strip("/") for pattern in (*self.include, *self.exclude)):
+            raise ConfigError("--include and --exclude need a pattern, such as '*.jpg' or 'thumbs'; one is empty")
+
+    @staticmethod
+    def from_json(fields: Mapping[str, list[str]]) -> NameFilter:
+        """What `dataclasses.asdict` and JSON made these fields of."""
+        return NameFilter(**{name: tuple(patterns) for name, patterns in fields.items()})
+
+    def excludes(self, path: str) -> bool:
+        """Whether a path, or a folder that it is in, matches a pattern in `exclude`."""
+        return any(_matches(path, pattern) for pattern in self.exclude)
+
+    def keeps(self, path: str) -> bool:
+        """Whether the image at a path is wanted."""
+        included = not self.include or any(_matches(path, pattern) for pattern in self.include)
+        return included and not self.excludes(path)
+
+    @property
+    def applied(self) -> str:
+        """The end of a sentence that says what patterns there are: empty, or " with --include '*.jpg'"."""
+        named = (("include", self.include), ("exclude", self.exclude))
+        options = [f"--{option} '{pattern}'" for option, patterns in named for pattern in patterns]
+        return f" with {' '.join(options)}" if options else ""
+
+
+ALL_NAMES = NameFilter()
+
+
+def _matches(path: str, pattern: str) -> bool:
+    anywhere = [] if pattern.startswith("/") else ["**"]
+    return _begins_with(path.split("/"), [*anywhere, *pattern.strip("/").split("/")])
+
+
+def _begins_with(parts: list[str], patterns: list[str]) -> bool:
+    """Whether the first parts of a path match the patterns, one by one; `**` matches any number of parts."""
+    if not patterns:
+        return True
+    first, *others = patterns
+    if first == "**":
+        return any(_begins_with(parts[start:], others) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], first) and _begins_with(parts[1:], others)
+
+
+def reason_to_skip(path: str, names: NameFilter) -> str | None:
+    """Why an image found at `path` is left out, in a word for the count; None where it is taken."""
+    if reason := _rubbish(path):
+        return reason
+    if names.excludes(path):
+        return "matched by --exclude"
+    return None if names.keeps(path) else "not matched by --include"
+
+
+def _rubbish(path: str) -> str | None:
+    for part in path.split("/"):
+        if part.startswith("."):
+            return "hidden"
+        if part in RUBBISH_FOLDERS:
+            return part
+    return f"*{LABEL_MAP}" if path.lower().endswith(LABEL_MAP) else None
+
+
+@dataclass
+class LeftOut:
+    """Decides for one listing which names are skipped, and counts them by reason. A folder counts as one."""
+
+    names: NameFilter
+    counts: Counter[str] = field(default_factory=Counter[str])
+    _output: str = "/"  # the folder that was last found to be the output of a run, with a slash
+
+    def skips(self, key: str) -> bool:
+        """Whether to leave out a file, or a whole folder (its key ends with a slash). Keys come in order."""
+        folder, _, name = key.rpartition("/")
+        if folder and name in OUTPUT_MARKS:
+            self._output = f"{folder}/"
+        if key.startswith(self._output):
+            reason = "outputs of maskmill"
+        elif key.endswith("/") or is_tar(key) or is_parquet(key):  # what it holds is matched one by one
+            reason = reason_to_skip(key.rstrip("/"), replace(self.names, include=()))
+        else:
+            reason = reason_to_skip(key, self.names)
+        if reason:
+            self.counts[reason] += 1
+        return reason is not None
+
+    def skips_image(self, path: str) -> bool:
+        """The same for an image inside a file."""
+        if reason := reason_to_skip(path, self.names):
+            self.counts[reason] += 1
+        return reason is not None
+
+    @property
+    def summary(self) -> str:
+        """What was left out and why, as a message has it; empty for nothing."""
+        return f"left out {counted(self.counts)}" if self.counts else ""
+
+    def warn(self, uri: str) -> None:
+        """One line about the source at `uri`, where anything was left out."""
+        if self.counts:
+            logger.warning("%s: %s", uri, self.summary)
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Counts by reason as a message has them, the largest first."""
+    ordered = Counter(counts).most_common()
+    rest = sum(count for _, count in ordered[MAX_REASONS:])
+    shown = [f"{reason}: {count}" for reason, count in ordered[:MAX_REASONS]] + [f"others: {rest}"] * bool(rest)
+    return f"{sum(counts.values())} files or folders ({', '.join(shown)})"
