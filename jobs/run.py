@@ -120,7 +120,7 @@ def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
     ok = totals.images - totals.failed
     console.print(f"images    {totals.images} ({ok} ok, {totals.failed} failed)")
     if totals.left_out:
-        console.print(f"left out  {counted(totals.left_out)}")
+        console.print(f"left out  {counted(totals.left_out, 'images in tars')}")
     console.print(f"masks     {totals.masks}, {totals.masks / max(1, ok):.1f} per image")
     if ended:
         console.print(f"speed     {ended / seconds:.2f} images/s ({ended} images in {seconds:.0f} s, start included)")

@@ -129,7 +129,7 @@ class LeftOut:
     @property
     def summary(self) -> str:
         """What was left out and why, as a message has it; empty for nothing."""
-        return f"left out {counted(self.counts)}" if self.counts else ""
+        return f"left out {counted(self.counts, 'files or folders')}" if self.counts else ""
 
     def warn(self, uri: str) -> None:
         """One line about the source at `uri`, where anything was left out."""
@@ -137,9 +137,9 @@ class LeftOut:
             logger.warning("%s: %s", uri, self.summary)
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def counted(counts: Mapping[str, int], unit: str) -> str:
     """Counts by reason as a message has them, the largest first."""
     ordered = Counter(counts).most_common()
     rest = sum(count for _, count in ordered[MAX_REASONS:])
     shown = [f"{reason}: {count}" for reason, count in ordered[:MAX_REASONS]] + [f"others: {rest}"] * bool(rest)
-    return f"{sum(counts.values())} files or folders ({', '.join(shown)})"
+    return f"{sum(counts.values())} {unit} ({', '.join(shown)})"

@@ -21,6 +21,7 @@ from maskmill.pipeline.sources import open_source
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.worker import Job, run_local
 from tests.fakes import HANG_ONCE, FakeEngine, frozen_clock, picture
+from tests.pipeline.sources import tar_bytes
 from tests.tiffs import noise, write
 
 # What the flags mean.
@@ -143,6 +144,29 @@ def test_images_are_decoded_as_the_flags_say(tmp_path: Path, weights: Path, caps
     assert "1 (1 ok, 0 failed)" in capsys.readouterr().out
     assert main([*command, *decoding[:4], "--max-image-pixels", "704"]) == 1
     assert "max_image_pixels is 703 there and 704 now" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_patterns_stand_when_a_run_is_resumed_or_retried(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+):
+    members = {"a.png": picture(1), "bad.png": b"no image", "masks/a.png": picture(2), "a.seg.png": picture(3)}
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members))
+    options = ["--checkpoint", str(weights), "--device", "cpu"]
+    begin = ["generate", str(tmp_path / "x.tar"), str(tmp_path / "out"), *options, "--points-per-side", "1"]
+    assert main([*begin, "--exclude", "masks"]) == 0
+    summary = capsys.readouterr().out
+    assert "images    2 (1 ok, 1 failed)" in summary
+    assert "left out  2 images in tars (*.seg.png: 1, matched by --exclude: 1)" in summary
+    assert main(begin) == 1
+    assert 'names.exclude is ["masks"] there and [] now' in capsys.readouterr().err
+    assert main([*begin, "--exclude", "masks"]) == 0
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members | {"bad.png": picture(4)}))
+    assert main(["retry", str(tmp_path / "out"), *options]) == 0
+    summary = capsys.readouterr().out
+    assert "images    2 (2 ok, 0 failed)" in summary
+    assert "left out  2 images in tars" in summary
+    assert main(["verify", str(tmp_path / "out")]) == 0
 
 
 def open_fake_job(folder: Path) -> tuple[Job, Plan]:
