@@ -60,9 +60,9 @@ class WebDatasetTars:
     and what `names` does not keep: these are counted. A link or any other special member under an image's name is a
     Failure: it is not followed. Tars that were concatenated are read to their end.
 
-    Where the archive is missing, damaged, ends early or has no images (none left out either), the images read so far stand, one Failure
-    follows, and nothing more. The Failure has the id of the image inside which reading broke
-    off, unless that is one to skip, else the path of the tar alone.
+    Where the archive is missing, damaged, ends early or has no images (and none was left out), the images read so far
+    stand, one Failure follows, and nothing more. It has the id of the image inside which reading broke off, unless that
+    is one to skip, else the path of the tar alone.
     """
 
     storage: Storage

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 
 from maskmill.pipeline.config import PRESETS, RunConfig
-from maskmill.pipeline.errors import ConfigError, SourceError
-from maskmill.pipeline.ledger import Identity, open_run
-from maskmill.pipeline.sources import NameFilter, Source, open_source
+from maskmill.pipeline.errors import ConfigError, RunMismatchError, SourceError
+from maskmill.pipeline.ledger import Identity, Totals, open_run, reopen_run
+from maskmill.pipeline.sources import NameFilter, Source, open_planned, open_source
 from maskmill.pipeline.storage import open_storage
+from maskmill.pipeline.verify import verify
+from maskmill.pipeline.worker import Job, run_local
+from tests.fakes import FakeEngine
 from tests.pipeline.sources import contents, hugging_face, shards, tar_bytes, write
 
+CONFIG = RunConfig("mini", "mini", PRESETS["mini"])
 PATHS = ("a.jpg", "train/a.jpg", "train/x/b.png", "val/train/c.jpg", "val/x.seg/d.JPG")
 
 
@@ -159,6 +163,35 @@ def test_folder_of_images_and_tars_is_read_when_one_kind_is_excluded(tmp_path: P
     assert list(contents(open_source(str(tmp_path), NameFilter(exclude=("/*.jpg",))))) == ["b.tar/x.jpg"]
 
 
+@pytest.mark.parametrize("kind", ["folder", "x.tar", "x.parquet", "x.csv"])
+def test_patterns_are_part_of_the_plan(tmp_path: Path, kind: str):
+    write_each_kind(tmp_path)
+    names = NameFilter(include=("*.png", "b.*"), exclude=("x.gif",))
+    source = open_source(str(tmp_path / kind), names)
+    identity = Identity(source.uri, "0" * 64, CONFIG, names)
+    out = open_storage(str(tmp_path / "out"), make=True)
+    open_run(out, identity, source)
+    reopened, _, plan = reopen_run(out)
+    assert reopened == identity
+    planned = open_planned(plan.source)
+    ids = [record.image_id for shard in plan for record in planned.read(shard)]
+    assert ids == list(contents(source))
+    assert len(ids) == 2
+    with pytest.raises(RunMismatchError, match=r'names\.include is \["\*\.png", "b\.\*"\] there and \[\] now'):
+        open_run(out, Identity(source.uri, "0" * 64, CONFIG, NameFilter(exclude=("x.gif",))), None)
+
+
+def test_tar_of_which_all_images_are_left_out_is_done_and_sound(tmp_path: Path):
+    write_each_kind(tmp_path)
+    names = NameFilter(exclude=("*.png", "photos"))
+    source = open_source(str(tmp_path / "x.tar"), names)
+    out = open_storage(str(tmp_path / "out"), make=True)
+    ledger, plan = open_run(out, Identity(source.uri, "0" * 64, CONFIG, names), source)
+    run_local(Job(open_planned(plan.source), ledger, FakeEngine(tmp_path), 1000), plan, lambda _: None)
+    assert ledger.totals() == Totals(images=0, failed=0, masks=0, left_out={"matched by --exclude": 3})
+    assert [offence for check in verify(out) for offence in check.offences] == []
+
+
 @pytest.mark.parametrize("kind", ["folder", "folder/photos/a.jpg", "x.parquet", "x.csv"])
 def test_run_is_refused_when_the_patterns_leave_nothing(tmp_path: Path, kind: str):
     write_each_kind(tmp_path)
@@ -166,8 +199,7 @@ def test_run_is_refused_when_the_patterns_leave_nothing(tmp_path: Path, kind: st
 
     def begin() -> None:
         source = open_source(str(tmp_path / kind), names)
-        identity = Identity(source.uri, "0" * 64, RunConfig("mini", "mini", PRESETS["mini"]), names)
-        open_run(open_storage(str(tmp_path / "out"), make=True), identity, source, 10)
+        open_run(open_storage(str(tmp_path / "out"), make=True), Identity(source.uri, "0" * 64, CONFIG, names), source)
 
     with pytest.raises(SourceError, match=r"^.*no images.* with --include '\*\.webp' --exclude 'masks'.*$"):
         begin()
