@@ -21,9 +21,9 @@ def generate(
         typer.Argument(
             metavar="SOURCE",
             help="Images, on disk or s3://. One of: a folder of images, of WebDataset tars or of Parquet files; one "
-            "such file; a pattern of tars or Parquet files; a manifest (csv, jsonl or Parquet with a column uri). Links "
-            "to files and folders are followed; no folder is read twice. Hidden files, @eaDir, __MACOSX and the like, "
-            "and label maps (*.seg.png) are left out and counted.",
+            "such file; a pattern of tars or Parquet files; a manifest (csv, jsonl or Parquet with a column uri). "
+            "Links to files and folders are followed; no folder is read twice. Hidden files, @eaDir, __MACOSX and the "
+            "like, and label maps (*.seg.png) are left out and counted.",
             show_default=False,
         ),
     ],

@@ -187,7 +187,7 @@ def test_tar_of_which_all_images_are_left_out_is_done_and_sound(tmp_path: Path):
     source = open_source(str(tmp_path / "x.tar"), names)
     out = open_storage(str(tmp_path / "out"), make=True)
     ledger, plan = open_run(out, Identity(source.uri, "0" * 64, CONFIG, names), source)
-    run_local(Job(open_planned(plan.source), ledger, FakeEngine(tmp_path), 1000), plan, lambda _: None)
+    run_local(Job(open_planned(plan.source), ledger, FakeEngine(tmp_path), CONFIG.decoding), plan, lambda _: None)
     assert ledger.totals() == Totals(images=0, failed=0, masks=0, left_out={"matched by --exclude": 3})
     assert [offence for check in verify(out) for offence in check.offences] == []
 
