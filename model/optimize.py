@@ -57,6 +57,23 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def device_answers(device: torch.device) -> bool:
+    """Whether a device still computes: false for a GPU after a fault, which fails every later call of its process.
+
+    Waits until the device has done the work that it was given before.
+    """
+    if device.type == "cpu":
+        return True
+    try:
+        torch.ones(1, device=device).add_(1)
+        torch.cuda.synchronize(device)
+    except torch.cuda.OutOfMemoryError:
+        return True  # the allocator says so, after asking the device
+    except RuntimeError:
+        return False
+    return True
+
+
 def half_precision(device: torch.device) -> torch.dtype | None:
     """The 16-bit type that the device has instructions to multiply; without them it would be slower than float32."""
     if device.type == "cuda":

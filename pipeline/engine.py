@@ -33,6 +33,12 @@ class Engine(Protocol):
         """The masks of an image. What it raises ends that image only."""
         ...
 
+    def device_answers(self) -> bool:
+        """Whether the device still computes. A worker asks after each error: a GPU that has faulted fails every later
+        call of its process, so the images that follow are not to blame.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class SamFactory:

@@ -29,6 +29,7 @@ from maskmill.filters.screening import IOU_MARGIN, LOGIT_MARGIN, STABILITY_MARGI
 from maskmill.filters.upsampling import Upsampling, plan_upsampling
 from maskmill.model.config import SamConfig
 from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.optimize import device_answers
 from maskmill.model.preprocess import normalise, resize, resized_size, to_input_frame
 from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
@@ -123,6 +124,9 @@ class MaskGenerator:
             rle_counts=tuple(mask.counts for mask in encoded),
             dropped=dropped,
         )
+
+    def device_answers(self) -> bool:
+        return device_answers(self.sam.device)
 
     def _mask_filters(self, height: int, width: int, inner_boxes_N4: Tensor | None = None) -> list[chain.Filter]:
         """What applies to each mask by itself; leniently, where N masks are only roughly known."""

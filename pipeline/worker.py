@@ -77,8 +77,8 @@ def process_shard(
     turn, the next one fetches and prepares up to `ahead` images, and the last one is encoded and committed.
 
     An image that cannot be fetched, decoded or inferred becomes a failed row. A shard that somebody else commits first
-    is a success like any other. Raises StorageError where the source or the output cannot be reached, and what says
-    that the device is lost.
+    is a success like any other. Raises StorageError where the source or the output cannot be reached, and any error
+    after which the device does not answer.
     """
     if not job.ledger.is_committed(shard):
         left_out = Counter[str]()
@@ -195,14 +195,17 @@ def _decode(job: Job, engine: Engine, record: ImageRecord, timer: StepTimer) -> 
         with timer.step("decode"):
             decoded = job.decode(record.data, job.decoding)
             prepared = engine.prepare(decoded.pixels)
+    except ImageError as error:
+        reason = str(error)
     except Exception as error:
-        if _is_device_lost(error):
+        if not engine.device_answers():
             raise
         # Whatever else a decoder raises on hostile bytes is that image's failure.
-        reason = str(error) if isinstance(error, ImageError) else _reason(error)
-        sha256 = hashlib.sha256(record.data).hexdigest()
-        return _Image(without_data, Failure("decode", reason), sha256, timer)
-    return _Image(without_data, prepared, decoded.sha256, timer)
+        reason = _reason(error)
+    else:
+        return _Image(without_data, prepared, decoded.sha256, timer)
+    sha256 = hashlib.sha256(record.data).hexdigest()
+    return _Image(without_data, Failure("decode", reason), sha256, timer)
 
 
 def _missing(shard: Shard, image_id: str, attempt: Attempt) -> ImageResult:
@@ -230,7 +233,7 @@ def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
         try:
             outcome = engine.generate(image.prepared, image.timer)
         except Exception as error:
-            if _is_device_lost(error):
+            if not engine.device_answers():
                 raise
             outcome = Failure(image.timer.current, _reason(error))
     return ImageResult(
@@ -242,11 +245,6 @@ def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
         status="failed" if isinstance(outcome, Failure) else "ok",
         attempt=attempt.number,
     )
-
-
-def _is_device_lost(error: Exception) -> bool:
-    """After such an error every call on the device fails: not the fault of the images that follow."""
-    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
 
 def _reason(error: Exception) -> str:

@@ -34,8 +34,19 @@ HOG: Colour = (255, 0, 70)  # takes memory, up to HOG_BYTES, and keeps it
 HOG_BYTES = 6 * 2**30
 HANG_ONCE: Colour = (255, 0, 40)  # takes for ever, but only the first time
 WAIT: Colour = (255, 0, 45)  # takes until there is a file `released` in its folder
-LOSE_DEVICE: Colour = (255, 0, 50)  # raises what PyTorch raises when a GPU is lost, but only the first time
+LOSE_DEVICE: Colour = (255, 0, 50)  # faults the device of its process, but only the first time
 LOSE_DEVICE_ALWAYS: Colour = (255, 0, 55)
+
+# What PyTorch raises for every call on a GPU that has faulted.
+DEVICE_LOST = "CUDA error: an illegal memory access was encountered"
+# What the call that causes the fault raises depends on the library that made it.
+DEVICE_FAULTS = {
+    "torch": DEVICE_LOST,
+    "driver": "CUDA driver error: unspecified launch failure",
+    "triton": "Triton Error [CUDA]: an illegal memory access was encountered",
+    "cudnn": "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "cublas": "cuBLAS error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasLtMatmul",
+}
 
 
 def frozen_clock() -> float:
@@ -87,15 +98,30 @@ class FakeEngine:
     folder: Path  # where it remembers what it has done once, whatever process it is in
     seconds: float = 0.0  # if more, every image takes so long and leaves its process id in `folder`/generated
     at_once: int = 1
+    fault: str = DEVICE_LOST  # the message of the call that faults the device; those that follow raise DEVICE_LOST
 
     def __call__(self) -> FakeEngine:
         """Itself: an engine without state is its own factory."""
         return self
 
+    @property
+    def _lost(self) -> Path:
+        """This file exists once the device of this process has faulted."""
+        return self.folder / f"lost-{os.getpid()}"
+
+    def device_answers(self) -> bool:
+        return not self._lost.exists()
+
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
+        self._use_device()
         return as_it_is(pixels_HW3)
 
+    def _use_device(self) -> None:
+        if not self.device_answers():
+            raise RuntimeError(DEVICE_LOST)
+
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
+        self._use_device()
         pixels_HW3 = image.views[0].numpy()
         if self.seconds:
             time.sleep(self.seconds)
@@ -105,7 +131,8 @@ class FakeEngine:
         if command == KILL or (command == KILL_ONCE and self._first("killed")):
             os.kill(os.getpid(), signal.SIGKILL)
         if command == LOSE_DEVICE_ALWAYS or (command == LOSE_DEVICE and self._first("lost")):
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            self._lost.touch()
+            raise RuntimeError(self.fault)
         if command == HANG or (command == HANG_ONCE and self._first("hung")):
             time.sleep(10_000)
         while command == WAIT and not (self.folder / "released").exists():

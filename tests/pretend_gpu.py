@@ -35,20 +35,25 @@ class OnGpu(Tensor):
 
 
 @contextmanager
-def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """While it is entered there is such a device, for this thread. Yields how often the host waited for it, and why."""
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, fault: str | None = None) -> Iterator[Counter[str]]:
+    """While it is entered there is such a device, for this thread. Yields how often the host waited for it, and why.
+
+    Every operation on a device with a `fault` raises it.
+    """
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
     monkeypatch.setattr(tail, "_kernels", lambda logits_Nhw: _Tail if isinstance(logits_Nhw, OnGpu) else tail_cpu)
     monkeypatch.setattr(torch, "autocast", lambda device_type, *args, **kwargs: _autocast("cpu", *args, **kwargs))
-    with torch.no_grad(), _PretendGpu() as device:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    with torch.no_grad(), _PretendGpu(fault) as device:
         yield device.waits
 
 
 class _PretendGpu(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, fault: str | None) -> None:
         super().__init__()
+        self._fault = fault
         self.waits: Counter[str] = Counter()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -76,6 +81,8 @@ class _PretendGpu(TorchFunctionMode):
         to_gpu = on_gpu if wanted is None else torch.device(wanted).type == "cuda"
         if wanted is not None:
             kwargs["device"] = "cpu"
+        if to_gpu and self._fault:
+            raise RuntimeError(self._fault)
         self.waits["copy to the device"] += to_gpu and name in ("tensor", "as_tensor", "new_tensor")
         result = func(*tree_map(_plain, args), **tree_map(_plain, kwargs))
         return tree_map(_on_gpu, result) if to_gpu else result

@@ -40,6 +40,9 @@ class DrawnEngine:
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
         return as_it_is(pixels_HW3)
 
+    def device_answers(self) -> bool:
+        return True
+
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
         masks = self.drawn[chr(int(image.views[0][0, 0, 0]))]
         if masks is None:

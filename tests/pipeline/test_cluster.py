@@ -25,6 +25,7 @@ from maskmill.pipeline.sources import ImageFolder, open_source
 from maskmill.pipeline.storage import LocalStorage, Storage, open_storage
 from maskmill.pipeline.worker import Job, run_local
 from tests.fakes import (
+    DEVICE_FAULTS,
     FAIL,
     HANG,
     HANG_ONCE,
@@ -224,6 +225,23 @@ def test_image_that_ends_every_worker_is_quarantined_and_the_rest_of_its_shard_g
     assert (rows["p3.png"]["status"], rows["p3.png"]["error_step"]) == ("quarantined", step)
     assert rows["p3.png"]["error"].startswith(reason)
     assert sorted(progress.image_id for progress in told) == sorted(rows), "each image is told of once"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("fault", ["triton", "cudnn", "cublas"])
+def test_image_that_faults_the_device_is_the_only_one_quarantined(tmp_path: Path, fault: str):
+    photographs = Photographs(tmp_path)
+    photographs.add(p0=picture(0, LOSE_DEVICE_ALWAYS), **{f"p{seed}": picture(seed) for seed in range(1, 6)})
+    job, plan = photographs.open(images_per_shard=6)
+    engine = FakeEngine(tmp_path, seconds=0.001, fault=DEVICE_FAULTS[fault])
+    cluster.run(replace(job, make_engine=engine), plan, lambda _: None)
+    rows = photographs.rows()
+    error = rows.pop("p0.png")["error"]
+    assert error == f"took 2 workers with it: RuntimeError: {DEVICE_FAULTS[fault]}"
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    # One worker had all images at once, two had the guilty one alone, the fourth did the others.
+    assert len(set((tmp_path / "generated").read_text().split())) <= 4
 
 
 @pytest.mark.ray

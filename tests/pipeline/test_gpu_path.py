@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from maskmill.model.checkpoint import load_model
-from maskmill.model.optimize import OptimizedSam
+from maskmill.model.optimize import OptimizedSam, device_answers
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.records import ImageMasks
+from tests.fakes import DEVICE_LOST
 from tests.pipeline.test_batches import CAT, generate, torch_threads
 from tests.pretend_gpu import DEVICE, pretend_gpu
 
@@ -70,3 +71,11 @@ def test_pretended_gpu_mixes_no_devices_and_counts_what_the_host_asks_for() -> N
         x.to("cpu")
         x + torch.ones(3).to(DEVICE, non_blocking=True)
         assert +waits == {"__bool__": 1, "__getitem__": 1, "tolist": 1, "copy to the host": 1}
+
+
+def test_device_answers_until_it_has_faulted() -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch, pretend_gpu(monkeypatch):
+        assert open_generator(DEVICE, None, CONFIG).device_answers()
+    with pytest.MonkeyPatch.context() as monkeypatch, pretend_gpu(monkeypatch, DEVICE_LOST):
+        assert not device_answers(DEVICE)
+        assert device_answers(torch.device("cpu"))

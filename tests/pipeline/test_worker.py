@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import re
 import threading
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from maskmill.model.checkpoint import file_sha256, save_checkpoint
@@ -33,7 +35,7 @@ from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.table import encode_part, images_part, read_images, read_left_out
 from maskmill.pipeline.worker import AHEAD, Job, process_shard
-from tests.fakes import FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
+from tests.fakes import DEVICE_FAULTS, DEVICE_LOST, FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,15 @@ def test_failures_become_rows_and_the_others_go_on(job: Job):
     assert rows["good"]["n_masks"] == 3
 
 
-@pytest.mark.parametrize("error", [MemoryError("out of memory"), RuntimeError("CUDA out of memory.")])
-def test_running_out_of_memory_ends_that_image_only(job: Job, error: Exception):
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("out of memory"),
+        torch.cuda.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_running_out_of_memory_ends_that_image_only_when_the_device_answers(job: Job, error: Exception):
     class Exhausted(FakeEngine):
         def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
             raise error
@@ -161,10 +170,11 @@ def test_running_out_of_memory_ends_that_image_only(job: Job, error: Exception):
     assert row["error_step"] == "encode"
 
 
-def test_lost_device_fails_the_shard_and_no_image(job: Job):
-    job = with_images(job, {"a": picture(1, LOSE_DEVICE)})
-    with pytest.raises(RuntimeError, match="CUDA error"):
-        process(job)
+@pytest.mark.parametrize("fault", DEVICE_FAULTS.values(), ids=list(DEVICE_FAULTS))
+def test_lost_device_fails_the_shard_and_no_image(job: Job, tmp_path: Path, fault: str):
+    job = with_images(job, {"a": picture(1, LOSE_DEVICE), "b": picture(2)})
+    with pytest.raises(RuntimeError, match=re.escape(fault)):
+        list(process_shard(job, FakeEngine(tmp_path, fault=fault), SHARD))
     assert not job.ledger.is_committed(SHARD)
 
 
@@ -173,6 +183,10 @@ class Unprepared(FakeEngine):
     """Fails to prepare any image."""
 
     error: Exception
+    answers: bool = True
+
+    def device_answers(self) -> bool:
+        return self.answers
 
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
         raise self.error
@@ -191,8 +205,8 @@ def test_image_that_cannot_be_prepared_becomes_a_row(job: Job, attempt: Attempt)
 @pytest.mark.parametrize("attempt", [Attempt(1), Attempt(2)])
 def test_device_lost_while_images_are_prepared_fails_the_shard_and_no_image(job: Job, attempt: Attempt):
     job = with_images(job, {"a": picture(1)})
-    engine = Unprepared(Path(), error=RuntimeError("CUDA error: an illegal memory access was encountered"))
-    with pytest.raises(RuntimeError, match="CUDA error"):
+    engine = Unprepared(Path(), error=RuntimeError(DEVICE_LOST), answers=False)
+    with pytest.raises(RuntimeError, match=DEVICE_LOST):
         list(process_shard(job, engine, SHARD, attempt))
     assert not job.ledger.is_committed(SHARD)
 
