@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from maskmill.model import passes
 from maskmill.model.config import SamConfig
 from maskmill.model.image_encoder import ImageEmbedding
-from maskmill.model.layers import fast_linear
+from maskmill.model.layers import fast_linear, require_same_classes
 from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
 from maskmill.model.token_side import PreparedImage, TokenSideTransformer
 from maskmill.model.transformer import TwoWayTransformer
@@ -38,13 +38,14 @@ class FastMaskDecoder(MaskDecoder):
     """A `MaskDecoder` for inference, with the weights that the given one has now.
 
     Image tokens are computed in a dtype of choice, prompt tokens and predicted IoUs in float32. Keeps what it computed
-    of an embedding as long as that is there.
+    of an embedding as long as that is there. Raises TypeError where a part is of another class than in `MaskDecoder`.
     """
 
     def __init__(self, config: SamConfig, decoder: MaskDecoder, dtype: torch.dtype) -> None:
         with torch.device("meta"):
             super().__init__(config)
         self.load_state_dict(decoder.state_dict(), assign=True)
+        require_same_classes(decoder, self)
         self._dtype = dtype
         assert isinstance(self.transformer, TwoWayTransformer)
         self._token_side = TokenSideTransformer(self.transformer, dtype)

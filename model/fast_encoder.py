@@ -14,12 +14,14 @@ P = H+W positions, F = D+P where queries and keys are extended and D where not, 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.image_encoder import Attention, Block, ImageEncoder, join_windows, relative_distances, split_windows
-from maskmill.model.layers import fast_linear, is_float32_on_cpu
+from maskmill.model.layers import fast_linear, is_float32_on_cpu, require_class
 
 # What is worked on together on a CPU, so that scores and hidden features stay in its cache.
 QUERIES_AT_ONCE = 512
@@ -29,9 +31,11 @@ CELLS_AT_ONCE = 1024
 def speed_up(encoder: ImageEncoder, dtype: torch.dtype) -> None:
     """Makes an encoder, in place, one for inference that multiplies in `dtype`. Parameters keep their names.
 
-    Norms and residual sums stay in float32.
+    Norms and residual sums stay in float32. Raises TypeError where a block is of another class than `Block`.
     """
-    encoder.blocks = nn.ModuleList(FastBlock(block, dtype) for block in encoder.blocks if isinstance(block, Block))
+    for name, block in encoder.blocks.named_children():
+        require_class(f"image_encoder.blocks.{name}", block, Block)
+    encoder.blocks = nn.ModuleList(FastBlock(cast(Block, block), dtype) for block in encoder.blocks)
     # Autocast would convert these weights again in every call.
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

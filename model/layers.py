@@ -65,3 +65,19 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def is_float32_on_cpu(x: Tensor) -> bool:
     """Where a product costs more than several sums."""
     return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def require_class(name: str, module: nn.Module, known: type[nn.Module]) -> None:
+    """Raises TypeError where a module is not exactly of the class that a form for inference is made from.
+
+    A subclass may compute something else, which that form would leave out.
+    """
+    if type(module) is not known:
+        raise TypeError(f"{name}: {type(module).__name__} has no form for inference; only {known.__name__} has one")
+
+
+def require_same_classes(module: nn.Module, rebuilt: nn.Module) -> None:
+    """`require_class` for all parts of a module that was built again from its config."""
+    for name, part in rebuilt.named_modules():
+        if name:
+            require_class(name, module.get_submodule(name), type(part))

@@ -17,6 +17,7 @@ from maskmill.model.errors import DeviceError
 from maskmill.model.fast_decoder import FastMaskDecoder
 from maskmill.model.fast_encoder import speed_up
 from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.layers import require_same_classes
 from maskmill.model.sam import Sam
 
 
@@ -108,13 +109,15 @@ class OptimizedSam(Sam):
     """A `Sam` for inference with fewer products, those of the decoder in float32, those of the encoder in a dtype of
     choice; and the same with a decoder in another one, for screening.
 
-    The encoder's residual sums and norms, prompt tokens and predicted IoUs are float32 in any case.
+    The encoder's residual sums and norms, prompt tokens and predicted IoUs are float32 in any case. Raises TypeError
+    where a part of `sam` is of another class than `Sam` has.
     """
 
     def __init__(self, sam: Sam, encoder_dtype: torch.dtype, screen_dtype: torch.dtype | None = None) -> None:
         with torch.device("meta"):
             super().__init__(sam.config)
         self.load_state_dict(sam.state_dict(), assign=True)
+        require_same_classes(sam, self)
         self.eval()
         self._encoder_dtype, self._screen_dtype = encoder_dtype, screen_dtype
         speed_up(self.image_encoder, encoder_dtype)

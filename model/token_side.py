@@ -16,13 +16,14 @@ heads, D features per head.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model import passes
+from maskmill.model.layers import require_class
 from maskmill.model.transformer import CrossAttention, TwoWayBlock, TwoWayTransformer
 
 
@@ -39,12 +40,17 @@ class PreparedImage(NamedTuple):
 
 
 class TokenSideTransformer:
-    """Stands in for a `TwoWayTransformer` at inference, with that one's weights as they are now."""
+    """Stands in for a `TwoWayTransformer` at inference, with that one's weights as they are now.
+
+    Raises TypeError where a layer is of another class than `TwoWayBlock`.
+    """
 
     def __init__(self, transformer: TwoWayTransformer, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._transformer = transformer
-        self._blocks = [_Block(block, dtype) for block in transformer.layers if isinstance(block, TwoWayBlock)]
+        for name, layer in transformer.layers.named_children():
+            require_class(f"transformer.layers.{name}", layer, TwoWayBlock)
+        self._blocks = [_Block(cast(TwoWayBlock, layer), dtype) for layer in transformer.layers]
         self._tokens_to_image = _TokensToImage(transformer.final_attn_token_to_image, dtype)
 
     def prepare(self, image_BLC: Tensor, positions_1LC: Tensor) -> PreparedImage:

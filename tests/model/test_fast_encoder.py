@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskmill.model.config import VARIANTS, SamConfig
 from maskmill.model.fast_encoder import _attend_at_once, _attend_in_pieces, speed_up
-from maskmill.model.image_encoder import ImageEmbedding, ImageEncoder
+from maskmill.model.image_encoder import Block, ImageEmbedding, ImageEncoder
 from tests.model.networks import SMALL_CONFIGS, randomise
 
 GRID7 = SMALL_CONFIGS["grid7"]
@@ -98,6 +98,18 @@ def test_keeps_the_names_of_all_parameters() -> None:
     assert dtypes.keys() == published.state_dict().keys()
     assert dtypes["blocks.0.attn.qkv.weight"] == torch.bfloat16
     assert dtypes["blocks.0.norm1.weight"] == torch.float32
+
+
+class OtherBlock(Block):
+    """The same parameters, perhaps another function."""
+
+
+def test_block_of_an_unknown_class_is_refused() -> None:
+    encoder = ImageEncoder(GRID7)
+    for other in (OtherBlock(GRID7, 0), torch.nn.Identity()):
+        encoder.blocks[1] = other
+        with pytest.raises(TypeError, match=rf"image_encoder\.blocks\.1: {type(other).__name__} has no form"):
+            speed_up(encoder, torch.float32)
 
 
 @pytest.mark.parametrize("cells", [9, 1200])

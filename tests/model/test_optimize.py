@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskmill.model import passes
 from maskmill.model.config import SamConfig
 from maskmill.model.errors import DeviceError
+from maskmill.model.fast_decoder import FastMaskDecoder
+from maskmill.model.image_encoder import Attention, Block
+from maskmill.model.layers import LayerNorm2d
 from maskmill.model.optimize import OptimizedSam, half_precision, optimize, resolve_device
 from maskmill.model.sam import Sam
+from maskmill.model.transformer import TwoWayBlock, TwoWayTransformer
 from tests.model.networks import SMALL_CONFIGS, random_sam
 
 CONFIG = SMALL_CONFIGS["grid5"]
@@ -85,6 +89,28 @@ def test_float16_as_gpus_take_it_is_closer_than_bfloat16(monkeypatch: pytest.Mon
     coarse = errors(torch.bfloat16)
     for name, error in errors(torch.float16).items():
         assert 1e-6 < error < 0.5 * coarse[name], name
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("image_encoder.blocks.1", Block),
+        ("image_encoder.blocks.1.attn", Attention),
+        ("image_encoder.neck.1", LayerNorm2d),
+        ("mask_decoder.transformer", TwoWayTransformer),
+        ("mask_decoder.transformer.layers.0", TwoWayBlock),
+    ],
+)
+def test_part_of_an_unknown_class_is_refused(name: str, kind: type[nn.Module]) -> None:
+    """Otherwise the network would be built again without it."""
+    sam = random_sam(CONFIG)
+    part = sam.get_submodule(name)
+    part.__class__ = type("Other", (kind,), {})
+    with pytest.raises(TypeError, match=f"{name}: Other has no form for inference; only {kind.__name__} has one"):
+        optimize(sam, "exact", "cpu")
+    if name.startswith("mask_decoder."):
+        with pytest.raises(TypeError, match="Other has no form"):
+            FastMaskDecoder(CONFIG, sam.mask_decoder, torch.float32)
 
 
 def test_screen_shares_all_weights_but_the_decoder_s_copies() -> None:

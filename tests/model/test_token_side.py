@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from maskmill.model.config import VARIANTS, SamConfig
 from maskmill.model.token_side import TokenSideTransformer
-from maskmill.model.transformer import TwoWayTransformer
+from maskmill.model.transformer import TwoWayBlock, TwoWayTransformer
 from tests.model.networks import SMALL_CONFIGS, randomise
 
 
@@ -31,6 +31,18 @@ def errors(config: SamConfig, dtype: torch.dtype, prompts: int, tokens: int, cel
     found = ours(tokens_NTC, ours.prepare(image_NLC, positions_1LC))
     assert [x.shape for x in found] == [x.shape for x in expected]
     return [((a.float() - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True)]
+
+
+class OtherBlock(TwoWayBlock):
+    """The same parameters, perhaps another function."""
+
+
+def test_layer_of_an_unknown_class_is_refused() -> None:
+    config = SMALL_CONFIGS["grid7"]
+    transformer = TwoWayTransformer(config)
+    transformer.layers[1] = OtherBlock(config, add_positions_first=True)
+    with pytest.raises(TypeError, match=r"transformer\.layers\.1: OtherBlock has no form for inference"):
+        TokenSideTransformer(transformer, torch.float32)
 
 
 @settings(max_examples=40, deadline=None)
