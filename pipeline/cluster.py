@@ -23,7 +23,7 @@ from ray.util import metrics
 from maskmill.model.errors import CheckpointError, DeviceError
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
-from maskmill.pipeline.placement import Placement, place
+from maskmill.pipeline.placement import Machine, Placement, place
 from maskmill.pipeline.plan import Plan
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import Shard
@@ -70,16 +70,17 @@ def run(
     where a worker cannot make its engine. Whatever ends it, what is committed stands: another run goes on from there.
     """
     with _session(address), StopSignals() as signals:
-        placement = place(_machines(), device)
-        driver = _Driver(job, placement, device, Schedule(shards, on_progress, on_commit), image_timeout)
+        placement = place(list(_machines().values()), device)
+        driver = _Driver(job, placement, Schedule(shards, on_progress, on_commit), image_timeout)
         try:
             driver.run(signals)
         finally:
             driver.close()
 
 
-def _machines() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _machines() -> dict[str, Machine]:
+    """The machines that are alive, by Ray's node id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 @contextmanager
@@ -118,7 +119,8 @@ def _check_address(address: str) -> None:
 class _Worker:
     """The actor: one engine, on which shards take turns. It is called from SHARDS_PER_WORKER threads."""
 
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, job: Job, placement: Placement) -> None:
+        threads = placement.threads_on(_machines()[self.machine()])
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
         self._job = job
@@ -163,6 +165,7 @@ class _WorkerHandle:
     """An actor and the shards it holds, in the order in which it infers them."""
 
     actor: ActorHandle
+    placement: Placement  # what it requested
     starting: Reference  # its answer to the question where it is, with its engine; None once that is there
     machine: str = ""
     leases: dict[Reference, Lease] = field(default_factory=dict[Reference, Lease])
@@ -181,10 +184,9 @@ class _WorkerHandle:
 class _Driver:
     """The workers of a run, and what they are at."""
 
-    def __init__(self, job: Job, placement: Placement, device: str, schedule: Schedule, image_timeout: float) -> None:
+    def __init__(self, job: Job, placement: Placement, schedule: Schedule, image_timeout: float) -> None:
         self._job = job
         self._placement = placement
-        self._device = device
         self._schedule = schedule
         self._image_timeout = image_timeout
         self._placed = time.monotonic()
@@ -233,8 +235,8 @@ class _Driver:
             max_restarts=0,  # the driver replaces it, and so knows when and on which machine the new one has started
             max_task_retries=0,
             max_concurrency=SHARDS_PER_WORKER,
-        ).remote(self._job, self._placement.threads)
-        return _WorkerHandle(actor, actor.start.remote())
+        ).remote(self._job, self._placement)
+        return _WorkerHandle(actor, self._placement, actor.start.remote())
 
     def _hand_out(self) -> None:
         # In rounds, so that every worker has a shard before one has two. The next one is sent when the last one has its
@@ -319,7 +321,7 @@ class _Driver:
         if isinstance(error, ActorUnavailableError):
             # Ray does not know yet whether the worker is dead, or its machine: it will when it answers this.
             worker.starting = worker.actor.machine.remote()
-        elif (isinstance(error, RayActorError) and error.preempted) or not _is_alive(worker.machine):
+        elif (isinstance(error, RayActorError) and error.preempted) or worker.machine not in _machines():
             logger.warning("a machine is gone: what it was at is done again")
             self._replace(worker)
         else:
@@ -354,9 +356,9 @@ class _Driver:
                 self._replace(worker, [worker.leases.pop(culprit)], f"no progress for {self._image_timeout:.0f} s")
             elif (culprit or worker.starting) and now - worker.reported > self._image_timeout / REPORTS_OF_SILENCE:
                 worker.reported = now
-                what = (
-                    worker.leases[culprit].whereabouts if culprit else "a worker that starts: is a machine free for it?"
-                )
+                request = f"{worker.placement.cpus} CPUs and {worker.placement.gpus} GPUs"
+                starting = f"a worker that starts: does any machine have {request} free for it?"
+                what = worker.leases[culprit].whereabouts if culprit else starting
                 logger.warning("%s: no progress for %.0f s", what, now - worker.heard)
 
     def _use_new_machines(self) -> None:
@@ -365,12 +367,14 @@ class _Driver:
             return
         self._placed = now
         with suppress(DeviceError, RunFailedError):  # no machine at all: the workers wait for one
-            room = min(place(_machines(), self._device).workers, self._schedule.unfinished)
+            # Not the device that the user named: a run that began on GPUs waits for GPUs.
+            self._placement = place(list(_machines().values()), "cuda" if self._placement.gpus else "cpu")
+            for worker in list(self._workers):
+                # It waits for a machine and requests more CPUs than a machine that came meanwhile has for it.
+                if not worker.machine and worker.placement.cpus > self._placement.cpus:
+                    self._replace(worker)
+            room = min(self._placement.workers, self._schedule.unfinished)
             self._workers += [self._new_worker() for _ in range(room - len(self._workers))]
-
-
-def _is_alive(machine: str) -> bool:
-    return any(node["NodeID"] == machine and node["Alive"] for node in ray.nodes())
 
 
 def _reason(error: RayError) -> str:

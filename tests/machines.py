@@ -43,12 +43,9 @@ class Machines:
     def address(self) -> str:
         return str(self.cluster.address)
 
-    def add(self) -> None:
-        self.nodes.append(
-            self.cluster.add_node(
-                num_cpus=1, num_gpus=1, node_ip_address=LOOPBACK, object_store_memory=MEMORY_BYTES, wait=True
-            )
-        )
+    def add(self, num_cpus: int = 1, num_gpus: int = 1) -> None:
+        resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "object_store_memory": MEMORY_BYTES}
+        self.nodes.append(self.cluster.add_node(**resources, node_ip_address=LOOPBACK, wait=True))
 
     def kill_machine(self, number: int) -> None:
         """As when the power fails: nobody is told, and the workers on it go, too."""

@@ -1,14 +1,19 @@
 """Machines, workers and drivers that die on a cluster of several machines, and a worker that takes all the memory."""
 
+from __future__ import annotations
+
 import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+import ray
+import torch
 
 from maskmill.pipeline import cluster
 from maskmill.pipeline.storage import LocalStorage, open_storage
@@ -58,6 +63,40 @@ def test_machines_that_come_are_used_and_machines_that_go_blame_nobody(tmp_path:
         (tmp_path / "released").touch()
         assert driver.wait(120) == 0, log.read_text()
     assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 80}
+
+
+@dataclass(frozen=True)
+class CountingEngine(FakeEngine):
+    """Writes down the process, the threads that torch has in it, and the CPUs that Ray reserved for it."""
+
+    def __call__(self) -> CountingEngine:
+        cpus = ray.get_runtime_context().get_assigned_resources()["CPU"]
+        with (self.folder / "threads").open("a") as stream:
+            stream.write(f"{torch.get_num_threads()} threads, {cpus:g} CPUs\n")
+        return self
+
+
+def test_worker_has_as_many_threads_as_cpus_reserved_and_no_more_than_its_share_of_its_machine(tmp_path: Path):
+    """The CPUs of machines without a GPU do not count; Ray places a worker on each GPU."""
+    (tmp_path / "photographs").mkdir()
+    for number in range(6):
+        (tmp_path / "photographs" / f"{number}.png").write_bytes(picture(number, WAIT))
+    engine = CountingEngine(tmp_path, seconds=0.01)
+    job, plan = begin(tmp_path / "photographs", tmp_path / "out", images_per_shard=1, engine=engine)
+    with machines(0) as cluster_of_three:
+        cluster_of_three.add(num_cpus=4, num_gpus=2)
+        cluster_of_three.add(num_cpus=6, num_gpus=1)
+        cluster_of_three.add(num_cpus=64, num_gpus=0)
+
+        def release() -> None:
+            wait_until(lambda: len(workers_that_worked(tmp_path)) == 3)
+            (tmp_path / "released").touch()
+
+        with ThreadPoolExecutor(1) as threads:
+            released = threads.submit(release)
+            cluster.run(job, plan, lambda _: None, address=cluster_of_three.address, device="cuda")
+            released.result()
+    assert (tmp_path / "threads").read_text().splitlines() == ["2 threads, 2 CPUs"] * 3
 
 
 @dataclass(frozen=True)
