@@ -9,14 +9,14 @@ import logging
 from collections import defaultdict
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from maskmill.annotations.layers import layer_masks
 from maskmill.annotations.records import AnnotatedImage, AnnotatedImages, AnnotationError
 from maskmill.filters import rle
-from maskmill.model.training.data import LabelledImage, TrainingDataError
+from maskmill.model.preprocess import resize, resized_size
+from maskmill.model.training.data import ImageCache, LabelledImage, TrainingDataError
 
 # The largest input of any model.
 LONGEST_SIDE = 1024
@@ -39,8 +39,7 @@ class TrainingImages:
     ) -> None:
         """At most `cache_bytes` are kept; photographs are reduced to `longest_side` pixels."""
         self._images, self._cache_bytes, self._longest_side = images, cache_bytes, longest_side
-        self._kept: dict[int, tuple[NDArray[np.uint8], NDArray[np.unsignedinteger]]] = {}
-        self._kept_bytes = 0
+        self._kept = ImageCache(cache_bytes)
 
     @property
     def name(self) -> str:
@@ -67,17 +66,11 @@ class TrainingImages:
         raise TrainingDataError(f"{self.name}: no image with masks in it")
 
     def _labelled(self, index: int) -> LabelledImage | None:
-        if index in self._kept:
-            pixels_hw3, maps_Ahw = self._kept[index]
-            return LabelledImage(pixels_hw3, maps_Ahw.astype(np.int32))
-        if (image := to_labelled(self._images[index], self._longest_side)) is None:
-            return None
-        # Labels mostly fit a byte.
-        compact = image.maps_AHW.astype(np.min_scalar_type(int(image.maps_AHW.max())))
-        size = image.pixels_HW3.nbytes + compact.nbytes
-        if self._kept_bytes + size <= self._cache_bytes:
-            self._kept[index] = image.pixels_HW3, compact
-            self._kept_bytes += size
+        image = self._kept.get(index)
+        if image is None:
+            image = to_labelled(self._images[index], self._longest_side)
+            if image is not None:
+                self._kept.add(index, image)
         return image
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -99,8 +92,9 @@ def to_labelled(image: AnnotatedImage, longest_side: int) -> LabelledImage | Non
             by_annotator[int(image.annotator_K[k])].setdefault(image.rles[k], k)
     if not by_annotator:
         return None
-    scale = min(1.0, longest_side / max(image.height, image.width))
-    height, width = (max(1, round(side * scale)) for side in (image.height, image.width))
+    height, width = image.height, image.width
+    if max(height, width) > longest_side:
+        height, width = resized_size(height, width, longest_side)
     rows, columns = _centres(image.height, height)[:, None], _centres(image.width, width)
     maps = [
         layer_masks((image.decode(k)[rows, columns] for k in masks.values()), height, width)
@@ -108,8 +102,8 @@ def to_labelled(image: AnnotatedImage, longest_side: int) -> LabelledImage | Non
     ]
     maps_Ahw = np.concatenate(maps)
     pixels_HW3 = image.read_pixels()
-    if scale < 1:
-        pixels_HW3 = np.asarray(cv2.resize(pixels_HW3, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    if (height, width) != (image.height, image.width):
+        pixels_HW3 = resize(pixels_HW3, longest_side).numpy()
     return LabelledImage(pixels_HW3, maps_Ahw) if len(maps_Ahw) else None
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from maskmill.jobs.extras import require_extra
+
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "coins", "motorcycle_left", "rocket")
 
 
@@ -22,6 +24,7 @@ def demo(
 
       maskmill demo
     """
+    require_extra("demo")
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from rich.console import Console
 
@@ -49,12 +52,8 @@ def _write_photographs(folder: Path) -> None:
     """Copies what is bundled, byte for byte: part of what the run's results rest on."""
     import shutil
 
-    from maskmill.model.errors import MaskmillError
+    import skimage.data
 
-    try:
-        import skimage.data
-    except ImportError as error:
-        raise MaskmillError("the demo takes its photographs from scikit-image: pip install 'maskmill[demo]'") from error
     folder.mkdir(parents=True, exist_ok=True)
     bundled = Path(skimage.data.__file__).parent
     for name in PHOTOGRAPHS:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maskmill.jobs.extras import require_extra
 from maskmill.jobs.generate import run_config
 from maskmill.jobs.run import Device, MovedTo
 
@@ -94,8 +95,8 @@ def evaluate(
 
       maskmill evaluate --data bsds500-val --out report/ --model vit_b --checkpoint sam_vit_b_01ec64.pth --only clicks
     """
+    require_extra("evaluate")
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
-    _check_extra()
     from rich.console import Console
 
     from maskmill.annotations import open_annotations
@@ -165,13 +166,3 @@ def _measure(
             else:
                 scores.append(result)
     return scores, skipped
-
-
-def _check_extra() -> None:
-    from importlib.util import find_spec
-
-    from maskmill.model.errors import MaskmillError
-
-    missing = [name for name in ("matplotlib", "scipy", "skimage") if find_spec(name) is None]
-    if missing:
-        raise MaskmillError(f"{' and '.join(missing)} are not installed: pip install 'maskmill[evaluate]'")

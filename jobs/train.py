@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maskmill.jobs.extras import require_extra
+
 if TYPE_CHECKING:
     from maskmill.annotations.training import TrainingImages
     from maskmill.model.training.recipe import TrainingConfig
@@ -95,6 +97,7 @@ def train(
 
       maskmill train runs/vit_b --model vit_b --checkpoint sam_vit_b_01ec64.pth --data sa1b/ --device cuda
     """
+    require_extra("train")
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import embedded_checkpoint
     from maskmill.model.config import VARIANTS

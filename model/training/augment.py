@@ -1,6 +1,7 @@
 """A labelled image to a model input of any size: cropped, flipped, recoloured, resized and padded at random.
 
-Shapes: H W image size, A label maps, S input side, s = S / 2 side of the label maps that prompts are drawn on.
+Shapes: H W image size, h w resized size, A label maps, S input side, s = S / 2 side of the label maps that prompts are
+drawn on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
+from PIL import Image
 
+from maskmill.model.preprocess import resize, resized_size
 from maskmill.model.training.data import LabelledImage
 
 # Label maps are kept at half the input's resolution: twice what the mask logits have, at a quarter of the cost.
@@ -30,9 +33,7 @@ class Example:
 
 def fit(image: LabelledImage, side: int) -> Example:
     """The whole image, longest side `side`, padded: what the pipeline feeds the model."""
-    height, width = image.pixels_HW3.shape[:2]
-    scale = side / max(height, width)
-    return _place(image, side, max(1, round(height * scale)), max(1, round(width * scale)))
+    return _place(resize(image.pixels_HW3, side).numpy(), image.maps_AHW, side)
 
 
 def augment(image: LabelledImage, side: int, rng: Generator) -> Example:
@@ -53,10 +54,13 @@ def augment(image: LabelledImage, side: int, rng: Generator) -> Example:
         pixels_HW3, maps_AHW = pixels_HW3.transpose(1, 0, 2), maps_AHW.transpose(0, 2, 1)
     height, width = pixels_HW3.shape[:2]
     # Now and then smaller than the input, so that scale varies both ways; slightly stretched.
-    scale = side / max(height, width) * (rng.uniform(0.6, 1.0) if rng.random() < 0.25 else 1.0)
+    longest = round(side * rng.uniform(0.6, 1.0)) if rng.random() < 0.25 else side
+    new_height, new_width = resized_size(height, width, longest)
     stretch = np.exp(rng.uniform(-0.12, 0.12))
-    new_height, new_width = (int(np.clip(round(v), 16, side)) for v in (height * scale, width * scale * stretch))
-    example = _place(LabelledImage(np.ascontiguousarray(pixels_HW3), maps_AHW), side, new_height, new_width)
+    new_height, new_width = (int(np.clip(v, 16, side)) for v in (new_height, new_width * stretch))
+    # As `resize` does, which keeps proportions.
+    resized = Image.fromarray(pixels_HW3).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    example = _place(np.array(resized), maps_AHW, side)
     window = example.pixels_SS3[:new_height, :new_width]
     window[:] = _recolour(window, rng)
     return example
@@ -86,16 +90,15 @@ def paste(image: LabelledImage, other: LabelledImage, rng: Generator) -> Labelle
     return LabelledImage(pixels_HW3, maps_AHW)
 
 
-def _place(image: LabelledImage, side: int, height: int, width: int) -> Example:
-    shrinks = height < image.pixels_HW3.shape[0]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+def _place(pixels_hw3: NDArray[np.uint8], maps_AHW: NDArray[np.int32], side: int) -> Example:
+    """Resized pixels with the label maps of the image, at its own size, as an example."""
+    height, width = pixels_hw3.shape[:2]
     pixels_SS3 = np.zeros((side, side, 3), np.uint8)
-    pixels_SS3[:height, :width] = cv2.resize(image.pixels_HW3, (width, height), interpolation=interpolation)
-    maps_Ass = np.zeros((len(image.maps_AHW), side // LABEL_STRIDE, side // LABEL_STRIDE), np.int32)
+    pixels_SS3[:height, :width] = pixels_hw3
+    maps_Ass = np.zeros((len(maps_AHW), side // LABEL_STRIDE, side // LABEL_STRIDE), np.int32)
     # Nearest label at the centre of each label pixel that lies in the image.
-    rows = _nearest(height, image.maps_AHW.shape[1])
-    columns = _nearest(width, image.maps_AHW.shape[2])
-    maps_Ass[:, : rows.size, : columns.size] = image.maps_AHW[:, rows[:, None], columns[None, :]]
+    rows, columns = _nearest(height, maps_AHW.shape[1]), _nearest(width, maps_AHW.shape[2])
+    maps_Ass[:, : rows.size, : columns.size] = maps_AHW[:, rows[:, None], columns[None, :]]
     return Example(pixels_SS3, maps_Ass, height, width)
 
 

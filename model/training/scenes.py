@@ -17,26 +17,32 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from maskmill.model.training.data import LabelledImage
+from maskmill.model.training.data import ImageCache, LabelledImage
 from maskmill.model.training.textures import Paint, Window, smooth_noise, texture
 
 PARTS, OBJECTS, GROUPS = range(3)
+CACHE_BYTES = 2**29  # three quarters of the recipe's thousand scenes of 384 pixels
 
 
 class Scenes:
-    """The scenes of `count` seeds. Each is drawn when first asked for, then kept: drawing takes as long as learning."""
+    """The scenes of `count` seeds, each drawn when it is asked for.
 
-    def __init__(self, count: int, first_seed: int, longest_side: int) -> None:
+    Drawing takes as long as learning, so drawn scenes are kept, up to `cache_bytes` in each process.
+    """
+
+    def __init__(self, count: int, first_seed: int, longest_side: int, cache_bytes: int = CACHE_BYTES) -> None:
         self._count, self._first_seed, self._longest_side = count, first_seed, longest_side
-        self._drawn: dict[int, LabelledImage] = {}
+        self._drawn = ImageCache(cache_bytes)
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int, /) -> LabelledImage:
-        if index not in self._drawn:
-            self._drawn[index] = draw_scene(self._first_seed + index, self._longest_side)
-        return self._drawn[index]
+        scene = self._drawn.get(index)
+        if scene is None:
+            scene = draw_scene(self._first_seed + index, self._longest_side)
+            self._drawn.add(index, scene)
+        return scene
 
 
 def draw_scene(seed: int, longest_side: int) -> LabelledImage:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from maskmill.model.preprocess import preprocess, resized_size
 from maskmill.model.training.augment import LABEL_STRIDE, augment, fit, paste
 from maskmill.model.training.data import LabelledImage
+from maskmill.model.training.prompts import normalise
 from maskmill.model.training.scenes import GROUPS, OBJECTS, PARTS, Scenes, draw_scene
-from tests.model.training.tiny import squares
+from tests.model.training.tiny import TINY, squares
 
 
 def test_scene_is_the_same_when_the_seed_is():
@@ -46,11 +53,40 @@ def test_scene_outlines_lie_where_the_picture_changes():
     assert np.mean(across) > 2 * np.mean(within)
 
 
-def test_scenes_are_kept_once_drawn():
-    scenes = Scenes(count=2, first_seed=5, longest_side=64)
-    assert len(scenes) == 2
-    assert scenes[1] is scenes[1]
-    assert np.array_equal(scenes[1].pixels_HW3, draw_scene(6, 64).pixels_HW3)
+def test_scenes_are_kept_once_drawn_while_there_is_room():
+    drawn = [draw_scene(seed, 64) for seed in (5, 6, 7)]
+    # Pixels and three maps of bytes.
+    room = sum(6 * scene.maps_AHW[0].size for scene in drawn[:2])
+    scenes = Scenes(count=3, first_seed=5, longest_side=64, cache_bytes=room)
+    assert len(scenes) == 3
+    for index, kept in enumerate((True, True, False)):
+        first, again = scenes[index], scenes[index]
+        assert (first.pixels_HW3 is again.pixels_HW3) == kept
+        for scene in (first, again):
+            assert np.array_equal(scene.pixels_HW3, drawn[index].pixels_HW3)
+            assert np.array_equal(scene.maps_AHW, drawn[index].maps_AHW)
+
+
+def test_scenes_of_a_recipe_take_no_more_memory_than_their_limit():
+    """Arrays allocated, in a process that has seen many more scenes than there is room for."""
+    scenes = Scenes(count=60, first_seed=0, longest_side=96, cache_bytes=2**20)
+    scenes[0]  # loads the photographs that textures are cut from
+    tracemalloc.start()
+    for index in range(60):
+        scenes[index]
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 2**19 < kept < 1.2 * 2**20
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 2**31))
+def test_fitted_example_is_what_the_network_gets_at_inference(height: int, width: int, seed: int):
+    pixels_HW3 = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    example = fit(LabelledImage(pixels_HW3, np.ones((1, height, width), np.int32)), TINY.image_size)
+    assert (example.height, example.width) == resized_size(height, width, TINY.image_size)
+    assert torch.equal(normalise([example], TINY)[0], preprocess(pixels_HW3, TINY))
+    assert example.maps_Ass.any(axis=0).sum() == (example.height // LABEL_STRIDE) * (example.width // LABEL_STRIDE)
 
 
 def test_fitted_example_keeps_proportions_and_pads():
