@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import distributed, multiprocessing
 
 from maskmill.model.checkpoint import read_checkpoint, save_checkpoint
 from maskmill.model.config import VARIANTS
@@ -218,6 +219,27 @@ def test_processes_share_the_images_of_a_step(tmp_path: Path):
     # The leader of two has seen another half of the images than the process that has them all.
     assert losses[0] != losses[1]
     assert read_checkpoint(tmp_path / "two" / "model.safetensors").metadata["step"] == "2"
+
+
+def _train_as(rank: int, folder: Path) -> None:
+    """One of two processes that share the steps; leaves its losses and the state of its run."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    trainer = _trainer()
+    losses = list(trainer.run(until=2))
+    trainer.save(folder / f"{rank}.pt")
+    (folder / f"{rank}.json").write_text(json.dumps(losses))
+    distributed.destroy_process_group()
+
+
+def test_processes_have_the_same_weights_after_each_step_though_they_see_other_images(tmp_path: Path):
+    multiprocessing.spawn(_train_as, (tmp_path,), nprocs=2)
+    losses = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert losses[0] != losses[1]
+    leader, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True)["learner"] for rank in (0, 1))
+    assert leader["affinity_scale"].tolist() != [8, -4], "it has no weight decay: only gradients move it"
+    for name, tensor in leader.items():
+        assert torch.equal(tensor, other[name]), name
 
 
 def test_learning_rate_warms_up_and_falls_within_each_stage():
