@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 from maskmill.filters import rle
 from maskmill.filters.upsampling import Upsampling
@@ -26,6 +27,8 @@ class Measures(NamedTuple):
     inner_boxes: Tensor  # (N, 4) int64, those within `boxes` in any case; x0 > x1 where there is none
 
 
+# As operators of PyTorch, these may be implemented by subclasses of Tensor (`__torch_function__`).
+@wrap_torch_function(lambda logits_Nhw, *_, **__: (logits_Nhw,))
 def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: float = 0.0) -> Measures:
     """Measures of the masks, the pixels whose logit is above `MASK_THRESHOLD`.
 
@@ -39,6 +42,7 @@ def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: f
     return Measures(above_N / below_N, area_N, outer_N4 * (outer_N4[:, 2:3] >= 0), inner_N4)
 
 
+@wrap_torch_function(lambda logits_Nhw, *_, **__: (logits_Nhw,))
 def encode(logits_Nhw: Tensor, upsampling: Upsampling, corner: tuple[int, int], height: int, width: int) -> list[bytes]:
     """The `counts` of the masks in an image of (height, width) pixels whose crop begins at `corner` (x, y)."""
     offset = corner[0] * height + corner[1]

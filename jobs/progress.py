@@ -28,8 +28,8 @@ ESTIMATE_SECONDS = 600.0
 class ProgressBar:
     """Of one task, which is `what` is done with `total` of a `unit`, such as "images". To be entered."""
 
-    def __init__(self, what: str, unit: str, total: int | None = None) -> None:
-        self._unit = unit
+    def __init__(self, what: str, unit: str, total: int | None = None, line_seconds: float = LINE_SECONDS) -> None:
+        self._unit, self._line_seconds = unit, line_seconds
         self._person = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
         columns = (
             TextColumn("{task.description}"),
@@ -57,13 +57,14 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # rich before 14.1 ends with an empty line even then
+            self._bar.stop()
 
     def update(self, **changes: Any) -> None:
         """`advance`, `completed`, `total` or `description`, as rich's; `figures` are a text beside the bar."""
         self._bar.update(self._task, **changes)
         now = time.monotonic()
-        if self._bar.disable and now - self._told >= LINE_SECONDS:
+        if self._bar.disable and now - self._told >= self._line_seconds:
             self._told = now
             self._person.print(f"maskmill: {self._line()}")
 

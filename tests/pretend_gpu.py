@@ -1,8 +1,8 @@
 """A GPU that is none: its tensors say that they are on one, and the CPU computes what is in them.
 
-What runs on it takes the way that code takes on a GPU, but for the mask tail, whose kernels are the CPU's. As there,
-tensors of two devices do not mix, and where the host needs to know what is in a tensor it waits for the device: these
-waits are counted.
+What runs on it takes the way that code takes on a GPU, but for the mask tail, whose kernels are the CPU's: it comes
+through `__torch_function__`, like the operators of PyTorch. As there, tensors of two devices do not mix, and where the
+host needs to know what is in a tensor it waits for the device: these waits are counted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
-
-from maskmill.filters import tail, tail_cpu
 
 DEVICE = torch.device("cuda:0")
 _autocast = torch.autocast
@@ -43,7 +41,6 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, fault: str | None = None) -> It
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**34))
-    monkeypatch.setattr(tail, "_kernels", lambda logits_Nhw: _Tail if isinstance(logits_Nhw, OnGpu) else tail_cpu)
     monkeypatch.setattr(torch, "autocast", lambda device_type, *args, **kwargs: _autocast("cpu", *args, **kwargs))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     with torch.no_grad(), _PretendGpu(fault) as device:
@@ -99,18 +96,6 @@ class _PretendGpu(TorchFunctionMode):
         dtypes = [target for target in targets if isinstance(target, torch.dtype)]
         moved = _plain(args[0]).to(*dtypes, copy=was_there != to_gpu)
         return _on_gpu(moved) if to_gpu else moved
-
-
-class _Tail:
-    """The mask tail on the pretended device."""
-
-    @staticmethod
-    def measure(logits_Nhw: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        return tree_map(_on_gpu, tail_cpu.measure(_plain(logits_Nhw), *args))
-
-    @staticmethod
-    def find_changes(logits_Nhw: Tensor, *args: Any) -> Any:
-        return tail_cpu.find_changes(_plain(logits_Nhw), *args)
 
 
 def _has_mask(index: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from maskmill.jobs import progress
 from maskmill.jobs.progress import ProgressBar
 
 
@@ -12,9 +11,8 @@ def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().err.splitlines()
 
 
-def test_log_gets_a_line_with_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    with ProgressBar("starting", "images", 4) as bar:
+def test_log_gets_a_line_with_how_far_it_is(capsys: pytest.CaptureFixture[str]):
+    with ProgressBar("starting", "images", 4, line_seconds=0) as bar:
         bar.update(advance=1, description="generating", figures="70 masks")
         bar.tell("maskmill: skipped: [1] of them")
         assert list(bar.track("ab")) == ["a", "b"]
@@ -25,9 +23,8 @@ def test_log_gets_a_line_with_how_far_it_is(monkeypatch: pytest.MonkeyPatch, cap
     assert third.startswith("maskmill: generating 3 of 4 images, 0:00:00, 0:00:0")
 
 
-def test_total_that_is_not_known_yet_is_not_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    with ProgressBar("verifying", "shards") as bar:
+def test_total_that_is_not_known_yet_is_not_told(capsys: pytest.CaptureFixture[str]):
+    with ProgressBar("verifying", "shards", line_seconds=0) as bar:
         bar.update(advance=1)
     assert _lines(capsys) == ["maskmill: verifying 1 shards, 0:00:00"]
 

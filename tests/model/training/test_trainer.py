@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from maskmill.model.checkpoint import read_checkpoint, save_checkpoint
 from maskmill.model.config import VARIANTS
@@ -233,7 +234,7 @@ def _train_as(rank: int, folder: Path) -> None:
 
 
 def test_processes_have_the_same_weights_after_each_step_though_they_see_other_images(tmp_path: Path):
-    multiprocessing.spawn(_train_as, (tmp_path,), nprocs=2)
+    spawn(_train_as, (tmp_path,), nprocs=2)
     losses = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert losses[0] != losses[1]
     leader, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True)["learner"] for rank in (0, 1))
