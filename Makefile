@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check docs fix test bench gpu-check soak fuzz
+.PHONY: help demo check docs fix test test-lowest bench gpu-check soak fuzz
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -30,6 +30,13 @@ fix: $(INSTALLED)  ## lets ruff correct and format
 
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest
+
+# Old versions warn of new ones, so warnings are no errors. The tests against transformers need newer versions.
+test-lowest:  ## the fast tests with the lowest version of each dependency, in .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[demo,evaluate,train]' \
+		hypothesis 'moto[s3,server]' pytest pytest-timeout segment-anything triton
+	.venv-lowest/bin/pytest -W default -m 'not slow and not gpu and not ray' $(LOWEST_IGNORE)
 
 bench: $(INSTALLED)  ## the engine against its peers; memory of a very large image
 	$(BIN)/python -m benchmarks.engine
