@@ -16,7 +16,6 @@ def test_lowest_versions_are_those_that_are_tested():
     floors = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(requirements), re.MULTILINE))
     lines = (PROJECT / "constraints-lowest.txt").read_text().splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))
-    assert NOT_LOWEST < floors.keys()
     for name in floors.keys() - NOT_LOWEST:
         assert f"{tested[name]}.".startswith(f"{floors[name]}."), (
             f"{name}: {floors[name]} allowed, {tested[name]} tested"
