@@ -36,7 +36,7 @@ test-lowest:  ## the fast tests with the lowest version of each dependency, in .
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[demo,evaluate,train]' \
 		hypothesis 'moto[s3,server]' pytest pytest-timeout segment-anything triton
-	.venv-lowest/bin/pytest -W default -m 'not slow and not gpu and not ray' $(LOWEST_IGNORE)
+	.venv-lowest/bin/pytest -W default -m 'not slow and not gpu and not ray'
 
 bench: $(INSTALLED)  ## the engine against its peers; memory of a very large image
 	$(BIN)/python -m benchmarks.engine
