@@ -18,5 +18,5 @@ def measure_boxes(predictor: Predictor, image: AnnotatedImage, segments: Sequenc
     for k in segments:
         x, y, w, h = rle.bbox(image.rles[k], image.height, image.width)
         answer = predictor.predict(box=[x, y, x + w + 1, y + h + 1], multimask=False)
-        ious.append(iou(answer.masks_MHW[0], image.decode(k)))
+        ious.append(iou(answer.masks[0], image.decode(k)))
     return np.array(ious, np.float64)

@@ -37,7 +37,7 @@ class Predictor(Protocol):
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
         box: ArrayLike | None = None,
-        mask_logits: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
         multimask: bool = True,
     ) -> Prediction: ...
 
@@ -74,9 +74,9 @@ def measure_clicks(
         segment_HW = image.decode(k)
         click = first_click(segment_HW)
         first = predictor.predict([click[:2]], [1])
-        clicked_K3[row] = [iou(mask_HW, segment_HW) for mask_HW in first.masks_MHW]
-        any_K3[row] = _best_under(click, first.masks_MHW, answers)
-        predicted_K3[row] = first.predicted_iou_M
+        clicked_K3[row] = [iou(mask_HW, segment_HW) for mask_HW in first.masks]
+        any_K3[row] = _best_under(click, first.masks, answers)
+        predicted_K3[row] = first.scores
         oracle_K[row] = clicked_K3[row].max()
         iou_P = _refine(predictor, first, click, segment_HW, last)
         counted = [count for count in CLICKS if count <= last]
@@ -107,8 +107,8 @@ def iou(a_HW: Mask, b_HW: Mask) -> float:
 
 def _refine(predictor: Predictor, first: Prediction, click: Click, segment_HW: Mask, last: int) -> list[float]:
     """IoUs after 1, 2 ... `last` clicks."""
-    best = int(first.predicted_iou_M.argmax())
-    mask_HW, logits_hw = first.masks_MHW[best], first.logits_Mhw[best]
+    best = int(first.scores.argmax())
+    mask_HW, logits_hw = first.masks[best], first.logits[best]
     clicks, ious = [click], [iou(mask_HW, segment_HW)]
     while len(ious) < last:
         following = next_click(mask_HW, segment_HW)
@@ -116,8 +116,8 @@ def _refine(predictor: Predictor, first: Prediction, click: Click, segment_HW: M
             return ious + [1.0] * (last - len(ious))
         clicks.append(following)
         points_P2, labels_P = [c[:2] for c in clicks], [int(c.inside) for c in clicks]
-        answer = predictor.predict(points_P2, labels_P, mask_logits=logits_hw, multimask=False)
-        mask_HW, logits_hw = answer.masks_MHW[0], answer.logits_Mhw[0]
+        answer = predictor.predict(points_P2, labels_P, mask_input=logits_hw, multimask=False)
+        mask_HW, logits_hw = answer.masks[0], answer.logits[0]
         ious.append(iou(mask_HW, segment_HW))
     return ious
 

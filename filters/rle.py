@@ -67,14 +67,23 @@ def encode_columns(mask_HX: NDArray[np.bool_], first: int, width: int) -> bytes:
 
 def decode(counts: bytes, height: int, width: int, columns: slice | None = None) -> NDArray[np.bool_]:
     """The mask (H, W), or its columns from `start` to `stop`. ValueError where there is no such mask of this size."""
+    start, stop = (0, width) if columns is None else (columns.start, columns.stop)
+    ends = _runs_of(counts, height, width).end.clip(start * height, stop * height)
+    lengths = np.diff(ends, prepend=start * height)
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(stop - start, height).T
+
+
+def run_lengths(counts: bytes, height: int, width: int) -> list[int]:
+    """The `counts` of the same mask in COCO's uncompressed form. Raises as `decode`."""
+    return _runs_of(counts, height, width).length.tolist()
+
+
+def _runs_of(counts: bytes, height: int, width: int) -> _Runs:
     # Not pycocotools: it takes the counts on trust, and damaged ones make it read and write past the end.
     runs = _runs([counts], np.array([height]), np.array([width]))
     if runs.faults:
         raise ValueError(f"these counts are no mask: the RLE {runs.faults[0]}")
-    start, stop = (0, width) if columns is None else (columns.start, columns.stop)
-    ends = runs.end.clip(start * height, stop * height)
-    lengths = np.diff(ends, prepend=start * height)
-    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(stop - start, height).T
+    return runs
 
 
 def area(counts: bytes, height: int, width: int) -> int:

@@ -220,17 +220,16 @@ def generate_masks(
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
     """The configuration that the flags mean. ConfigError where one of them is wrong."""
     from maskmill.model.config import VARIANTS
-    from maskmill.pipeline.config import PRESETS, RunConfig
+    from maskmill.pipeline.config import RunConfig, generator_config
     from maskmill.pipeline.errors import ConfigError
 
     if model not in VARIANTS:
         raise ConfigError(f"there is no model {model!r}; choose one of {', '.join(VARIANTS)}")
     preset = preset or VARIANTS[model].default_preset
-    if preset not in PRESETS:
-        raise ConfigError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    generator = generator_config(preset, overrides)
     if precision not in ("exact", "fast"):
         raise ConfigError(f"there is no precision {precision!r}; choose exact or fast")
-    return RunConfig(model, preset, replace(PRESETS[preset], **overrides), precision)
+    return RunConfig(model, preset, generator, precision)
 
 
 def decoding_config(bands: str | None, value_range: str | None, max_image_pixels: int | None) -> DecodingConfig:

@@ -7,6 +7,7 @@ Source: `predictor.py` of segment-anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +22,11 @@ from maskmill.model.sam import Sam
 
 @dataclass(frozen=True)
 class Prediction:
-    """The masks of one prompt.
+    """The M masks of one prompt: the single mask, or the three candidates of an ambiguous prompt."""
 
-    `logits_Mhw[i]` is the mask prompt that refines mask i in a later call.
-    """
-
-    masks_MHW: NDArray[np.bool_]
-    predicted_iou_M: NDArray[np.float32]
-    logits_Mhw: NDArray[np.float32]
+    masks: NDArray[np.bool_]  # (M, H, W)
+    scores: NDArray[np.float32]  # (M,) predicted IoU; can exceed 1
+    logits: NDArray[np.float32]  # (M, h, w) low-resolution logits: logits[i] as `mask_input` refines mask i
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class EncodedImage:
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
         box: ArrayLike | None = None,
-        mask_logits: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
         multimask: bool = True,
     ) -> Prediction:
         """The masks of one prompt: points, a box, an earlier mask, or any combination.
@@ -55,26 +53,26 @@ class EncodedImage:
             points: (P, 2) x, y in pixels of the image.
             labels: (P,) 1 foreground, 0 background. All foreground when left out.
             box: (4,) x0, y0, x1, y1 in pixels of the image.
-            mask_logits: (h, w) logits of an earlier prediction.
-            multimask: three masks, for prompts that could mean several things; otherwise the single mask.
+            mask_input: (h, w) logits of an earlier prediction: `prediction.logits[i]`.
+            multimask: return three candidate masks, for ambiguous prompts such as one click; otherwise one mask.
 
         Raises:
             PromptError: no prompt at all, or one of the wrong shape or with impossible values.
         """
-        prompt = self._prompt_tensors(points, labels, box, mask_logits)
+        prompt = self._prompt_tensors(points, labels, box, mask_input)
         decoded = self.sam.decode_prompts(self.embedding, **prompt)
         keep_1M = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
         keep_1M[:, 0], keep_1M[:, 1:] = not multimask, multimask
         logits_Mhw = self.sam.decode_masks(decoded, keep_1M)
         masks_MHW = to_image_logits(logits_Mhw, self.height, self.width, self.sam.config.image_size) > 0
         return Prediction(
-            masks_MHW=masks_MHW.cpu().numpy(),
-            predicted_iou_M=decoded.predicted_iou_NM[keep_1M].cpu().numpy(),
-            logits_Mhw=logits_Mhw.cpu().numpy(),
+            masks=masks_MHW.cpu().numpy(),
+            scores=decoded.predicted_iou_NM[keep_1M].cpu().numpy(),
+            logits=logits_Mhw.cpu().numpy(),
         )
 
     def _prompt_tensors(
-        self, points: ArrayLike | None, labels: ArrayLike | None, box: ArrayLike | None, mask_logits: ArrayLike | None
+        self, points: ArrayLike | None, labels: ArrayLike | None, box: ArrayLike | None, mask_input: ArrayLike | None
     ) -> dict[str, Tensor]:
         """What was given, checked, as arguments of `Sam.decode_prompts` for one prompt."""
         tensors: dict[str, Tensor] = {}
@@ -93,11 +91,11 @@ class EncodedImage:
             if (corners_22[0] > corners_22[1]).any():
                 raise PromptError("the box is inside out; give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
             tensors["boxes_N4"] = self._to_input(corners_22).flatten(1)
-        if mask_logits is not None:
+        if mask_input is not None:
             side = self.sam.config.mask_size
-            tensors["masks_N1hw"] = self._tensor(_array("mask_logits", mask_logits, (side, side)))[:, None]
+            tensors["masks_N1hw"] = self._tensor(_array("mask_input", mask_input, (side, side)))[:, None]
         if not tensors:
-            raise PromptError("there is no prompt; give points, a box or mask_logits")
+            raise PromptError("there is no prompt; give points, a box or mask_input")
         return tensors
 
     def _to_input(self, xy_P2: NDArray[np.float64]) -> Tensor:
@@ -113,12 +111,26 @@ class EncodedImage:
 @torch.inference_mode()
 def encode_image(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> EncodedImage:
     """Encodes an RGB image, (H, W, 3) uint8. Raises PromptError for any other array."""
-    if pixels_HW3.dtype != np.uint8 or pixels_HW3.ndim != 3 or pixels_HW3.shape[2] != 3 or pixels_HW3.size == 0:
-        raise PromptError(
-            f"the image is {pixels_HW3.dtype} {pixels_HW3.shape}; it must be uint8 (height, width, 3), red first"
-        )
+    check_pixels(pixels_HW3)
     embedding = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
     return EncodedImage(sam, embedding, height=pixels_HW3.shape[0], width=pixels_HW3.shape[1])
+
+
+def check_pixels(pixels: NDArray[Any]) -> None:
+    """Raises PromptError, with a remedy, for any array but an RGB image, (H, W, 3) uint8."""
+    if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0:
+        return
+    if pixels.dtype != np.uint8:
+        remedy = "convert it; values from 0 to 1 with (image * 255).astype(numpy.uint8)"
+    elif pixels.ndim == 2:
+        remedy = "repeat grey values with numpy.stack([image] * 3, axis=-1)"
+    elif pixels.ndim == 3 and pixels.shape[2] == 4:
+        remedy = "drop the alpha channel with image[..., :3]"
+    else:
+        remedy = "give one image, with its channels last"
+    raise PromptError(
+        f"the image is {pixels.dtype} {pixels.shape}; it must be uint8 (height, width, 3), RGB, not empty: {remedy}"
+    )
 
 
 def _array(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:

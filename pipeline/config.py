@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -100,6 +100,20 @@ PRESETS: dict[str, GeneratorConfig] = {
         drop_small_masks=True,
     ),
 }
+
+
+def generator_config(preset: str, overrides: Mapping[str, Any]) -> GeneratorConfig:
+    """A preset in which some fields differ. ConfigError where the preset, a field or its value is wrong."""
+    if preset not in PRESETS:
+        raise ConfigError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    names = [field.name for field in fields(GeneratorConfig)]
+    for name in overrides:
+        if name not in names:
+            raise ConfigError(f"there is no generator option {name!r}; choose from {', '.join(names)}")
+    try:
+        return replace(PRESETS[preset], **overrides)
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"a generator option has a value of the wrong type: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ MaskmillError (model/errors.py)
 ├── ConfigError         an argument out of its range, or two that exclude each other
 ├── StorageError        a store that cannot be reached, read or written
 │   └── ObjectError     one object that is missing or may not be read, in a store that works
+├── UnknownImageError   an image id that a run does not have; also a KeyError
 ├── SourceError         a source with nothing to read, or that is not what it says
 ├── ImageError          one image that cannot be decoded: becomes a failed row, never ends a run
 ├── RunMismatchError    an output that belongs to another configuration, other weights or another schema
@@ -24,6 +25,12 @@ class StorageError(MaskmillError):
 
 class ObjectError(StorageError):
     """One object that is missing or may not be read, in a store that works: trying again does not help."""
+
+
+class UnknownImageError(MaskmillError, KeyError):
+    """An image id that a run does not have."""
+
+    __str__ = Exception.__str__  # a KeyError prints its message in quotes
 
 
 class SourceError(MaskmillError):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from maskmill.pipeline.config import DecodingConfig
+from maskmill.pipeline.config import DEFAULT_DECODING, DecodingConfig
 from maskmill.pipeline.decoding import netpbm
 from maskmill.pipeline.decoding.layers import over_white, rgb_picture
 from maskmill.pipeline.decoding.levels import alpha_to_8_bits, to_8_bits
@@ -71,8 +71,7 @@ def decode_image(data: bytes, decoding: DecodingConfig) -> DecodedImage:
             picture, orientation = _gray_or_rgb(*netpbm.read_samples(data, header), decoding), 1
         else:
             picture, orientation = _read_with_pillow(data, decoding)
-        upright = _UPRIGHT.get(orientation)
-        pixels = np.array(picture.transpose(upright) if upright is not None else picture)
+        pixels = _upright(picture, orientation)
     except ImageError:
         raise
     except UnidentifiedImageError as error:  # its own text has the address of a buffer
@@ -80,6 +79,18 @@ def decode_image(data: bytes, decoding: DecodingConfig) -> DecodedImage:
     except Exception as error:  # damaged files make decoders raise anything: OSError, SyntaxError, struct.error...
         raise ImageError(f"damaged image: {_one_line(error)}") from error
     return DecodedImage(pixels, hashlib.sha256(data).hexdigest())
+
+
+def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) of a Pillow image, by the rules of `decode_image`. ImageError for more than 8 bits."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise ImageError(f"a Pillow image of mode {image.mode} has more than 8 bits per sample; give the path instead")
+    return _upright(_to_rgb(image, DEFAULT_DECODING), _orientation(image))
+
+
+def _upright(picture: Image.Image, orientation: int) -> NDArray[np.uint8]:
+    transposition = _UPRIGHT.get(orientation)
+    return np.array(picture if transposition is None else picture.transpose(transposition))
 
 
 def _one_line(error: Exception) -> str:

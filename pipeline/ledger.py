@@ -111,8 +111,7 @@ class Ledger:
 
     def parts_of(self, shard_name: str) -> list[str]:
         """The names of the committed parts of one shard: as planned, first retry, second retry..."""
-        names = (f"{shard_name}-retry-{retry}" if retry else shard_name for retry in itertools.count())
-        return list(itertools.takewhile(lambda name: self.storage.exists(masks_key(name)), names))
+        return parts_of(self.storage, shard_name)
 
     def publish_images(self, shard_name: str) -> None:
         """Derives the images parts of a committed shard and of its retries: the same bytes whoever does it.
@@ -185,6 +184,12 @@ class Ledger:
         """In the order of the items. Threads, because the time goes into waiting for the store."""
         with ThreadPoolExecutor(REQUESTS_AT_ONCE) as executor:
             return list(executor.map(function, items))
+
+
+def parts_of(storage: Storage, shard_name: str) -> list[str]:
+    """The names of the committed parts of one shard: as planned, first retry, second retry..."""
+    names = (f"{shard_name}-retry-{retry}" if retry else shard_name for retry in itertools.count())
+    return list(itertools.takewhile(lambda name: storage.exists(masks_key(name)), names))
 
 
 def _shard_of(part_name: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -71,6 +72,16 @@ class Plan:
         """How many images there are; None where only reading the shards tells."""
         sizes = self.sizes[~self.left_out]
         return None if (sizes < 0).any() else int(sizes.sum())
+
+    def shards_with(self, image_id: str) -> list[str]:
+        """The name of the shard that lists an image, and of unlisted tars whose path the id may begin with."""
+        parts = image_id.split("/")
+        holds = pc.field("image_id") == image_id
+        for length in range(1, len(parts) + 1):
+            tar = f"/{'/'.join(parts[:length])}"
+            holds |= pc.field("image_id").is_null() & pc.ends_with(pc.field("uri"), tar)
+        rows = pq.read_table(pa.BufferReader(self.data), columns=["shard"], filters=holds, use_threads=False)
+        return [Shard(index, "").name for index in rows["shard"].unique().to_pylist()]
 
     def without(self, shard_names: Collection[str]) -> Plan:
         """The shards that are not named."""

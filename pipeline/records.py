@@ -6,14 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskmill.pipeline.errors import ConfigError
+
 Clock = Callable[[], float]
 Status = Literal["ok", "failed", "quarantined"]
+OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 
 # What can end an image, and what is timed, in order.
 STEPS = ("fetch", "decode", "encode", "prompt", "filter", "rle")
@@ -81,7 +85,7 @@ class DecodedImage:
 
 @dataclass(frozen=True, eq=False)
 class ImageMasks:
-    """The final masks of one image, N rows, and how many masks each filter dropped on the way."""
+    """The final masks of one image, N rows, and how many masks each filter dropped on the way. Arrays are read-only."""
 
     height: int
     width: int
@@ -99,9 +103,70 @@ class ImageMasks:
         assert self.area.shape == self.predicted_iou.shape == self.stability_score.shape == (rows,)
         assert self.boxes.shape == self.crop_boxes.shape == (rows, 4)
         assert self.points.shape == (rows, 2)
+        for column in fields(self):
+            if isinstance(array := getattr(self, column.name), np.ndarray):
+                array.flags.writeable = False
 
     def __len__(self) -> int:
         return len(self.rle_counts)
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """(N,) the predicted IoU; can exceed 1."""
+        return self.predicted_iou
+
+    @property
+    def rles(self) -> list[dict[str, Any]]:
+        """The masks as pycocotools takes them: `size` (H, W) and compressed `counts` (bytes)."""
+        return [{"size": [self.height, self.width], "counts": counts} for counts in self.rle_counts]
+
+    @cached_property
+    def masks(self) -> NDArray[np.bool_]:
+        """(N, H, W). All masks are decoded at the first use and kept: N x H x W bytes. `decode` decodes one."""
+        masks_NHW = np.empty((len(self), self.height, self.width), np.bool_)
+        for row in range(len(self)):
+            masks_NHW[row] = self.decode(row)
+        masks_NHW.flags.writeable = False
+        return masks_NHW
+
+    def decode(self, row: int) -> NDArray[np.bool_]:
+        """One mask, (H, W)."""
+        from maskmill.filters import rle  # OpenCV and pycocotools take a while to load
+
+        return rle.decode(self.rle_counts[row], self.height, self.width)
+
+    def to_dicts(self, output_mode: OutputMode = "binary_mask") -> list[dict[str, Any]]:
+        """The masks as `SamAutomaticMaskGenerator.generate` returns them: one dictionary each, with the same keys.
+
+        `segmentation` is a boolean array (H, W), or an RLE: `counts` is a list of run lengths in `uncompressed_rle`,
+        a string in `coco_rle`. Raises ConfigError for another `output_mode`.
+        """
+        if output_mode not in get_args(OutputMode):
+            raise ConfigError(
+                f"there is no output mode {output_mode!r}; choose one of {', '.join(get_args(OutputMode))}"
+            )
+        return [
+            {
+                "segmentation": self._segmentation(row, output_mode),
+                "area": int(self.area[row]),
+                "bbox": self.boxes[row].tolist(),
+                "predicted_iou": float(self.predicted_iou[row]),
+                "point_coords": [self.points[row].tolist()],
+                "stability_score": float(self.stability_score[row]),
+                "crop_box": self.crop_boxes[row].tolist(),
+            }
+            for row in range(len(self))
+        ]
+
+    def _segmentation(self, row: int, output_mode: OutputMode) -> NDArray[np.bool_] | dict[str, Any]:
+        from maskmill.filters import rle
+
+        if output_mode == "binary_mask":
+            return self.decode(row)
+        counts = self.rle_counts[row]
+        coco = output_mode == "coco_rle"
+        text = counts.decode() if coco else rle.run_lengths(counts, self.height, self.width)
+        return {"size": [self.height, self.width], "counts": text}
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,9 +16,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from maskmill.filters.names import FILTERS
 from maskmill.pipeline.records import STEPS, Failure, ImageMasks, ImageResult, Shard
@@ -163,6 +165,23 @@ def _mask_rows(image_id: str, masks: ImageMasks | Failure) -> pa.RecordBatch:
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, MASKS, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=MASKS)
+
+
+def mask_columns(rows: pa.Table) -> dict[str, Any]:
+    """The columns of ImageMasks that rows of the masks table of one image hold, in their order."""
+
+    def stacked(names: Sequence[str], dtype: type[np.generic]) -> NDArray[Any]:
+        return np.stack([rows[name].to_numpy() for name in names], axis=1).astype(dtype)
+
+    return {
+        "area": rows["area"].to_numpy(),
+        "boxes": stacked(["bbox_x", "bbox_y", "bbox_w", "bbox_h"], np.int64),
+        "predicted_iou": rows["predicted_iou"].to_numpy(),
+        "stability_score": rows["stability_score"].to_numpy(),
+        "points": stacked(["point_x", "point_y"], np.float64),
+        "crop_boxes": stacked(["crop_x", "crop_y", "crop_w", "crop_h"], np.int64),
+        "rle_counts": tuple(rows["rle_counts"].to_pylist()),
+    }
 
 
 def _image_row(shard: Shard, result: ImageResult) -> dict[str, Any]:

@@ -60,12 +60,12 @@ class ScriptedPredictor:
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
         box: ArrayLike | None = None,
-        mask_logits: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
         multimask: bool = True,
     ) -> Prediction:
         call = min(len(self.asked), len(self.answers) - 1)
         self.asked.append(
-            {"points": points, "labels": labels, "box": box, "mask_logits": mask_logits, "multimask": multimask}
+            {"points": points, "labels": labels, "box": box, "mask_input": mask_input, "multimask": multimask}
         )
         masks, predicted = self.answers[call]
         # Logits that say which answer they came with.

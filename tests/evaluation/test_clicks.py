@@ -57,7 +57,7 @@ def test_the_first_click_is_scored_by_rank_and_by_the_best_of_three() -> None:
     np.testing.assert_allclose(scores.oracle_K, [1])
     np.testing.assert_allclose(scores.predicted_K3, [[0.9, 0.5, 0.1]])
     np.testing.assert_allclose(scores.clicked_K3, [[1 / 3, 1, 0]])
-    assert predictor.asked == [{"points": [(7, 6)], "labels": [1], "box": None, "mask_logits": None, "multimask": True}]
+    assert predictor.asked == [{"points": [(7, 6)], "labels": [1], "box": None, "mask_input": None, "multimask": True}]
 
 
 def test_a_mask_counts_for_any_annotated_mask_under_the_click_but_crowds() -> None:
@@ -86,9 +86,9 @@ def test_later_clicks_mend_the_mask_before_with_its_logits() -> None:
     assert second["points"] == [(7, 6), (8, 4)]
     assert second["labels"] == [1, 1]
     assert second["multimask"] is False
-    assert (second["mask_logits"] == 1).all()  # those of the mask with the best predicted IoU
+    assert (second["mask_input"] == 1).all()  # those of the mask with the best predicted IoU
     assert len(third["points"]) == 3
-    assert (third["mask_logits"] == 10).all()
+    assert (third["mask_input"] == 10).all()
 
 
 def test_scores_are_zero_when_the_model_finds_nothing() -> None:

@@ -41,8 +41,8 @@ def released() -> SamPredictor:
         {"points": POINTS[:1], "labels": LABELS[:1]},
         {"points": POINTS, "labels": LABELS},
         {"box": BOX},
-        {"mask_logits": MASK},
-        {"points": POINTS, "labels": LABELS, "box": BOX, "mask_logits": MASK},
+        {"mask_input": MASK},
+        {"points": POINTS, "labels": LABELS, "box": BOX, "mask_input": MASK},
     ],
     ids=lambda prompt: "+".join(prompt),
 )
@@ -54,28 +54,28 @@ def test_predict_equals_released_predictor(
         point_coords=prompt.get("points"),
         point_labels=prompt.get("labels"),
         box=prompt.get("box"),
-        mask_input=prompt["mask_logits"][None] if "mask_logits" in prompt else None,
+        mask_input=prompt["mask_input"][None] if "mask_input" in prompt else None,
         multimask_output=multimask,
         return_logits=True,
     )
-    assert ours.masks_MHW.shape == (3 if multimask else 1, HEIGHT, WIDTH)
-    np.testing.assert_allclose(ours.logits_Mhw, logits, atol=1e-5)
-    np.testing.assert_allclose(ours.predicted_iou_M, ious, atol=1e-5)
+    assert ours.masks.shape == (3 if multimask else 1, HEIGHT, WIDTH)
+    np.testing.assert_allclose(ours.logits, logits, atol=1e-5)
+    np.testing.assert_allclose(ours.scores, ious, atol=1e-5)
     clear = np.abs(upscaled) > 1e-4  # elsewhere the sign is a matter of rounding
     assert clear.mean() > 0.99
-    assert (ours.masks_MHW == (upscaled > 0))[clear].all()
+    assert (ours.masks == (upscaled > 0))[clear].all()
 
 
 def test_predict_refines_when_given_its_own_logits(image: EncodedImage) -> None:
     first = image.predict(points=POINTS, labels=LABELS)
-    second = image.predict(points=POINTS, labels=LABELS, mask_logits=first.logits_Mhw[0], multimask=False)
-    assert second.masks_MHW.shape == (1, HEIGHT, WIDTH)
-    assert not np.allclose(second.logits_Mhw, image.predict(points=POINTS, labels=LABELS, multimask=False).logits_Mhw)
+    second = image.predict(points=POINTS, labels=LABELS, mask_input=first.logits[0], multimask=False)
+    assert second.masks.shape == (1, HEIGHT, WIDTH)
+    assert not np.allclose(second.logits, image.predict(points=POINTS, labels=LABELS, multimask=False).logits)
 
 
 def test_points_are_foreground_when_labels_are_left_out(image: EncodedImage) -> None:
     assumed, stated = image.predict(points=POINTS), image.predict(points=POINTS, labels=[1, 1])
-    np.testing.assert_array_equal(assumed.logits_Mhw, stated.logits_Mhw)
+    np.testing.assert_array_equal(assumed.logits, stated.logits)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_points_are_foreground_when_labels_are_left_out(image: EncodedImage) -> 
         ({"points": 5}, r"points has the shape \(\)"),
         ({"box": [[0, 0, 1, 1]]}, r"box has the shape \(1, 4\)"),
         ({"box": [30, 0, 10, 20]}, "x0 <= x1"),
-        ({"mask_logits": np.zeros((1, 28, 28))}, r"mask_logits has the shape \(1, 28, 28\); it must be \(28, 28\)"),
+        ({"mask_input": np.zeros((1, 28, 28))}, r"mask_input has the shape \(1, 28, 28\); it must be \(28, 28\)"),
     ],
 )
 def test_predict_refuses_impossible_prompts(prompt: dict[str, Any], message: str, image: EncodedImage) -> None:

@@ -1,0 +1,28 @@
+"""The interface of segment_anything 1.0: the same names, arguments, results and exceptions, in less time.
+
+    from maskmill.compat.segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
+
+What differs: checkpoints load in every layout that maskmill reads and raise CheckpointError; images without masks give
+an empty list; `sam.image_encoder`, `prompt_encoder` and `mask_decoder` have the published weights by the published
+names, but other methods.
+"""
+
+from maskmill.compat.segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator
+from maskmill.compat.segment_anything.build_sam import (
+    build_sam,
+    build_sam_vit_b,
+    build_sam_vit_h,
+    build_sam_vit_l,
+    sam_model_registry,
+)
+from maskmill.compat.segment_anything.predictor import SamPredictor
+
+__all__ = [
+    "SamAutomaticMaskGenerator",
+    "SamPredictor",
+    "build_sam",
+    "build_sam_vit_b",
+    "build_sam_vit_h",
+    "build_sam_vit_l",
+    "sam_model_registry",
+]

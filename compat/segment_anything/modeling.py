@@ -1,0 +1,118 @@
+"""`Sam` with the methods of the published one. The weights have the published names; inference is maskmill's.
+
+Shapes: B prompts, P points per prompt, C masks per prompt, H W image side in pixels, S input side, h w mask side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskmill.model import sam
+from maskmill.model.config import SamConfig
+from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.optimize import optimize
+
+
+class Sam(sam.Sam):
+    """A network in float32 on any device that `to` moves it to.
+
+    The form for inference is derived at the first use and again after `to` and `load_state_dict`. Weights that are
+    changed in place after the first use need one of these.
+    """
+
+    mask_threshold: float = 0.0
+    image_format: str = "RGB"
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__(config)
+        self._inference: tuple[sam.Sam, ...] = ()  # one or none; in a tuple it is not a part of this module
+
+    @property
+    def pixel_mean(self) -> Tensor:
+        """(3, 1, 1), in 0..255 RGB."""
+        return torch.tensor(self.config.pixel_mean, device=self.device).view(-1, 1, 1)
+
+    @property
+    def pixel_std(self) -> Tensor:
+        """(3, 1, 1), in 0..255 RGB."""
+        return torch.tensor(self.config.pixel_std, device=self.device).view(-1, 1, 1)
+
+    @torch.no_grad()
+    def for_inference(self) -> sam.Sam:
+        """The same network in maskmill's form for inference, with `--precision exact`."""
+        if not self._inference:
+            self._inference = (optimize(self, "exact", self.device),)
+        return self._inference[0]
+
+    @torch.no_grad()
+    def forward(self, batched_input: Sequence[Mapping[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
+        """The masks of several images and their prompts, all in the frame of the model's input.
+
+        Args:
+            batched_input: for each image `image` (3, h, w) and `original_size` (H, W); where they are given,
+                `point_coords` (B, P, 2) with `point_labels` (B, P), `boxes` (B, 4) and `mask_inputs` (B, 1, h, w).
+            multimask_output: three masks for each prompt, otherwise one.
+
+        Returns:
+            For each image `masks` (B, C, H, W) boolean, `iou_predictions` (B, C) and `low_res_logits` (B, C, h, w).
+        """
+        inputs = torch.stack([self.preprocess(record["image"]) for record in batched_input])
+        embeddings = self.for_inference().encode_images(inputs)
+        outputs = []
+        for index, record in enumerate(batched_input):
+            prompts = [record.get(name) for name in ("point_coords", "point_labels", "boxes", "mask_inputs")]
+            logits_BChw, ious_BC = self.decode(embeddings[index : index + 1], *prompts, multimask_output)
+            masks_BCHW = self.postprocess_masks(logits_BChw, record["image"].shape[-2:], record["original_size"])
+            masks_BCHW = masks_BCHW > self.mask_threshold
+            outputs.append({"masks": masks_BCHW, "iou_predictions": ious_BC, "low_res_logits": logits_BChw})
+        return outputs
+
+    @torch.no_grad()
+    def decode(
+        self,
+        embedding: ImageEmbedding,
+        points_BP2: Tensor | None,
+        labels_BP: Tensor | None,
+        boxes_B4: Tensor | None,
+        masks_B1hw: Tensor | None,
+        multimask: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, C, h, w) and predicted IoUs (B, C) of prompts in the frame of the model's input."""
+        network = self.for_inference()
+        decoded = network.decode_prompts(embedding, points_BP2, labels_BP, boxes_B4, masks_B1hw)
+        wanted = slice(1, None) if multimask else slice(0, 1)
+        ious_BC = decoded.predicted_iou_NM[:, wanted]
+        keep_BM = torch.zeros_like(decoded.predicted_iou_NM, dtype=torch.bool)
+        keep_BM[:, wanted] = True
+        return network.decode_masks(decoded, keep_BM).unflatten(0, ious_BC.shape), ious_BC
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Normalised pixels (..., 3, S, S), zero-padded at the right and bottom, of RGB pixels (..., 3, h, w)."""
+        S, (height, width) = self.config.image_size, x.shape[-2:]
+        return F.pad((x - self.pixel_mean) / self.pixel_std, (0, S - width, 0, S - height))
+
+    def postprocess_masks(self, masks: Tensor, input_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
+        """Logits (B, C, H, W) of the image from low-resolution ones (B, C, h, w).
+
+        `input_size` is that of the resized image without padding, `original_size` that of the image, (H, W) each.
+        """
+        S = self.config.image_size
+        masks = F.interpolate(masks, (S, S), mode="bilinear", align_corners=False)
+        masks = masks[..., : input_size[0], : input_size[1]]
+        return F.interpolate(masks, tuple(original_size), mode="bilinear", align_corners=False)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        self._inference = ()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # of `to`, `cuda`, `cpu` ...
+        self._inference = ()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_inference": ()}

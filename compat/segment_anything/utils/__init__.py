@@ -1,0 +1,1 @@
+"""What the published notebooks import from `segment_anything.utils`."""

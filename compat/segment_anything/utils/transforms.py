@@ -1,0 +1,60 @@
+"""`ResizeLongestSide`: images, points and boxes to the frame of the model's input.
+
+Shapes: H W image side in pixels, h w side of the resized image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from maskmill.model.preprocess import resize, resized_size
+
+
+class ResizeLongestSide:
+    """Scales images so that their longest side is `target_length`, and coordinates with them."""
+
+    def __init__(self, target_length: int) -> None:
+        self.target_length = target_length
+
+    def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(h, w, 3) uint8, of (H, W, 3)."""
+        return resize(image, self.target_length).numpy()
+
+    def apply_coords(self, coords: NDArray, original_size: tuple[int, ...]) -> NDArray[np.float64]:
+        """Points (..., 2) x, y; `original_size` is (H, W)."""
+        return coords.astype(np.float64) * self._scale(original_size)
+
+    def apply_boxes(self, boxes: NDArray, original_size: tuple[int, ...]) -> NDArray[np.float64]:
+        """Boxes (B, 4) XYXY; `original_size` is (H, W)."""
+        return self.apply_coords(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
+
+    def apply_image_torch(self, image: Tensor) -> Tensor:
+        """(B, 3, h, w) of (B, 3, H, W) float. The model was trained with `apply_image`, whose pixels differ a little.
+
+        The published method takes B and 3 for the size of the image; this one H and W.
+        """
+        size = self.get_preprocess_shape(*image.shape[-2:], self.target_length)
+        return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+
+    def apply_coords_torch(self, coords: Tensor, original_size: tuple[int, ...]) -> Tensor:
+        """`apply_coords` in float32."""
+        scale = torch.tensor(self._scale(original_size), dtype=torch.float32, device=coords.device)
+        return coords.to(torch.float) * scale
+
+    def apply_boxes_torch(self, boxes: Tensor, original_size: tuple[int, ...]) -> Tensor:
+        """`apply_boxes` in float32."""
+        return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        """(h, w) of an image of (H, W)."""
+        return resized_size(oldh, oldw, long_side_length)
+
+    def _scale(self, original_size: tuple[int, ...]) -> NDArray[np.float64]:
+        height, width = original_size
+        resized_height, resized_width = resized_size(height, width, self.target_length)
+        return np.array([resized_width / width, resized_height / height])

@@ -1,0 +1,121 @@
+"""The Python API: load a model, generate the masks of an image, click on an image, open a run.
+
+It needs no Ray. `maskmill/__init__.py` exports it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from maskmill.model import checkpoint as checkpoints
+from maskmill.model.errors import PromptError
+from maskmill.model.optimize import optimize
+from maskmill.model.predictor import EncodedImage, check_pixels, encode_image
+from maskmill.model.sam import Sam
+from maskmill.pipeline import finished
+from maskmill.pipeline.config import RunConfig, generator_config
+from maskmill.pipeline.errors import ConfigError, ImageError
+from maskmill.pipeline.generator import MaskGenerator
+from maskmill.pipeline.images import decode_image, to_pixels
+from maskmill.pipeline.records import ImageMasks, StepTimer
+from maskmill.pipeline.storage import open_storage
+
+# An RGB array (H, W, 3) uint8, a Pillow image, or the path of an image file.
+ImageLike = NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
+
+
+def load_model(
+    variant: str = "mini",
+    checkpoint: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    precision: str = "exact",
+) -> Sam:
+    """A network with its weights, ready for inference.
+
+    Args:
+        variant: mini, vit_b, vit_l or vit_h.
+        checkpoint: a `.pth`, `.bin` or `.safetensors` file; without one, mini takes the embedded weights.
+        device: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.
+        precision: exact computes in float32, as published. fast pre-selects masks in float16 or bf16, where the device
+            has instructions for it: nearly always the same masks.
+
+    Raises:
+        CheckpointError: an unknown variant; a file that is missing, damaged, unsafe or of another variant.
+        DeviceError: an unknown precision, or a device that this machine does not have.
+    """
+    loaded = checkpoints.load_model(variant, None if checkpoint is None else Path(checkpoint))
+    return optimize(loaded.sam, precision, device)
+
+
+def generate(image: ImageLike, model: Sam, preset: str | None = None, **overrides: Any) -> ImageMasks:
+    """The masks of everything in an image.
+
+    Args:
+        image: an RGB array (H, W, 3) uint8, a Pillow image, or the path of an image file. Of the latter two, EXIF
+            orientation is applied and transparency is laid over white.
+        model: from `load_model`.
+        preset: official (the defaults of `SamAutomaticMaskGenerator`), sa1b or mini; the model's own when left out.
+        overrides: fields of `GeneratorConfig` that differ from the preset: points_per_side=16, pred_iou_thresh=0.9 ...
+
+    Raises:
+        PromptError: an array of another shape or type, or something that is no image at all.
+        ImageError: an image file that is missing or cannot be decoded.
+        ConfigError: an unknown preset or option, or a value out of range.
+    """
+    _check_model(model)
+    config = generator_config(preset or model.config.default_preset, overrides)
+    generator = MaskGenerator(model, config)
+    return generator.generate(generator.prepare(_pixels(image)), StepTimer())
+
+
+def encode(image: ImageLike, model: Sam) -> EncodedImage:
+    """Encodes an image once; `predict` of what is returned then takes points, a box or a mask, as often as you like.
+
+    `image` and `model` are those of `generate`, and so is what is raised.
+    """
+    _check_model(model)
+    return encode_image(model, _pixels(image))
+
+
+def open_run(uri: str | os.PathLike[str]) -> finished.Run:
+    """The output of `maskmill generate` in a folder or at s3://bucket/prefix, whether or not the run has ended.
+
+    Raises:
+        RunMismatchError: there is no run.
+        StorageError: the store cannot be reached.
+    """
+    return finished.open_finished_run(open_storage(os.fspath(uri)))
+
+
+def _pixels(image: ImageLike) -> NDArray[np.uint8]:
+    if isinstance(image, (str, os.PathLike)):
+        return _read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return to_pixels(image)
+    if not isinstance(image, np.ndarray):
+        kind = type(image).__name__
+        raise PromptError(f"the image is a {kind}; give a numpy array (height, width, 3), a Pillow image or a path")
+    check_pixels(image)
+    return image
+
+
+def _read_image(path: Path) -> NDArray[np.uint8]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
+    try:
+        return decode_image(data, RunConfig.max_image_pixels).pixels
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, Sam):
+        raise ConfigError(f"the model is a {type(model).__name__}; make one with maskmill.load_model()")
