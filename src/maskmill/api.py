@@ -1,13 +1,13 @@
 """The Python API: load a model, generate the masks of an image, click on an image, open a run.
 
-It needs no Ray. `maskmill/__init__.py` exports it.
+It loads no Ray, and pyarrow only to open a run. `maskmill/__init__.py` exports it.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,14 @@ from maskmill.model.errors import PromptError
 from maskmill.model.optimize import optimize
 from maskmill.model.predictor import EncodedImage, check_pixels, encode_image
 from maskmill.model.sam import Sam
-from maskmill.pipeline import finished
 from maskmill.pipeline.config import RunConfig, generator_config
 from maskmill.pipeline.errors import ConfigError, ImageError
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image, to_pixels
 from maskmill.pipeline.records import ImageMasks, StepTimer
-from maskmill.pipeline.storage import open_storage
+
+if TYPE_CHECKING:
+    from maskmill.pipeline.finished import Run
 
 # An RGB array (H, W, 3) uint8, a Pillow image, or the path of an image file.
 ImageLike = NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
@@ -83,14 +84,17 @@ def encode(image: ImageLike, model: Sam) -> EncodedImage:
     return encode_image(model, _pixels(image))
 
 
-def open_run(uri: str | os.PathLike[str]) -> finished.Run:
+def open_run(uri: str | os.PathLike[str]) -> Run:
     """The output of `maskmill generate` in a folder or at s3://bucket/prefix, whether or not the run has ended.
 
     Raises:
         RunMismatchError: there is no run.
         StorageError: the store cannot be reached.
     """
-    return finished.open_finished_run(open_storage(os.fspath(uri)))
+    from maskmill.pipeline.finished import open_finished_run  # pyarrow takes a while, and masks do not need it
+    from maskmill.pipeline.storage import open_storage
+
+    return open_finished_run(open_storage(os.fspath(uri)))
 
 
 def _pixels(image: ImageLike) -> NDArray[np.uint8]:
