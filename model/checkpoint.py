@@ -67,7 +67,7 @@ def load_model(variant: str, checkpoint: Path | None) -> LoadedModel:
 def embedded_checkpoint(variant: str) -> Path:
     """The file that is used when the user names none. Raises CheckpointError where there is none."""
     if variant != "mini":
-        raise CheckpointError(f"{variant} needs a checkpoint file; name it with --checkpoint")
+        raise CheckpointError(f"{variant} needs a checkpoint file; give one (--checkpoint FILE)")
     if not EMBEDDED_WEIGHTS.exists():
         raise CheckpointError(
             f"the embedded model has no weights yet: {EMBEDDED_WEIGHTS} is missing; run `maskmill train`"
@@ -125,7 +125,7 @@ def build_sam(config: SamConfig, checkpoint: Checkpoint) -> Sam:
         variant = checkpoint.variant
         if variant not in (None, config.name):
             raise CheckpointError(
-                f"{checkpoint.path} is not {config.name}: it looks like {variant}; choose that with --model {variant}"
+                f"{checkpoint.path} is not {config.name}: it looks like {variant}; choose that model (--model {variant})"
             )
         raise CheckpointError(f"{checkpoint.path} does not fit {config.name}: {'; '.join(filter(None, problems))}")
     # Takes the tensors as they are: no random initialisation, no copy.
