@@ -9,7 +9,7 @@ parts may come a moment later.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from maskmill.pipeline.records import ImageMasks, Status
 from maskmill.pipeline.sources.parquet_file import open_parquet
 from maskmill.pipeline.storage import Storage
 from maskmill.pipeline.storage.arrow import arrow_file_system
-from maskmill.pipeline.table import IMAGES, MASKS, mask_columns, read_images, read_parquet
+from maskmill.pipeline.table import IMAGES, MASKS, mask_columns, read_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +73,10 @@ class Run(Mapping[str, RunImage]):
             yield from rows["image_id"].to_pylist()
 
     def __getitem__(self, image_id: str, /) -> RunImage:
-        """One image with its masks. Reads the row groups that hold them. UnknownImageError where it is not done."""
+        """One image with its masks. UnknownImageError where the run has no such image, or it is not done yet."""
         for shard_name in self.plan.shards_with(image_id):
-            for row in self.image_rows(shard_name).filter(pc.field("image_id") == image_id).to_pylist():
-                return self._image(row)
+            if rows := self.image_rows(shard_name).filter(pc.field("image_id") == image_id).to_pylist():
+                return self._image(rows[0])
         raise UnknownImageError(f"{self.storage.uri}: no image {image_id!r} in this run, or it is not done yet")
 
     def image_rows_by_shard(self) -> Iterator[pa.Table]:
@@ -96,22 +96,15 @@ class Run(Mapping[str, RunImage]):
         tables[:-1] = [rows.filter(pc.field("status") == "ok") for rows in tables[:-1]]
         return pa.concat_tables([IMAGES.empty_table(), *tables])
 
-    def mask_rows(self, part: str, columns: Sequence[str] | None = None, image_id: str | None = None) -> pa.Table:
-        """The rows of the masks table in one part, or those of one image, for which only its row groups are read."""
-        key = masks_key(part)
-        with self._explained(key):
-            if image_id is None:
-                return read_parquet(self.storage.read(key), columns)
-            with open_parquet(self.storage, key) as file:
-                groups = []
-                for group in range(file.num_row_groups):
-                    bounds = file.metadata.row_group(group).column(0).statistics  # of image_id, the first column
-                    if bounds is None or not bounds.has_min_max or bounds.min <= image_id <= bounds.max:
-                        groups.append(group)
-                names = columns and list(dict.fromkeys(["image_id", *columns]))
-                rows = file.read_row_groups(groups, names, use_threads=False)
-                rows = rows.filter(pc.field("image_id") == image_id)
-        return rows.select(columns) if columns else rows
+    def mask_rows(self, part: str, image_id: str) -> pa.Table:
+        """The rows of the masks table of one image, which are in this part. Reads the row groups that hold them."""
+        key, groups = masks_key(part), []
+        with self._explained(key), open_parquet(self.storage, key) as file:
+            for group in range(file.num_row_groups):
+                bounds = file.metadata.row_group(group).column(0).statistics  # of image_id, the first column
+                if bounds is None or not bounds.has_min_max or bounds.min <= image_id <= bounds.max:
+                    groups.append(group)
+            return file.read_row_groups(groups, use_threads=False).filter(pc.field("image_id") == image_id)
 
     def _footer(self, part: str) -> pa.Table:
         key = masks_key(part)
@@ -120,7 +113,7 @@ class Run(Mapping[str, RunImage]):
 
     def _image(self, row: Mapping[str, Any]) -> RunImage:
         image_id, height, width = row["image_id"], row["image_height"] or 0, row["image_width"] or 0
-        columns = mask_columns(self.mask_rows(row["shard"], image_id=image_id))
+        columns = mask_columns(self.mask_rows(row["shard"], image_id))
         sizes = (np.full(len(columns["rle_counts"]), side) for side in (height, width))
         _, _, faults = rle.measure(columns["rle_counts"], *sizes)
         for mask_id, fault in faults.items():

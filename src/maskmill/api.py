@@ -19,7 +19,7 @@ from maskmill.model.optimize import optimize
 from maskmill.model.predictor import EncodedImage, check_pixels, encode_image
 from maskmill.model.sam import Sam
 from maskmill.pipeline.config import RunConfig, generator_config
-from maskmill.pipeline.errors import ConfigError, ImageError
+from maskmill.pipeline.errors import ConfigError, ImageError, one_line_cause
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image, to_pixels
 from maskmill.pipeline.records import ImageMasks, StepTimer
@@ -101,7 +101,10 @@ def _pixels(image: ImageLike) -> NDArray[np.uint8]:
     if isinstance(image, (str, os.PathLike)):
         return _read_image(Path(image))
     if isinstance(image, Image.Image):
-        return to_pixels(image)
+        try:
+            return to_pixels(image)
+        except (OSError, ValueError) as error:  # Pillow reads the file only now
+            raise ImageError(f"the Pillow image cannot be read: {one_line_cause(error)}; open it again") from error
     if not isinstance(image, np.ndarray):
         kind = type(image).__name__
         raise PromptError(f"the image is a {kind}; give a numpy array (height, width, 3), a Pillow image or a path")

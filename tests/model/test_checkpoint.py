@@ -140,7 +140,7 @@ def test_wrong_variant_is_named(tmp_path: Path) -> None:
     state |= {f"image_encoder.blocks.{i}.norm1.bias": torch.zeros(1024) for i in range(24)}
     path = tmp_path / "sam.pth"
     torch.save(state, path)
-    assert "is not vit_b: it looks like vit_l; choose that with --model vit_l" in refusal(path, VARIANTS["vit_b"])
+    assert "is not vit_b: it looks like vit_l; choose that model (--model vit_l)" in refusal(path, VARIANTS["vit_b"])
 
 
 def test_keys_and_shapes_are_strict(tmp_path: Path) -> None:
