@@ -125,7 +125,8 @@ def build_sam(config: SamConfig, checkpoint: Checkpoint) -> Sam:
         variant = checkpoint.variant
         if variant not in (None, config.name):
             raise CheckpointError(
-                f"{checkpoint.path} is not {config.name}: it looks like {variant}; choose that model (--model {variant})"
+                f"{checkpoint.path} is not {config.name}: it looks like {variant}; "
+                f"choose that model (--model {variant})"
             )
         raise CheckpointError(f"{checkpoint.path} does not fit {config.name}: {'; '.join(filter(None, problems))}")
     # Takes the tensors as they are: no random initialisation, no copy.

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from maskmill.filters import rle
-from maskmill.filters.chain import FILTERS
+from maskmill.filters.names import FILTERS
 from maskmill.pipeline.errors import ObjectError, UnknownImageError, one_line_cause
 from maskmill.pipeline.ledger import REQUESTS_AT_ONCE, masks_key, parts_of, read_run
 from maskmill.pipeline.plan import Plan, read_plan

@@ -211,7 +211,7 @@ def test_anything_but_an_image_is_refused(image: Any, error: type[Exception], me
 def test_pillow_image_of_a_truncated_file_is_refused(tmp_path: Path):
     Image.fromarray(PIXELS).save(tmp_path / "cat.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "cat.jpg").read_bytes()[:5000])
-    with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(ImageError, match="cannot be read: .*truncated"):
+    with Image.open(tmp_path / "cut.jpg") as image, pytest.raises(ImageError, match=r"cannot be read: .*truncated"):
         maskmill.generate(image, ColourSam())
 
 
