@@ -18,7 +18,7 @@ from maskmill.model.errors import PromptError
 from maskmill.model.optimize import optimize
 from maskmill.model.predictor import EncodedImage, check_pixels, encode_image
 from maskmill.model.sam import Sam
-from maskmill.pipeline.config import RunConfig, generator_config
+from maskmill.pipeline.config import DEFAULT_DECODING, generator_config
 from maskmill.pipeline.errors import ConfigError, ImageError, one_line_cause
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image, to_pixels
@@ -118,7 +118,7 @@ def _read_image(path: Path) -> NDArray[np.uint8]:
     except OSError as error:
         raise ImageError(f"cannot read the image {path}: {error.strerror}") from error
     try:
-        return decode_image(data, RunConfig.max_image_pixels).pixels
+        return decode_image(data, DEFAULT_DECODING).pixels
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 
 from maskmill.model.errors import MaskmillError
-from maskmill.pipeline.config import PRESETS, RunConfig
+from maskmill.pipeline.config import DEFAULT_DECODING, PRESETS, RunConfig
 from maskmill.pipeline.errors import ObjectError, RunMismatchError, UnknownImageError
 from maskmill.pipeline.finished import Run, open_finished_run
 from maskmill.pipeline.images import decode_image
@@ -50,7 +50,7 @@ def finished(photographs: Path, tmp_path: Path) -> Run:
 
 def test_images_come_back_with_the_masks_that_were_made(finished: Run, photographs: Path):
     for name in ("a.png", "b/1.png", "d.png"):
-        pixels = decode_image((photographs / name).read_bytes(), 10**6).pixels
+        pixels = decode_image((photographs / name).read_bytes(), DEFAULT_DECODING).pixels
         made = ENGINE.generate(ENGINE.prepare(pixels), StepTimer())
         image = finished[name]
         assert (image.image_id, image.status, image.error) == (name, "ok", None)
@@ -118,7 +118,7 @@ def test_run_that_is_still_going_has_what_is_done(photographs: Path, tmp_path: P
     assert len(going) == 0
     assert going.masks.to_table().num_rows == going.images.to_table().num_rows == 0
     # A driver that was killed after the commit, before it derived the images part.
-    pixels = decode_image((photographs / "a.png").read_bytes(), 10**6).pixels
+    pixels = decode_image((photographs / "a.png").read_bytes(), DEFAULT_DECODING).pixels
     masks = np.moveaxis(pixels > pixels.mean(axis=(0, 1)), 2, 0)
     job.ledger.commit(plan[0], encode_part(plan[0], [image_result("a.png", masks)], job.ledger.identity))
     assert list(going) == ["a.png"]
