@@ -199,7 +199,7 @@ def test_photograph_on_its_side_is_turned_upright(tmp_path: Path):
         (PIXELS.tolist(), PromptError, "the image is a list; give a numpy array"),
         ("/no/such.jpg", ImageError, "cannot read the image /no/such.jpg: No such file"),
         (Path(__file__), ImageError, r"test_api\.py: not a readable image"),
-        (Image.new("F", (9, 9)), ImageError, "no defined white"),
+        (Image.new("F", (9, 9)), ImageError, "mode F has more than 8 bits per sample; give the path"),
     ],
 )
 def test_anything_but_an_image_is_refused(image: Any, error: type[Exception], message: str):
