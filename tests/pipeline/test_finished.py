@@ -21,6 +21,7 @@ from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Identity, masks_key
 from maskmill.pipeline.plan import encode_plan
 from maskmill.pipeline.records import Shard, StepTimer
+from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.table import ROWS_PER_GROUP, encode_part
 from tests.fakes import FAIL, image_masks, image_result, picture
@@ -208,7 +209,7 @@ def test_one_image_is_read_without_the_rest_of_the_table(tmp_path: Path):
     storage.create("_run.json", Identity("/photographs", "0" * 64, config).to_json().encode())
     ids = [f"{number}.png" for number in range(8)]
     shards = [Shard(0, "/photographs", tuple(ids[:4])), Shard(1, "/photographs", tuple(ids[4:]))]
-    storage.create("_plan.parquet", encode_plan(shards))
+    storage.create("_plan.parquet", encode_plan(PlannedSource("folder", "/photographs", "/photographs"), shards))
     noise = np.random.default_rng(0).random((ROWS_PER_GROUP, 24, 18)) > 0.5  # a row group for each image
     parts = [encode_part(shard, [image_result(name, noise) for name in shard.image_ids or ()], "") for shard in shards]
     for shard, part in zip(shards, parts, strict=True):
