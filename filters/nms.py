@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
+
+from maskmill.compiled import njit
 
 
 def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float) -> Tensor:
@@ -25,7 +26,7 @@ def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float) -> Tensor:
     return order_N[torch.from_numpy(kept_K)].to(boxes_N4.device, non_blocking=True)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # a division by zero is none of Python's
+@njit(error_model="numpy")  # IEEE division: no ZeroDivisionError
 def _keep(boxes_N4: Any, iou_threshold: float) -> NDArray[np.int64]:
     """Which boxes are kept, the better first."""
     kept = np.empty(len(boxes_N4), np.int64)

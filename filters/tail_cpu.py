@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskmill.compiled import njit
 from maskmill.filters.upsampling import Upsampling
 
 _Result = TypeVar("_Result")
@@ -88,7 +89,7 @@ _fma: Any = intrinsic(_generate_fma)
 # Loops over pixels count in uint64: an index that might be negative would keep them from being vectorised.
 
 
-@njit(nogil=True, cache=True)
+@njit()
 def _buffers(upsampling):
     """Room for the pixels of one row of cells and what they are made of, for the functions below."""
     h, S, W = len(upsampling.row_cells) - 1, len(upsampling.to_input.near), len(upsampling.columns.near)
@@ -103,7 +104,7 @@ def _buffers(upsampling):
     )
 
 
-@njit(nogil=True, cache=True)
+@njit()
 def _find_spans(logits_hw, upsampling, i, low, high, buffers):
     """Fills `spans_w3` with the columns (kind, x0, x1) that row i of the cells has pixels in; returns how many.
 
@@ -143,7 +144,7 @@ def _find_spans(logits_hw, upsampling, i, low, high, buffers):
     return spans
 
 
-@njit(nogil=True, cache=True)
+@njit()
 def _interpolate(logits_hw, upsampling, i, x0, x1, buffers):
     """Fills `pixels_YW` with the pixels of row i of the cells, columns from x0 to x1."""
     to_input, rows, columns = upsampling.to_input, upsampling.rows, upsampling.columns
@@ -170,7 +171,7 @@ def _interpolate(logits_hw, upsampling, i, x0, x1, buffers):
             pixels_YW[y - y0, x] = _fma(fine_RW[a, x], a_weight, fine_RW[b, x] * b_weight)
 
 
-@njit(nogil=True, cache=True)
+@njit()
 def _widen(box_4, row_W, y, x0, x1, threshold):
     """Widens an inclusive box by the pixels of row y, columns from x0 to x1, some of which are above the threshold."""
     first, last = x0, x1 - 1
@@ -182,7 +183,7 @@ def _widen(box_4, row_W, y, x0, x1, threshold):
     box_4[2], box_4[3] = max(box_4[2], last), max(box_4[3], y)
 
 
-@njit(nogil=True, cache=True)
+@njit()
 def _measure(logits_Nhw, upsampling, offset, margin, counts_N3, boxes_N24):
     buffers = _buffers(upsampling)
     pixels_YW = buffers.pixels_YW
@@ -235,7 +236,7 @@ def _measure(logits_Nhw, upsampling, offset, margin, counts_N3, boxes_N24):
             inner[:] = outer
 
 
-@njit(nogil=True, cache=True)
+@njit()
 def _changes(logits_hw, upsampling, offset, stride):
     buffers = _buffers(upsampling)
     H, W = len(upsampling.rows.near), len(upsampling.columns.near)

@@ -19,8 +19,11 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskmill.compiled import choose_triton_cache
 from maskmill.filters.boxes import masks_to_boxes
 from maskmill.filters.upsampling import Taps, Upsampling
+
+choose_triton_cache()
 
 _STRIP = 128  # columns
 _LAUNCH = {"STRIP": _STRIP, "num_warps": 1, "enable_fp_fusion": False}

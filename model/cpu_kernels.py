@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 from torch import Tensor
 
-# So that all loops are vectorised: sums may be taken in any order, and a division by zero is none of Python's.
-_options: Any = {"nogil": True, "cache": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+from maskmill.compiled import njit
+
+# So that all loops are vectorised: sums may be taken in any order, and division is that of IEEE (no ZeroDivisionError).
+_options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 
 
 def add_and_norm(
