@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,26 @@ _ONE_FILE = {
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EIO),
 }
 
+# What file systems say to a call that they do not have; EPERM: FAT, exFAT and FUSE to hard links.
+_UNSUPPORTED = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
+
+
+def rename_noreplace(source: Path, target: Path) -> None:
+    """Renames a file in one step, for file systems without hard links. FileExistsError where `target` exists.
+
+    OSError with ENOSYS where the system has no such call, with EINVAL where the file system does not support it.
+    """
+    # glibc has it since 2.28.
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux
+
 
 @dataclass(frozen=True)
 class LocalStorage:
@@ -40,6 +61,10 @@ class LocalStorage:
     """
 
     root: Path
+    # How a finished file gets its name; each fails where the name is taken. The first that the file system has is used.
+    placing: Sequence[Callable[[Path, Path], None]] = field(
+        default=(os.link, rename_noreplace), repr=False, kw_only=True
+    )
 
     @property
     def uri(self) -> str:
@@ -114,18 +139,31 @@ class LocalStorage:
             if path.exists():
                 return False  # spares a late copy of a shard the writing
             with self._temporary(path, data) as temporary:
-                try:
-                    os.link(temporary, path)  # unlike a rename, fails where the name is taken
-                except FileExistsError:
-                    return False
-                _sync_folder(path.parent)
+                return self._place(temporary, path)
+
+    def _place(self, temporary: Path, path: Path) -> bool:
+        """Gives the file the name `path`. False where that is taken."""
+        for place in self.placing:
+            try:
+                place(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+            else:
+                sync_folder(path.parent)
                 return True
+        raise StorageError(
+            f"{one_line(self.uri)}: this file system has neither hard links nor a rename that fails where the name is "
+            "taken (RENAME_NOREPLACE), so no result in it would be safe: choose another place for the output"
+        )
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
         with self._explained(path), self._temporary(path, data) as temporary:
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -185,7 +223,7 @@ class LocalStorage:
             return
         self._make_folders(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 @dataclass
@@ -238,10 +276,13 @@ def _size(path: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the names in the folder survive a crash, not only the files' contents."""
+def sync_folder(folder: Path) -> None:
+    """Makes the names in the folder survive a crash, not only the files' contents, as far as the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
     finally:
         os.close(descriptor)

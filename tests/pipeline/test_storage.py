@@ -1,11 +1,15 @@
 """One behaviour suite for every Storage, and what only the local disk has."""
 
+import errno
 import multiprocessing
 import os
 import pickle
+import platform
+import re
 import resource
 import signal
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +29,7 @@ from maskmill.pipeline.storage import (
     open_storage,
     prove_create_if_absent,
 )
+from maskmill.pipeline.storage.local import rename_noreplace, sync_folder
 
 if TYPE_CHECKING:
     from tests.s3.servers import FaultProxy
@@ -34,11 +39,21 @@ def new_local_storage(tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "store"), make=True)
 
 
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3), pytest.param("faults", marks=pytest.mark.s3)])
+@pytest.fixture(
+    params=[
+        "disk",
+        "renaming disk",
+        pytest.param("s3", marks=pytest.mark.s3),
+        pytest.param("faults", marks=pytest.mark.s3),
+    ]
+)
 def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """An empty store of every kind there is, the last behind a network that fails every fifth request."""
     if request.param == "disk":
         return new_local_storage(tmp_path)
+    if request.param == "renaming disk":
+        (tmp_path / "store").mkdir()
+        return LocalStorage(tmp_path / "store", placing=(no_links, rename_noreplace))
     from maskmill.pipeline.storage.s3 import S3Storage
     from tests.s3.servers import HASTE, NOISY, random_faults
 
@@ -48,6 +63,16 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         proxy.behave(random_faults(0.2, zlib.crc32(request.node.name.encode()), NOISY))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
     return S3Storage(bucket, "some/prefix", proxy.url, patience=HASTE)
+
+
+def no_links(source: Path, target: Path) -> None:
+    """What FUSE mounts of object stores and exFAT say to `os.link`."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def no_flags(source: Path, target: Path) -> None:
+    """What NFS says to `renameat2` with RENAME_NOREPLACE."""
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 def keys(storage: Storage, prefix: str = "") -> list[str]:
@@ -396,6 +421,54 @@ def test_sweep_removes_only_old_leftovers(tmp_path: Path):
     storage.sweep()
     left = {str(path.relative_to(tmp_path / "store")) for path in (tmp_path / "store").rglob("*") if path.is_file()}
     assert left == {young, part, other}
+
+
+def test_disk_with_neither_hard_links_nor_exclusive_rename_is_refused_by_name(tmp_path: Path):
+    storage = LocalStorage(tmp_path, placing=(no_links, no_flags))
+    with pytest.raises(StorageError, match=f"{tmp_path}: .* neither hard links .*RENAME_NOREPLACE.*choose another"):
+        prove_create_if_absent(storage)
+    assert os.listdir(tmp_path) == []
+
+
+# Runs in a process of its own, in which the kernel refuses a list of system calls with EPERM.
+REFUSING = """
+import ctypes, struct, sys
+from maskmill.pipeline.storage import open_storage
+numbers, path = eval(sys.argv[1]), sys.argv[2]
+code = [(0x20, 0, 0, 0)]  # load the number of the system call
+code += [(0x15, len(numbers) - index, 0, number) for index, number in enumerate(numbers)]  # equal: to the last line
+code += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050000 | 1)]  # allow; refuse with EPERM
+instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+program = struct.pack("HxxxxxxP", len(code), ctypes.addressof(instructions))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0):
+    sys.exit("no filter")
+storage = open_storage(path, make=True)
+try:
+    print(storage.create("a/b", b"first"), storage.create("a/b", b"second"), storage.read("a/b"))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+LINK, LINKAT, RENAMEAT2 = 86, 265, 316  # of Linux on x86-64
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="numbers of system calls")
+@pytest.mark.parametrize(
+    ("refused", "answer"),
+    [((LINK, LINKAT), "True False b'first'"), ((LINK, LINKAT, RENAMEAT2), "StorageError .*neither hard links")],
+)
+def test_create_works_as_far_as_it_can_when_the_kernel_refuses_hard_links(
+    tmp_path: Path, refused: tuple[int, ...], answer: str
+):
+    command = [sys.executable, "-c", REFUSING, str(refused), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "no filter" in done.stderr:
+        pytest.skip("this kernel has no seccomp filters")
+    assert re.fullmatch(answer + ".*\n", done.stdout), done
+
+
+def test_folders_that_cannot_be_synced_are_no_error():
+    sync_folder(Path("/proc"))  # which answers EINVAL, as some network and FUSE file systems do
 
 
 def test_writing_raises_when_the_folder_takes_no_files():
