@@ -255,7 +255,7 @@ class S3Storage:
             position = {name: page[f"Next{name}"] for name in _POSITIONS if f"Next{name}" in page}
 
     def _persist(self, step: Callable[[], T]) -> T:
-        return persist(step, self.patience, self.uri)
+        return persist(step, self.patience, f"{self.uri} at {self.endpoint}" if self.endpoint else self.uri)
 
     @contextmanager
     def _explained(self, doing: str, key: str, one_object: type[StorageError] = StorageError) -> Iterator[None]:

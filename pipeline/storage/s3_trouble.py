@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,8 @@ class Patience:
     """How long a store is waited for, all in seconds.
 
     `total` is what one request and its repetitions may take from the first failure on. Before each repetition comes a
-    pause of random length, up to a limit that doubles from `first_pause` to `longest_pause`.
+    pause of random length, up to a limit that doubles from `first_pause` to `longest_pause`. After `quiet` seconds
+    without success the log says that the store is being tried.
     """
 
     total: float = 180.0
@@ -41,6 +42,7 @@ class Patience:
     longest_pause: float = 20.0
     connect: float = 10.0
     read: float = 60.0
+    quiet: float = 5.0
 
 
 class UnsettledError(Exception):
@@ -61,7 +63,6 @@ _PASSING_CODES = {
     *("IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),  # damaged on its way
 }
 _PASSING_STATUS = {429, 500, 502, 503, 504}
-_LASTING = 6  # failures after which the user is told: some seconds with the pauses above
 
 _ABSENT = ("NoSuchKey", "404")
 _FORBIDDEN = ("AccessDenied", "403")
@@ -82,27 +83,37 @@ _CAUSES = {
 }
 
 
-def persist(step: Callable[[], T], patience: Patience, uri: str) -> T:
+def persist(step: Callable[[], T], patience: Patience, store: str) -> T:
     """The step's result, repeated while it fails of what passes. GaveUpError after all of the patience.
 
-    Whatever else the step raises comes through at once. `uri` is for the log.
+    Whatever else the step raises comes through at once. `store` names the store and its endpoint in the log.
     """
+    trouble = "no answer yet"
     give_up, limit = None, patience.first_pause
-    for repetition in itertools.count(1):
-        try:
-            return step()
-        except TROUBLE as error:
-            if not _passes(error):
-                raise
-            now, pause = time.monotonic(), random.uniform(0, limit)
-            give_up = give_up or now + patience.total
-            if now + pause > give_up:
-                raise GaveUpError(f"no success in {patience.total:g} s: {cause(error)}") from error
-            log = logger.warning if repetition == _LASTING else logger.debug
-            log("%s: trying again for up to %.0f s: %s", uri, give_up - now, cause(error))
-        time.sleep(pause)
-        limit = min(2 * limit, patience.longest_pause)
-    raise AssertionError("count() ends")
+
+    def tell() -> None:
+        logger.warning("%s: a request takes longer than %g s: %s", store, patience.quiet, trouble)
+
+    clock = threading.Timer(patience.quiet, tell)
+    clock.daemon = True
+    clock.start()
+    try:
+        while True:
+            try:
+                return step()
+            except TROUBLE as error:
+                if not _passes(error):
+                    raise
+                trouble = cause(error)
+                now, pause = time.monotonic(), random.uniform(0, limit)
+                give_up = give_up or now + patience.total
+                if now + pause > give_up:
+                    raise GaveUpError(f"no success in {patience.total:g} s: {trouble}") from error
+                logger.debug("%s: trying again for up to %.0f s: %s", store, give_up - now, trouble)
+            time.sleep(pause)
+            limit = min(2 * limit, patience.longest_pause)
+    finally:
+        clock.cancel()
 
 
 def cause(error: BaseException) -> str:

@@ -367,17 +367,35 @@ def test_calls_say_so_when_there_is_no_such_bucket(store: S3Storage):
 def test_calls_give_up_in_time_when_nobody_answers(
     store: S3Storage, proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ):
-    patience = Patience(total=0.3, first_pause=0.01, longest_pause=0.02, connect=0.1, read=0.1)
+    patience = Patience(total=0.3, first_pause=0.01, longest_pause=0.02, connect=0.1, read=0.1, quiet=0.01)
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     deaf = replace(store, endpoint=f"http://127.0.0.1:{port}", patience=patience)
     with pytest.raises(StorageError, match=r"cannot create: no success in 0.3 s: Could not connect") as caught:
         deaf.create("x", b"")
     assert one_line(caught)
-    assert "trying again" in caplog.text
+    assert f"{deaf.uri} at {deaf.endpoint}: a request takes longer than 0.01 s: " in caplog.text
     proxy.behave(lambda _: Fault.SILENCE)
     with pytest.raises(StorageError, match=r"cannot look for: no success in 0.3 s: Read timeout"):
         replace(store, patience=patience).exists("x")
+
+
+def test_user_is_told_where_it_is_tried_while_the_store_accepts_and_never_answers(s3_environment: None):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system accepts, and nobody reads
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        code = "import sys; from maskmill.jobs.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "verify", "s3://bucket/out"]
+        environment = {**os.environ, "AWS_ENDPOINT_URL_S3": endpoint}
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        try:
+            said = process.stderr.readline()
+            told = f"s3://bucket/out at {endpoint}: a request takes longer than 5 s: no answer yet"
+            assert said == f"maskmill: warning: {told}\n"
+            assert process.poll() is None  # the request has not failed yet
+        finally:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize(
