@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,15 @@ from typing import Any
 import cv2
 import ray
 import torch
+from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
 
 from maskmill.model.errors import CheckpointError, DeviceError
 from maskmill.pipeline.engine import Engine
-from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
+from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError, exception_line
+from maskmill.pipeline.local_ray import local_environment
 from maskmill.pipeline.placement import Machine, Placement, place
 from maskmill.pipeline.plan import Plan
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
@@ -88,15 +90,36 @@ def _session(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    logging.getLogger("ray").setLevel(logging.ERROR)
     if address:
         _check_address(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    local = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        with _connection(f"no Ray cluster at {address}", address=address):
+            yield
+        return
+    with (
+        local_environment() as folder,
+        _connection(
+            "Ray cannot start on this machine",
+            f" (is {folder} full, or `ulimit -n` low? Ray's logs are in {folder}/session_latest/logs)",
+            address="local",
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=folder,
+        ),
+    ):
+        yield
+
+
+@contextmanager
+def _connection(trouble: str, remedy: str = "", **options: Any) -> Iterator[None]:
     try:
-        ray.init(address=address or "local", configure_logging=False, log_to_driver=False, **local)
-    except (ConnectionError, ValueError) as error:
-        raise RunFailedError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+        "".join(sys.argv).encode()
+    except UnicodeEncodeError:  # Ray sends the command line to the cluster, and fails where it is not UTF-8
+        setproctitle("maskmill")
+    try:
+        ray.init(configure_logging=False, log_to_driver=False, **options)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise RunFailedError(f"{trouble}: {exception_line(str(error))}{remedy}") from error
     try:
         yield
     finally:
@@ -379,10 +402,10 @@ class _Driver:
 
 def _reason(error: RayError) -> str:
     """One line of what Ray says at length."""
-    if isinstance(error, RayTaskError):
+    if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
         return f"{type(error.cause).__name__}: {' '.join(str(error.cause).split())}"
     if isinstance(error, OutOfMemoryError):
         return "its machine ran out of memory"
     if isinstance(error, RayActorError) and not error.actor_init_failed:
         return "the worker died"
-    return " ".join(str(error).split())[:300]
+    return exception_line(str(error))

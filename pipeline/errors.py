@@ -12,7 +12,12 @@ MaskmillError (model/errors.py)
 └── RunStoppedError     a run that somebody stopped
 """
 
+import re
+
 from maskmill.model.errors import MaskmillError
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_MAX_CHARACTERS = 500
 
 
 class ConfigError(MaskmillError):
@@ -60,3 +65,13 @@ class RunStoppedError(MaskmillError):
 def one_line_cause(error: BaseException) -> str:
     """What an exception says, in one short line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def exception_line(text: str) -> str:
+    """The exception at the end of a traceback, such as Ray sends of a worker, in one line; other text in one line."""
+    lines = _COLOUR.sub("", text).splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith("  File ")]
+    if frames:
+        after = lines[frames[-1] + 1 :]
+        lines = after[next((number for number, line in enumerate(after) if not line.startswith(" ")), 0) :]
+    return " ".join(" ".join(lines).split())[:_MAX_CHARACTERS]

@@ -338,6 +338,52 @@ def test_run_ends_with_the_reason_when_no_engine_can_be_made(
     assert job.ledger.committed() == set()
 
 
+class UnpicklableError(Exception):
+    """An exception that cannot travel to the driver: Ray sends its traceback instead."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+def raise_unpicklable() -> Any:
+    raise UnpicklableError("the model is upside down\nand on fire")
+
+
+def load_damaged() -> Any:
+    raise ValueError("the model is upside down\nand on fire")
+
+
+class Unloadable:
+    """A factory that a worker cannot unpickle: the actor's constructor fails, of which Ray sends the traceback."""
+
+    def __call__(self) -> Any: ...
+
+    def __reduce__(self) -> Any:
+        return load_damaged, ()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        (
+            raise_unpicklable,
+            "tests.pipeline.test_cluster.UnpicklableError: the model is upside down and on fire",
+        ),
+        (Unloadable(), "ValueError: the model is upside down and on fire"),
+    ],
+)
+def test_run_ends_with_the_exception_alone_when_ray_sends_a_traceback(
+    photographs: Photographs, factory: Callable[[], Any], said: str
+):
+    job, plan = photographs.open(images_per_shard=7)
+    with pytest.raises(RunFailedError) as caught:
+        cluster.run(replace(job, make_engine=factory), plan, lambda _: None)
+    assert str(caught.value) == f"the workers cannot start: {said}"
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
