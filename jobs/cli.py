@@ -1,11 +1,14 @@
 """The `maskmill` command line: registers the commands, prints one line per error, sets the exit code.
 
-0: done, with or without failed images; 1: an error; 2: wrong usage; 130: interrupted; 143: terminated.
+0: done, with or without failed images; 1: an error; 2: wrong usage; 130: interrupted; 141: who reads the output has
+closed the pipe (`| head`); 143: terminated.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -32,6 +35,8 @@ COMMANDS = {
     "Train": (train,),
 }
 
+CLOSED_PIPE = 141  # what a shell reports of a program that the signal SIGPIPE, 13, has ended
+
 app = typer.Typer(
     help="Automatic mask generation with Segment Anything: images in, Parquet tables of masks out.",
     pretty_exceptions_enable=False,
@@ -57,11 +62,31 @@ def maskmill(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line, the process's own by default, and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not fit the encoding of the terminal
     logging.basicConfig(level=logging.WARNING, handlers=[_Stderr()])
     arguments = sys.argv[1:] if arguments is None else arguments
     if "" in arguments:  # Path("") is the working directory
         before = " ".join(["maskmill", *arguments[: arguments.index("")]])
         return _fail(f"the argument after '{before}' is empty: is a variable of the shell not set?", 2)
+    try:
+        code = _run(arguments)
+        if sys.stdout:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        pass
+    except SystemExit as exit:  # rich and typer turn a BrokenPipeError into one
+        if not isinstance(exit.__context__, BrokenPipeError):
+            raise
+    except OSError as error:  # such as stdout on a full disk
+        return _fail(str(error), 1)
+    _discard_unwritten()
+    return CLOSED_PIPE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         return app(arguments, prog_name="maskmill", standalone_mode=False) or 0
     except MaskmillError as error:
@@ -72,6 +97,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage: Any = error
         command = usage.ctx.command_path if usage.ctx else "maskmill"
         return _fail(f"{usage.format_message()} See {command} --help", 2)
+
+
+def _discard_unwritten() -> None:
+    """Sends to /dev/null what Python would write to a closed pipe, and complain about, as it exits."""
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # typer exports only children of the class that all errors of usage have in common.

@@ -43,7 +43,7 @@ def demo(
         out / "contact-sheet.png",
         contact_sheet([(overlay.caption, overlay.pixels) for overlay in drawn]),
     )
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
     console.print(f"pictures  {pictures}/*.png")
     console.print(f"sheet     {out}/contact-sheet.png")
 

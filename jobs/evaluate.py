@@ -140,7 +140,7 @@ def evaluate(
         },
     }
     paths = write_report(out, facts, figures, f"{model} on {annotated.name}")
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
     for table in tables(figures):
         console.print(table)
     seconds = time.monotonic() - started

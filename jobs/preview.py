@@ -55,6 +55,6 @@ def preview(
         picture = contact_sheet([(overlay.caption, overlay.pixels) for overlay in drawn])
     path = to or (Path.cwd() if "://" in out else Path(out).absolute().parent) / "preview.png"
     write_picture(path, picture)
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
     console.print(f"images    {len(drawn)}, with {sum(overlay.n_masks for overlay in drawn)} masks")
     console.print(f"picture   {path}")

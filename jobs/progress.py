@@ -30,7 +30,7 @@ class ProgressBar:
 
     def __init__(self, what: str, unit: str, total: int | None = None, line_seconds: float = LINE_SECONDS) -> None:
         self._unit, self._line_seconds = unit, line_seconds
-        self._person = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        self._person = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),

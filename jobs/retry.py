@@ -61,5 +61,5 @@ def retry(
     job = Job(open_planned(plan.source), ledger, engine, config.decoding)
     run_job(job, shards, device, address, image_timeout)
     if left := len(plan) - len(ledger.committed()):
-        console = Console(soft_wrap=True, markup=False, highlight=False)
+        console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
         console.print(f"not done  {left} of {len(plan)} shards: `maskmill generate` goes on with them")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -110,26 +112,31 @@ def _count_images(shards: Plan | list[Shard]) -> int | None:
 
 
 def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
-    from rich.console import Console
-
+    """The counts, and the next commands, which run as they are printed."""
     from maskmill.pipeline.sources.selection import counted
 
     totals = ledger.totals()
     out = ledger.storage.uri
-    console = Console(soft_wrap=True, markup=False, highlight=False)
     ok = totals.images - totals.failed
-    console.print(f"images    {totals.images} ({ok} ok, {totals.failed} failed)")
+    typer.echo(f"images    {totals.images} ({ok} ok, {totals.failed} failed)")
     if totals.left_out:
-        console.print(f"left out  {counted(totals.left_out, 'images in tars')}")
-    console.print(f"masks     {totals.masks}, {totals.masks / max(1, ok):.1f} per image")
+        typer.echo(f"left out  {counted(totals.left_out, 'images in tars')}")
+    typer.echo(f"masks     {totals.masks}, {totals.masks / max(1, ok):.1f} per image")
     if ended:
-        console.print(f"speed     {ended / seconds:.2f} images/s ({ended} images in {seconds:.0f} s, start included)")
-    console.print(f"output    {out}")
-    console.print(
-        f"query     SELECT image_id, count(*), avg(predicted_iou) FROM '{out}/masks/*.parquet' GROUP BY image_id"
-    )
+        typer.echo(f"speed     {ended / seconds:.2f} images/s ({ended} images in {seconds:.0f} s, start included)")
+    typer.echo(f"output    {out}")
+    masks, images = _tables(out)
+    typer.echo(f"query     SELECT image_id, count(*), avg(predicted_iou) FROM {masks} GROUP BY image_id")
     if totals.failed:
-        console.print(f"retry     maskmill retry {out}")
-        console.print(
-            f"failures  SELECT image_id, error_step, error FROM '{out}/images/*.parquet' WHERE status <> 'ok'"
-        )
+        typer.echo(f"failures  SELECT image_id, error_step, error FROM {images} WHERE status <> 'ok'")
+        typer.echo(f"retry     maskmill retry {shlex.quote(out)}")
+    if out.startswith("s3://"):
+        typer.echo("note      DuckDB reads s3:// with its extension httpfs and a secret: CREATE SECRET (TYPE s3, ...)")
+    elif "\\" in out:
+        typer.echo("note      run queries in the output folder: DuckDB takes the backslash in its path for a slash")
+
+
+def _tables(out: str) -> tuple[str, str]:
+    """Both tables as DuckDB takes them: a pattern of files, quoted."""
+    root = "" if "\\" in out else re.sub(r"[\[*?]", r"[\g<0>]", out.replace("'", "''")) + "/"
+    return f"'{root}masks/*.parquet'", f"'{root}images/*.parquet'"

@@ -184,10 +184,10 @@ def _run_with_progress_bar(session: Session, recipe: TrainingConfig, last: int) 
             if signals.count:
                 states.close()  # saves
                 break
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
     if signals.count:
         # stdout is for results.
-        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False).print(
             f"maskmill: stopped after step {reached}: what is done is kept: run the same command again to go on"
         )
         raise typer.Exit(128 + signals.last)

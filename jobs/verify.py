@@ -38,7 +38,7 @@ def verify(
             offences += len(check.offences)
             first += check.offences[: limit - len(first)]
             bar.update(total=shards, completed=number)  # the first check is of the run around the shards
-    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
     for offence in first:
         console.print(offence)
     if offences > limit:

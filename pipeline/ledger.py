@@ -23,7 +23,7 @@ from maskmill.pipeline.errors import ConfigError, RunMismatchError, SourceError
 from maskmill.pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan, shard_size
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.sources import ALL_NAMES, NameFilter, Source
-from maskmill.pipeline.storage import PROBE_PREFIX, Storage, prove_create_if_absent
+from maskmill.pipeline.storage import PROBE_PREFIX, Storage, file_name, prove_create_if_absent
 from maskmill.pipeline.table import SCHEMA_VERSION, images_part, read_left_out, read_parquet
 
 RUN_KEY = "_run.json"
@@ -286,7 +286,7 @@ def _refuse_overlap(storage: Storage, source: str) -> None:
 
 
 def _comparable(uri: str) -> PurePosixPath:
-    return PurePosixPath(uri if "://" in uri else Path(uri).resolve())
+    return PurePosixPath(uri if "://" in uri else Path(file_name(uri)).resolve())
 
 
 def _refuse_foreign_objects(storage: Storage) -> None:

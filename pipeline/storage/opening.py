@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def open_storage(uri: str, make: bool = False) -> Storage:
     if "://" in uri:
         scheme = uri.partition("://")[0]
         raise StorageError(f"{scheme}:// is no store that maskmill knows: give a path or s3://bucket/prefix")
-    storage = LocalStorage(Path(uri).absolute())
+    path = os.fsdecode(uri.encode("utf-8", "surrogateescape"))  # the same but where the system's encoding is not UTF-8
+    storage = LocalStorage(Path(path).absolute())
     if make:
         storage.make()
     return storage

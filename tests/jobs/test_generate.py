@@ -1,11 +1,15 @@
 """`maskmill generate`: what the flags mean, what is refused, and the whole way on Ray."""
 
+from __future__ import annotations
+
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 
 from maskmill.jobs.cli import main
 from maskmill.jobs.generate import decoding_config, run_config
+from maskmill.jobs.run import run_job
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig, ValueRange
 from maskmill.pipeline.errors import ConfigError
 from maskmill.pipeline.ledger import Identity, open_run
@@ -22,7 +27,11 @@ from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.worker import Job, run_local
 from tests.fakes import HANG_ONCE, FakeEngine, frozen_clock, picture
 from tests.pipeline.sources import tar_bytes
+from tests.runs import begin, run
 from tests.tiffs import noise, write
+
+if TYPE_CHECKING:
+    from tests.s3.servers import MotoServer
 
 # What the flags mean.
 
@@ -167,6 +176,44 @@ def test_patterns_stand_when_a_run_is_resumed_or_retried(
     assert "images    2 (2 ok, 0 failed)" in summary
     assert "left out  2 images in tars" in summary
     assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["it's", "a [b] c", "x*", "x?", 'q"q', "[!x]", "[", "]", "{a,b}", "a\\b", ":dog:", "$HOME `x`", "--", "Ö"]
+)
+def test_queries_and_retry_run_as_the_summary_prints_them(
+    photographs: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (photographs / "bad.png").write_bytes(b"no image")
+    out = tmp_path / name
+    for other in ("a b c", "xy", "a", "b"):  # what a pattern could find instead
+        shutil.copytree(photographs, tmp_path / other / "masks")
+    run(photographs, out)
+    job, _ = begin(photographs, out)
+    run_job(job, [])
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    if "\\" in name:
+        assert "run queries in the output folder" in printed["note"]
+        monkeypatch.chdir(out)
+    assert len(duckdb.connect().execute(printed["query"]).fetchall()) == 3
+    assert duckdb.connect().execute(printed["failures"]).fetchall()[0][0] == "bad.png"
+    words = subprocess.run(["sh", "-c", f"printf '%s\n' {printed['retry']}"], capture_output=True, text=True)
+    assert words.stdout.splitlines() == ["maskmill", "retry", str(out)]
+
+
+@pytest.mark.s3
+def test_summary_says_what_duckdb_needs_when_the_output_is_in_s3(
+    photographs: Path,
+    bucket: str,
+    moto: MotoServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto.url)
+    run(photographs, f"s3://{bucket}/out")
+    job, _ = begin(photographs, f"s3://{bucket}/out")
+    run_job(job, [])
+    assert "extension httpfs and a secret" in capsys.readouterr().out
 
 
 def open_fake_job(folder: Path) -> tuple[Job, Plan]:
