@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskmill.filters import tail
+from maskmill.filters import mask_measure
 from maskmill.filters.nms import nms
 from maskmill.model.preprocess import preprocess, to_image_logits, to_input_frame
 from maskmill.model.sam import Sam
@@ -47,9 +47,9 @@ def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: in
     counts: list[bytes] = []
     boxes, scores = [torch.empty(0, 4, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.float64)]
     for logits_Khw, iou_K in grid_logits(sam, pixels_HW3, points_per_side):
-        measures = tail.measure(logits_Khw, upsampling, STABILITY_OFFSET)
+        measures = mask_measure.measure(logits_Khw, upsampling, STABILITY_OFFSET)
         rows = measures.area.nonzero()[:, 0]
-        counts += tail.encode(logits_Khw[rows], upsampling, (0, 0), height, width)
+        counts += mask_measure.encode(logits_Khw[rows], upsampling, (0, 0), height, width)
         boxes.append(measures.boxes[rows].cpu())
         scores.append(torch.stack([iou_K[rows], measures.stability_score[rows]], dim=1).double().cpu())
     boxes_K4, scores_K2 = torch.cat(boxes), torch.cat(scores)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from maskmill.evaluation.candidates import grid_logits, image_logits
-from maskmill.filters import tail
+from maskmill.filters import mask_measure
 from maskmill.filters.nms import nms
 from maskmill.model.sam import Sam
 from maskmill.pipeline.generator import crop_upsampling
@@ -84,7 +84,7 @@ def _probabilities(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> Iterator[NDArray[
     height, width = pixels_HW3.shape[:2]
     logits, ious = zip(*grid_logits(sam, pixels_HW3, POINTS_PER_SIDE), strict=True)
     logits_Khw = torch.cat(logits)
-    measures = tail.measure(logits_Khw, crop_upsampling(sam.config, height, width), offset=0)
+    measures = mask_measure.measure(logits_Khw, crop_upsampling(sam.config, height, width), offset=0)
     kept = nms(measures.boxes, torch.cat(ious), NMS_THRESHOLD)
     for logits_kHW in image_logits(sam, logits_Khw[kept], height, width):
         yield from logits_kHW.sigmoid().float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Passes over the mask decoder's image tokens on a CPU, each over memory once, where torch needs several.
+"""Numba kernels for `model.fused_ops` on a CPU: each reads and writes the image tokens once.
 
 Tensors are contiguous, float32 or bfloat16; arithmetic is float32. The kernels run in the calling thread.
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from maskmill.model import passes
+from maskmill.model import fused_ops
 from maskmill.model.config import SamConfig
 from maskmill.model.image_encoder import ImageEmbedding
 from maskmill.model.layers import fast_linear, require_same_classes
@@ -97,13 +97,13 @@ class FastMaskDecoder(MaskDecoder):
         half_RXC = fast_linear(tokens_RLC, *self._double_1).unflatten(2, (4, -1)).flatten(1, 2)
         norm = self.output_upscaling[1]
         assert isinstance(norm, nn.LayerNorm)
-        half_RXC = passes.norm_and_gelu(half_RXC, skips[0], norm)
+        half_RXC = fused_ops.norm_and_gelu(half_RXC, skips[0], norm)
         full_RXC = fast_linear(half_RXC, *self._double_2).unflatten(2, (4, -1)).flatten(1, 2)
-        full_RXC = passes.gelu(full_RXC, skips[1])
+        full_RXC = fused_ops.gelu(full_RXC, skips[1])
         mlps = self.output_hypernetworks_mlps
         weights_RMC = torch.stack([mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(mlps)], dim=1)
         logits_RXM = full_RXC @ weights_RMC.transpose(1, 2).to(self._dtype)
-        return passes.to_pixels(logits_RXM, chosen_K2, decoded.image_tokens_NCHW.shape[-2:])
+        return fused_ops.to_pixels(logits_RXM, chosen_K2, decoded.image_tokens_NCHW.shape[-2:])
 
 
 def _as_linear(convolution: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model import passes
+from maskmill.model import fused_ops
 from maskmill.model.layers import require_class
 from maskmill.model.transformer import CrossAttention, TwoWayBlock, TwoWayTransformer
 
@@ -115,7 +115,7 @@ class _Block:
     ) -> tuple[Tensor, Tensor]:
         """The image tokens (N, L, C), without and with their positions."""
         attended_NLC = share_NYL.transpose(1, 2) @ self._image_to_tokens.values(x_NTC)
-        return passes.add_and_norm(attended_NLC, image_BLC, positions_1LC, self.block.norm4)
+        return fused_ops.add_and_norm(attended_NLC, image_BLC, positions_1LC, self.block.norm4)
 
 
 class _TokensToImage:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskmill.filters import chain, rle, tail
+from maskmill.filters import chain, mask_measure, rle
 from maskmill.filters.boxes import xywh_to_xyxy, xyxy_to_xywh
 from maskmill.filters.masks import MaskBatch
 from maskmill.filters.names import FILTERS
@@ -222,7 +222,7 @@ class MaskGenerator:
     ) -> _Candidates:
         """The masks at a batch of points whose predicted IoU passes. The others are never computed.
 
-        Their boxes are those of `filters.tail.measure` with the margin.
+        Their boxes are those of `filters.mask_measure.measure` with the margin.
         """
         view, device = seen.view, self.sam.device
         with timer.step("prompt", self._threads):
@@ -238,7 +238,7 @@ class MaskGenerator:
             logits_Khw = sam.decode_masks(decoded, keep_NM)
         with timer.step("filter", self._threads):
             upsampling = crop_upsampling(sam.config, view.height, view.width)
-            measures = tail.measure(logits_Khw, upsampling, self.config.stability_score_offset, logit_margin)
+            measures = mask_measure.measure(logits_Khw, upsampling, self.config.stability_score_offset, logit_margin)
             crop_box_4 = torch.tensor(view.crop_box).to(device, non_blocking=True)
             corner_4 = crop_box_4[:2].repeat(2)
             masks = MaskBatch(
@@ -276,7 +276,7 @@ class MaskGenerator:
             upsampling = crop_upsampling(self.sam.config, y1 - y0, x1 - x0)
             for block in rows.split(ENCODED_AT_ONCE):
                 logits = batch.logits[block.to(batch.logits.device, non_blocking=True)]
-                of_block = tail.encode(logits, upsampling, (x0, y0), height, width)
+                of_block = mask_measure.encode(logits, upsampling, (x0, y0), height, width)
                 for row, text in zip(block.tolist(), of_block, strict=True):
                     counts[row] = text
         return counts

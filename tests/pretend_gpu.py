@@ -1,8 +1,8 @@
-"""A GPU that is none: its tensors say that they are on one, and the CPU computes what is in them.
+"""A simulated GPU: tensors report that they are on a GPU, and the CPU computes their values.
 
-What runs on it takes the way that code takes on a GPU, but for the mask tail, whose kernels are the CPU's: it comes
-through `__torch_function__`, like the operators of PyTorch. As there, tensors of two devices do not mix, and where the
-host needs to know what is in a tensor it waits for the device: these waits are counted.
+Code takes the same branches as on a GPU, except that `filters.mask_measure` uses the CPU kernels; calls of it arrive
+through `__torch_function__`, like the operators of PyTorch. As on a GPU, tensors of two devices do not mix. The
+simulation counts how often the host reads a value and so waits for the device.
 """
 
 from __future__ import annotations

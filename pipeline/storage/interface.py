@@ -83,8 +83,8 @@ class Storage(Protocol):
         objects, which no listing shows, and those of `prove_create_if_absent`."""
         ...
 
-    def ways(self) -> Sequence[Storage]:
-        """This store once for each way in which it creates an object (by size, say): what a proof has to cover."""
+    def commit_paths(self) -> Sequence[Storage]:
+        """This store, configured once for each code path that creates an object (S3: by size); the proof covers all."""
         ...
 
 

@@ -179,7 +179,7 @@ class LocalStorage:
                         if path.lstat().st_mtime < oldest:
                             path.unlink()
 
-    def ways(self) -> Sequence[Storage]:
+    def commit_paths(self) -> Sequence[Storage]:
         return [self]
 
     def make(self) -> None:

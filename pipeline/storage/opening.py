@@ -37,11 +37,11 @@ def open_storage(uri: str, make: bool = False) -> Storage:
 
 def prove_create_if_absent(storage: Storage) -> None:
     """Shows with throw-away objects that the store honours create-if-absent. StorageError where it does not."""
-    for way in storage.ways():
+    for store in storage.commit_paths():
         key = PROBE_PREFIX + uuid.uuid4().hex
-        created = way.create(key, b"first")
-        created_again = way.create(key, b"second")
-        kept = way.read(key)
-        way.delete(key)
+        created = store.create(key, b"first")
+        created_again = store.create(key, b"second")
+        kept = store.read(key)
+        store.delete(key)
         if not created or created_again or kept != b"first":
             raise StorageError(unsafe(storage.uri))

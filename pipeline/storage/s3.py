@@ -167,7 +167,7 @@ class S3Storage:
         except StorageError as error:  # who may write may not always do this, and what stays does no harm
             logger.warning("leftovers stay: %s", error)
 
-    def ways(self) -> Sequence[Storage]:
+    def commit_paths(self) -> Sequence[Storage]:
         return [self, replace(self, part_size=0)]
 
     # Creating. A response may be lost although its request took effect, so that its repetition finds the object there.

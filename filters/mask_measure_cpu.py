@@ -1,4 +1,4 @@
-"""The mask tail on a CPU: what is needed of the full-resolution logits, without storing them.
+"""`filters.mask_measure` on a CPU: Numba kernels that interpolate pixels without storing the full-resolution logits.
 
 Only where the logits around lie on both sides of a threshold are pixels interpolated, row by row in the caches, with
 the arithmetic of `torch.nn.functional.interpolate` in its order, so that every pixel is the published one. (For crops
@@ -29,12 +29,12 @@ _Result = TypeVar("_Result")
 # Pixels of a span: all at most the lower threshold, all above the upper one, or nobody knows.
 OUTSIDE, INSIDE, MIXED = (np.int32(kind) for kind in range(3))
 
-_POOL = ThreadPoolExecutor(thread_name_prefix="mask-tail")
+_POOL = ThreadPoolExecutor(thread_name_prefix="mask-measure")
 
 
 def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
     """Pixels (N, 3) above `offset`, above `-offset` and above 0, and the boxes (N, 2, 4) of those above `-margin` and
-    above `margin`, x0 > x1 where there are none: see `filters.tail.measure`.
+    above `margin`, x0 > x1 where there are none: see `filters.mask_measure.measure`.
     """
     logits = logits_Nhw.numpy()
     counts_N3 = np.zeros((len(logits), 3), np.int64)

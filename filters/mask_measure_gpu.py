@@ -1,7 +1,7 @@
-"""The mask tail on a GPU: what is needed of the full-resolution logits, without storing them.
+"""`filters.mask_measure` on a GPU: Triton kernels that interpolate pixels without storing full-resolution logits.
 
 A program takes a strip of columns of one mask and walks down the rows that can be above the threshold, between two rows
-of the network's input that stay in registers. Its arithmetic is that of `filters.tail_cpu` in the same order, so that
+of the network's input that stay in registers. Its arithmetic is that of `filters.mask_measure_cpu` in the same order, so that
 every pixel is the published one.
 
 Shapes: N masks, h w low-resolution logits, W width of the crop, X columns of a strip, all in pixels.
@@ -32,7 +32,7 @@ _BEYOND = tl.constexpr(2**31 - 1)  # below every pixel and to its right
 
 
 def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
-    """See `filters.tail_cpu.measure`.
+    """See `filters.mask_measure_cpu.measure`.
 
     The host waits only where an upsampling is new to the device.
     """
@@ -48,7 +48,7 @@ def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: f
 
 
 def find_changes(logits_Nhw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
-    """See `filters.tail_cpu.find_changes`. The host waits twice: for how many there are, and for all of them."""
+    """See `filters.mask_measure_cpu.find_changes`. The host waits twice: for how many there are, and for all of them."""
     if len(logits_Nhw) == 0:
         return []
     plan = _on_device(upsampling, logits_Nhw.device)

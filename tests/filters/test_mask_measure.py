@@ -1,4 +1,4 @@
-"""The mask tail against the reference, which stores every pixel."""
+"""Measures and run lengths equal those of the reference, which stores every pixel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskmill.filters import rle, tail
+from maskmill.filters import mask_measure, rle
 from maskmill.filters.boxes import masks_to_boxes
 from maskmill.filters.scores import count_pixels, stability_score
 from maskmill.filters.upsampling import linear_taps, plan_upsampling
@@ -60,7 +60,7 @@ def _logits(side: int) -> Tensor:
 def test_measures_are_those_of_all_pixels(mask_size, image_size, height, width, offset):
     logits_Nhw = _logits(mask_size)
     upsampling = plan_upsampling(mask_size, image_size, resized_size(height, width, image_size), height, width)
-    measures = tail.measure(logits_Nhw, upsampling, offset)
+    measures = mask_measure.measure(logits_Nhw, upsampling, offset)
     logits_NHW = to_image_logits(logits_Nhw, height, width, image_size)
     torch.testing.assert_close(
         measures.stability_score, stability_score(logits_NHW, offset), rtol=0, atol=0, equal_nan=True
@@ -76,7 +76,7 @@ def test_boxes_are_those_of_the_largest_and_the_smallest_mask_that_there_may_be(
 ):
     logits_Nhw = _logits(mask_size)
     upsampling = plan_upsampling(mask_size, image_size, resized_size(height, width, image_size), height, width)
-    measures, without = (tail.measure(logits_Nhw, upsampling, 1.0, m) for m in (margin, 0))
+    measures, without = (mask_measure.measure(logits_Nhw, upsampling, 1.0, m) for m in (margin, 0))
     logits_NHW = to_image_logits(logits_Nhw, height, width, image_size)
     assert torch.equal(measures.boxes, masks_to_boxes(logits_NHW > -margin))
     inner_N = (logits_NHW > margin).any(2).any(1)
@@ -93,7 +93,7 @@ def test_run_lengths_are_those_of_all_pixels(mask_size, image_size, height, widt
     logits_Nhw = _logits(mask_size)
     upsampling = plan_upsampling(mask_size, image_size, resized_size(height, width, image_size), height, width)
     image = (top + height + bottom, left + width + right)
-    counts = tail.encode(logits_Nhw, upsampling, (left, top), *image)
+    counts = mask_measure.encode(logits_Nhw, upsampling, (left, top), *image)
     masks_NHW = to_image_logits(logits_Nhw, height, width, image_size) > 0
     masks_NHW = F.pad(masks_NHW, (left, right, top, bottom)).numpy()
     assert counts == [rle.encode(mask_HW) for mask_HW in masks_NHW]
@@ -107,9 +107,9 @@ def test_there_may_be_fewer_masks_than_threads(threads):
     try:
         for count in (0, 1, 2, 14):
             logits_Nhw = _logits(64)[:count]
-            measures = tail.measure(logits_Nhw, upsampling, 1.0)
+            measures = mask_measure.measure(logits_Nhw, upsampling, 1.0)
             assert measures.boxes.shape == (count, 4)
             assert torch.equal(measures.area, count_pixels(to_image_logits(logits_Nhw, 90, 90, 256) > 0))
-            assert len(tail.encode(logits_Nhw, upsampling, (0, 0), 90, 90)) == count
+            assert len(mask_measure.encode(logits_Nhw, upsampling, (0, 0), 90, 90)) == count
     finally:
         torch.set_num_threads(before)

@@ -1,6 +1,7 @@
-"""What the mask decoder does between its products: one pass over memory each on a CPU, torch's several elsewhere.
+"""Fused element-wise operations of the mask decoder between its matrix multiplications.
 
-Where they are said to work in place, the tensor given may or may not hold the result; only what is returned counts.
+On a CPU each is one Numba kernel that reads and writes memory once; elsewhere it is several torch operations. An
+operation that is documented as in place may or may not overwrite its argument: use only the returned tensor.
 
 Shapes: B images (1 where all prompts share one, else N), N prompts, L image tokens, X pixels, C channels, M masks per
 prompt, K chosen masks.

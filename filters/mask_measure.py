@@ -1,4 +1,4 @@
-"""The mask tail: from low-resolution logits to scores, boxes and run lengths, without full-resolution masks.
+"""Scores, boxes and run lengths of masks, from low-resolution logits and without full-resolution masks.
 
 Equal to `model.preprocess.to_image_logits` followed by `filters.scores` and `filters.boxes`, which store every pixel
 and are the reference. The memory is that of a few rows of pixels for each thread, whatever the image and the masks.
@@ -52,7 +52,7 @@ def encode(logits_Nhw: Tensor, upsampling: Upsampling, corner: tuple[int, int], 
 def _kernels(logits_Nhw: Tensor) -> ModuleType:
     # Imported where they are needed: a machine without a GPU need not have Triton.
     if logits_Nhw.is_cuda:
-        from maskmill.filters import tail_gpu as kernels
+        from maskmill.filters import mask_measure_gpu as kernels
     else:
-        from maskmill.filters import tail_cpu as kernels
+        from maskmill.filters import mask_measure_cpu as kernels
     return kernels

@@ -1,4 +1,4 @@
-"""The kernels of the mask tail against the reference, which stores every pixel.
+"""The GPU kernels of mask_measure against the reference, which stores every pixel.
 
 They run on a GPU where there is one and in Triton's interpreter where there is none, which needs milliseconds for a row
 of pixels. What only a GPU can show is marked.
@@ -30,17 +30,19 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 
 OFFSET, MARGIN = 0.7, 0.2
 
-Tail = Callable[..., Any]  # (function of tail_gpu, logits, sizes, its other arguments) -> what it returns, in NumPy
+Kernels = Callable[
+    ..., Any
+]  # (function of mask_measure_gpu, logits, sizes, its other arguments) -> its result, in NumPy
 
 
 def run(function: str, logits_Nhw: Tensor, image_size: int, height: int, width: int, *arguments: float) -> Any:
-    """What a function of `tail_gpu` returns for a crop of (height, width) pixels."""
-    from maskmill.filters import tail_gpu  # here: it imports triton
+    """What a function of `mask_measure_gpu` returns for a crop of (height, width) pixels."""
+    from maskmill.filters import mask_measure_gpu  # here: it imports triton
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     resized = resized_size(height, width, image_size)
     upsampling = plan_upsampling(logits_Nhw.shape[-1], image_size, resized, height, width)
-    found = getattr(tail_gpu, function)(logits_Nhw.to(device), upsampling, *arguments)
+    found = getattr(mask_measure_gpu, function)(logits_Nhw.to(device), upsampling, *arguments)
     return found if isinstance(found, list) else [tensor.cpu() for tensor in found]
 
 
@@ -49,7 +51,7 @@ def interpret() -> None:
 
 
 @pytest.fixture(scope="module")
-def tail() -> Iterator[Tail]:
+def kernels() -> Iterator[Kernels]:
     """`run`, in a process of its own where the interpreter is needed: triton reads the variable as it is imported."""
     if torch.cuda.is_available():
         yield run
@@ -65,13 +67,13 @@ def smooth(count: int, side: int) -> Tensor:
     return F.interpolate(4 * torch.randn(count, 1, 5, 5, generator=generator), (side, side), mode="bicubic")[:, 0]
 
 
-def assert_as_reference(tail: Tail, logits_Nhw: Tensor, image_size: int, height: int, width: int) -> None:
+def assert_as_reference(kernels: Kernels, logits_Nhw: Tensor, image_size: int, height: int, width: int) -> None:
     """Counts, boxes and run lengths are those of all pixels; in the image there is a margin around the crop."""
     sizes = (image_size, height, width)
-    counts_N3, boxes_N24 = tail("measure", logits_Nhw, *sizes, OFFSET, MARGIN)
+    counts_N3, boxes_N24 = kernels("measure", logits_Nhw, *sizes, OFFSET, MARGIN)
     left, top, right, bottom = 2, 1, 3, 4
     H, W = top + height + bottom, left + width + right
-    changes = tail("find_changes", logits_Nhw, *sizes, left * H + top, H)
+    changes = kernels("find_changes", logits_Nhw, *sizes, left * H + top, H)
     for n, logits_1hw in enumerate(logits_Nhw.split(1)):
         logits_1HW = to_image_logits(logits_1hw, height, width, image_size)
         expected = [int((logits_1HW > threshold).sum()) for threshold in (OFFSET, -OFFSET, 0)]
@@ -93,32 +95,32 @@ def assert_as_reference(tail: Tail, logits_Nhw: Tensor, image_size: int, height:
     [(20, 135), (9, 300), (50, 128), (10, 13), (1, 150), (40, 1)],
     ids=["strip and a bit", "three strips", "as wide as the input", "smaller than the logits", "a row", "a column"],
 )
-def test_kernels_see_the_pixels_of_the_reference(tail: Tail, height: int, width: int) -> None:
-    assert_as_reference(tail, smooth(2, 16), 128, height, width)
+def test_kernels_see_the_pixels_of_the_reference(kernels: Kernels, height: int, width: int) -> None:
+    assert_as_reference(kernels, smooth(2, 16), 128, height, width)
 
 
 @pytest.mark.slow
-def test_kernels_see_the_pixels_of_the_reference_when_masks_are_odd(tail: Tail) -> None:
+def test_kernels_see_the_pixels_of_the_reference_when_masks_are_odd(kernels: Kernels) -> None:
     noise = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(1))
     empty, full, dot = (torch.full((1, 16, 16), value) for value in (-3.0, 3.0, -9.0))
     dot[0, 1, 11] = 9.0
     corner = empty.clone()
     corner[0, -1, -1] = 2.0  # where the input is padding
-    assert_as_reference(tail, torch.cat([noise, empty, full, dot, corner]), 128, 20, 120)
+    assert_as_reference(kernels, torch.cat([noise, empty, full, dot, corner]), 128, 20, 120)
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_few_masks(tail: Tail, count: int) -> None:
+def test_few_masks(kernels: Kernels, count: int) -> None:
     logits_Nhw = smooth(count, 8) if count else torch.empty(0, 8, 8)
-    counts_N3, boxes_N24 = tail("measure", logits_Nhw, 32, 10, 10, OFFSET, MARGIN)
+    counts_N3, boxes_N24 = kernels("measure", logits_Nhw, 32, 10, 10, OFFSET, MARGIN)
     assert (counts_N3.shape, counts_N3.dtype) == ((count, 3), torch.int64)
     assert (boxes_N24.shape, boxes_N24.dtype) == ((count, 2, 4), torch.int64)
-    assert len(tail("find_changes", logits_Nhw, 32, 10, 10, 0, 10)) == count
+    assert len(kernels("find_changes", logits_Nhw, 32, 10, 10, 0, 10)) == count
 
 
-def test_positions_may_be_beyond_32_bits(tail: Tail) -> None:
+def test_positions_may_be_beyond_32_bits(kernels: Kernels) -> None:
     full = torch.full((1, 8, 8), 3.0)
-    (changes,) = tail("find_changes", full, 32, 5, 4, 2**40, 2**30)
+    (changes,) = kernels("find_changes", full, 32, 5, 4, 2**40, 2**30)
     starts = 2**40 + 2**30 * np.arange(4)
     assert changes.tolist() == np.stack([starts, starts + 5], axis=1).ravel().tolist()
 
@@ -130,7 +132,7 @@ def compile_for_hopper(cache: Path) -> list[int]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from maskmill.filters import tail_gpu
+    from maskmill.filters import mask_measure_gpu
 
     strips = {"logits": "*fp32", "windows": "*i32", "to_input": "*fp32", "last_logit": "i32"}
     strips |= {"rows": "*fp32", "last_row": "i32", "columns": "*fp32", "last_column": "i32"}
@@ -138,14 +140,14 @@ def compile_for_hopper(cache: Path) -> list[int]:
     changes = {"width": "i32", "stride": "i32", "changes": "*i32"}
     sizes: list[int] = []
     for kernel, types, fixed in [
-        (tail_gpu._measure, found, {}),
-        (tail_gpu._changes, changes, {"ends": None, "positions": None}),
-        (tail_gpu._changes, changes | {"ends": "*i64", "positions": "*i64"}, {}),
+        (mask_measure_gpu._measure, found, {}),
+        (mask_measure_gpu._changes, changes, {"ends": None, "positions": None}),
+        (mask_measure_gpu._changes, changes | {"ends": "*i64", "positions": "*i64"}, {}),
     ]:
-        constants = {"STRIP": tail_gpu._LAUNCH["STRIP"], **fixed}
+        constants = {"STRIP": mask_measure_gpu._LAUNCH["STRIP"], **fixed}
         signature = {name: "constexpr" if name in constants else {**strips, **types}[name] for name in kernel.arg_names}
         source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): value for n, value in constants.items()})
-        options = {name: value for name, value in tail_gpu._LAUNCH.items() if name != "STRIP"}
+        options = {name: value for name, value in mask_measure_gpu._LAUNCH.items() if name != "STRIP"}
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         sizes.append(len(compiled.asm["cubin"]))
     return sizes
@@ -214,14 +216,14 @@ def test_memory_is_independent_of_the_pixels() -> None:
 @on_gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_measuring_does_not_wait_for_the_gpu() -> None:
-    from maskmill.filters import tail_gpu
+    from maskmill.filters import mask_measure_gpu
 
     logits_Nhw = smooth(4, 256).cuda()
     upsampling = plan_upsampling(256, 1024, resized_size(300, 400, 1024), 300, 400)
-    tail_gpu.measure(logits_Nhw, upsampling, OFFSET, MARGIN)  # copies the taps
+    mask_measure_gpu.measure(logits_Nhw, upsampling, OFFSET, MARGIN)  # copies the taps
     torch.cuda.set_sync_debug_mode("error")
     try:
-        tail_gpu.measure(logits_Nhw, upsampling, OFFSET, MARGIN)
+        mask_measure_gpu.measure(logits_Nhw, upsampling, OFFSET, MARGIN)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -229,13 +231,14 @@ def test_measuring_does_not_wait_for_the_gpu() -> None:
 @pytest.mark.gpu
 @on_gpu
 def test_no_kernel_is_compiled_again_for_another_size() -> None:
-    from maskmill.filters import tail_gpu
+    from maskmill.filters import mask_measure_gpu
 
     for side, image_size in ((64, 256), (256, 1024)):
         for height, width in ((320, 480), (1, 300), (300, 1), (1021, 733)):
             run("measure", smooth(2, side), image_size, height, width, OFFSET, MARGIN)
             run("find_changes", smooth(2, side), image_size, height, width, 3 * height, height)
     kernels = [
-        kernel.device_caches[torch.cuda.current_device()][0] for kernel in (tail_gpu._measure, tail_gpu._changes)
+        kernel.device_caches[torch.cuda.current_device()][0]
+        for kernel in (mask_measure_gpu._measure, mask_measure_gpu._changes)
     ]
     assert [len(compiled) for compiled in kernels] == [1, 2]  # changes are counted, then written
