@@ -30,11 +30,11 @@ from maskmill.filters import rle
 from maskmill.filters.names import FILTERS
 from maskmill.pipeline import cluster
 from maskmill.pipeline.config import DEFAULT_DECODING
-from maskmill.pipeline.generator import ResizedImage
 from maskmill.pipeline.ledger import Ledger
 from maskmill.pipeline.records import ImageMasks, StepTimer
 from maskmill.pipeline.sources import ImageFolder
 from maskmill.pipeline.storage import LocalStorage
+from maskmill.pipeline.views import ResizedImage
 from maskmill.pipeline.worker import Job
 from tests.machines import this_machine
 

@@ -25,10 +25,11 @@ from maskmill.filters.boxes import masks_to_boxes
 from maskmill.filters.nms import nms
 from maskmill.filters.scores import stability_score
 from maskmill.model.checkpoint import load_model
+from maskmill.model.frame import Frame
 from maskmill.model.image_encoder import ImageEmbedding
 from maskmill.model.mask_decoder import DecodedPrompts
 from maskmill.model.optimize import optimize
-from maskmill.model.preprocess import resized_size
+from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK
 from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
 
@@ -81,7 +82,7 @@ class CandidateFinder:
         side, masks = self._sam.config.image_size, self._sam.config.multimask_outputs
         batches = grid_logits(self._sam, pixels_HW3, self._points_per_side)
         logits, iou = zip(*((logits_Khw.cpu(), iou_K.cpu()) for logits_Khw, iou_K in batches), strict=True)
-        resized_height, resized_width = resized_size(height, width, side)
+        resized_height, resized_width = Frame(height, width, side).resized
         return Candidates(
             points_per_side=self._points_per_side,
             extent=(resized_width / side, resized_height / side),
@@ -178,7 +179,7 @@ class ReplayedSam(Sam):
     def decode_points(self, embedding: ImageEmbedding, points_N2: Tensor) -> DecodedPrompts:
         decoded = self._sam.decode_points(embedding, points_N2)
         rows_N = self._replay.rows(points_N2)
-        iou_NM = torch.cat([decoded.predicted_iou_NM[:, :1], self._replay.predicted_iou(rows_N)], dim=1)
+        iou_NM = torch.cat([decoded.predicted_iou_NM[:, [SINGLE_MASK]], self._replay.predicted_iou(rows_N)], dim=1)
         columns: dict[str, Any] = vars(decoded) | {"predicted_iou_NM": iou_NM}
         return _ReplayedPrompts(**columns, rows_N=rows_N)
 
@@ -186,7 +187,7 @@ class ReplayedSam(Sam):
         # What passes is decided by the replayed IoUs: as many masks are upscaled as a trained network would.
         self._sam.decode_masks(decoded, keep_NM)
         assert isinstance(decoded, _ReplayedPrompts)
-        return self._replay.chosen_logits(decoded.rows_N, keep_NM[:, 1:])
+        return self._replay.chosen_logits(decoded.rows_N, keep_NM[:, AMBIGUITY_MASKS])
 
 
 def replay_in_segment_anything(sam: nn.Module, replay: Replay) -> None:

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from maskmill.filters import mask_measure
 from maskmill.filters.nms import nms
-from maskmill.model.preprocess import preprocess, to_image_logits, to_input_frame
+from maskmill.model.frame import Frame
+from maskmill.model.preprocess import preprocess
+from maskmill.model.prompts import AMBIGUITY_MASKS, choose
 from maskmill.model.sam import Sam
-from maskmill.pipeline.generator import crop_upsampling
 from maskmill.pipeline.prompts import square_grid
+from maskmill.pipeline.upsampling import crop_upsampling
 
 POINTS_PER_SIDE = 64
 NMS_THRESHOLD = 0.9
@@ -63,19 +65,18 @@ def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: in
 def grid_logits(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (K, h, w) and predicted IoU (K,) of the three masks of every point of a grid, some points at a time."""
     height, width = pixels_HW3.shape[:2]
-    size = sam.config.image_size
+    frame = Frame(height, width, sam.config.image_size)
     embedding = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
     points_P2 = torch.from_numpy(square_grid(points_per_side) * (width, height)).to(sam.device)
-    for points_N2 in to_input_frame(points_P2, height, width, size).split(POINTS_PER_BATCH):
+    for points_N2 in frame.to_input(points_P2).split(POINTS_PER_BATCH):
         decoded = sam.decode_points(embedding, points_N2)
-        keep_NM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
-        keep_NM[:, 0] = False
+        keep_NM = choose(AMBIGUITY_MASKS, decoded.predicted_iou_NM)
         yield sam.decode_masks(decoded, keep_NM), decoded.predicted_iou_NM[keep_NM]
 
 
 def image_logits(sam: Sam, logits_Khw: Tensor, height: int, width: int) -> Iterator[Tensor]:
     """The logits at the size of the image, some masks (k, H, W) after the other; never many of them in memory."""
-    size = sam.config.image_size
-    block = max(1, BLOCK_BYTES // (4 * (size**2 + height * width)))
+    frame = Frame(height, width, sam.config.image_size)
+    block = max(1, BLOCK_BYTES // (4 * (frame.input_size**2 + height * width)))
     for logits_khw in logits_Khw.split(block):
-        yield to_image_logits(logits_khw, height, width, size)
+        yield frame.to_image_logits(logits_khw)

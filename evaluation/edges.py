@@ -17,7 +17,7 @@ from maskmill.evaluation.candidates import grid_logits, image_logits
 from maskmill.filters import mask_measure
 from maskmill.filters.nms import nms
 from maskmill.model.sam import Sam
-from maskmill.pipeline.generator import crop_upsampling
+from maskmill.pipeline.upsampling import crop_upsampling
 
 POINTS_PER_SIDE = 16
 NMS_THRESHOLD = 0.7  # the paper names none: the generator's

@@ -1,6 +1,6 @@
 """Scores, boxes and run lengths of masks, from low-resolution logits and without full-resolution masks.
 
-Equal to `model.preprocess.to_image_logits` followed by `filters.scores` and `filters.boxes`, which store every pixel
+Equal to `model.frame.Frame.to_image_logits` followed by `filters.scores` and `filters.boxes`, which store every pixel
 and are the reference. The memory is that of a few rows of pixels for each thread, whatever the image and the masks.
 
 Shapes: N masks, h w low-resolution logits, H W size of the crop, in pixels.

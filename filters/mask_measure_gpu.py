@@ -1,8 +1,8 @@
 """`filters.mask_measure` on a GPU: Triton kernels that interpolate pixels without storing full-resolution logits.
 
 A program takes a strip of columns of one mask and walks down the rows that can be above the threshold, between two rows
-of the network's input that stay in registers. Its arithmetic is that of `filters.mask_measure_cpu` in the same order, so that
-every pixel is the published one.
+of the network's input that stay in registers. Its arithmetic is that of `filters.mask_measure_cpu` in the same order,
+so that every pixel is the published one.
 
 Shapes: N masks, h w low-resolution logits, W width of the crop, X columns of a strip, all in pixels.
 """
@@ -48,7 +48,7 @@ def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: f
 
 
 def find_changes(logits_Nhw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
-    """See `filters.mask_measure_cpu.find_changes`. The host waits twice: for how many there are, and for all of them."""
+    """See `filters.mask_measure_cpu.find_changes`. The host waits twice: for their number, then for the positions."""
     if len(logits_Nhw) == 0:
         return []
     plan = _on_device(upsampling, logits_Nhw.device)

@@ -1,9 +1,10 @@
-"""Which prompts decide the masks of a view, told from what a network of low precision says of all of them.
+"""Screening: which prompts must be decoded exactly, given the low-precision scores and boxes of all prompts.
 
-Most candidates lose to a better one by far, and a rough idea of their scores and boxes is enough to see that. The
-others are computed again, exactly; the masks are those that exact candidates alone would give.
+float16/bf16 pre-selects candidates; the masks that are kept are computed in float32. Most candidates lose to another
+in NMS by more than the error of low precision, and are dropped without the exact computation. The masks that NMS
+keeps are the same as if all candidates were exact.
 
-Shapes: N prompts, M candidate masks per prompt (the single mask first), X open candidates, K kept ones.
+Shapes: N prompts, A candidate masks per prompt, X open candidates, K kept ones.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from maskmill.filters.masks import MaskBatch
 from maskmill.filters.names import FILTERS, DroppedBy
 from maskmill.filters.nms import nms
 
-# How far predicted IoUs, stability scores and logits near the threshold may be off: by less, with bf16, in 999 of 1000
-# candidates of the embedded model (docs/0008).
+# Error bounds of low precision for predicted IoUs, stability scores and logits near the threshold: with bf16, 999 of
+# 1000 candidates of the embedded model stay within them (docs/0008).
 IOU_MARGIN = 0.01
 STABILITY_MARGIN = 0.02
 LOGIT_MARGIN = 0.1
@@ -30,32 +31,31 @@ LOGIT_MARGIN = 0.1
 
 @dataclass(frozen=True, eq=False)
 class Screening:
-    """What is roughly known of the candidates of N prompts."""
+    """Low-precision scores and boxes of the candidates of N prompts."""
 
-    predicted_iou_NM: Tensor
-    boxes_NM4: Tensor  # int64, inclusive XYXY in image pixels: the mask's box is within, and holds
-    inner_boxes_NM4: Tensor
-    dropped_by_NM: Tensor  # int64 DroppedBy; BOX_NMS for those that pass the other filters; NONE: not a candidate
+    predicted_iou_NA: Tensor
+    boxes_NA4: Tensor  # int64, inclusive XYXY in image pixels: the mask's box is within, and holds
+    inner_boxes_NA4: Tensor
+    dropped_by_NA: Tensor  # int64 DroppedBy; BOX_NMS for those that pass the filters for single masks
 
     @staticmethod
     def of(
         candidates: MaskBatch,
         inner_boxes_K4: Tensor,
-        predicted_iou_NM: Tensor,
+        predicted_iou_NA: Tensor,
         chosen: tuple[Tensor, ...],
         filters: Iterable[Filter],
     ) -> Screening:
         """Of K candidates, the prompts and masks `chosen` (K each), after `filters`, which must be lenient."""
         dropped_by_K = first_to_drop(candidates, filters)
-        dropped_by_NM = torch.full_like(predicted_iou_NM, DroppedBy.PREDICTED_IOU, dtype=torch.int64)
-        dropped_by_NM[chosen] = dropped_by_K.masked_fill(dropped_by_K == DroppedBy.NONE, DroppedBy.BOX_NMS)
-        # What is not a number says nothing.
-        dropped_by_NM = dropped_by_NM.masked_fill(predicted_iou_NM.isnan(), DroppedBy.BOX_NMS)
-        dropped_by_NM[:, 0] = DroppedBy.NONE
-        boxes_NM4 = dropped_by_NM.new_zeros((*dropped_by_NM.shape, 4))
-        inner_boxes_NM4 = torch.zeros_like(boxes_NM4)
-        boxes_NM4[chosen], inner_boxes_NM4[chosen] = candidates.boxes, inner_boxes_K4
-        return Screening(predicted_iou_NM, boxes_NM4, inner_boxes_NM4, dropped_by_NM)
+        dropped_by_NA = torch.full_like(predicted_iou_NA, DroppedBy.PREDICTED_IOU, dtype=torch.int64)
+        dropped_by_NA[chosen] = dropped_by_K.masked_fill(dropped_by_K == DroppedBy.NONE, DroppedBy.BOX_NMS)
+        # NaN does not reject a candidate.
+        dropped_by_NA = dropped_by_NA.masked_fill(predicted_iou_NA.isnan(), DroppedBy.BOX_NMS)
+        boxes_NA4 = dropped_by_NA.new_zeros((*dropped_by_NA.shape, 4))
+        inner_boxes_NA4 = torch.zeros_like(boxes_NA4)
+        boxes_NA4[chosen], inner_boxes_NA4[chosen] = candidates.boxes, inner_boxes_K4
+        return Screening(predicted_iou_NA, boxes_NA4, inner_boxes_NA4, dropped_by_NA)
 
     @staticmethod
     def concat(screenings: Sequence[Screening]) -> Screening:
@@ -72,18 +72,18 @@ class Screening:
         not among the contenders loses to one that is, or to an exact one: where there are no contenders any more, NMS
         of `exact` is NMS of all.
         """
-        passes_X2 = ((self.dropped_by_NM == DroppedBy.BOX_NMS) & open_N[:, None]).nonzero()
-        of_X = passes_X2.to(self.boxes_NM4.device, non_blocking=True).unbind(dim=1)
-        boxes_X4, scores_X = self.boxes_NM4[of_X], self.predicted_iou_NM[of_X]
+        passes_X2 = ((self.dropped_by_NA == DroppedBy.BOX_NMS) & open_N[:, None]).nonzero()
+        of_X = passes_X2.to(self.boxes_NA4.device, non_blocking=True).unbind(dim=1)
+        boxes_X4, scores_X = self.boxes_NA4[of_X], self.predicted_iou_NA[of_X]
         boxes = torch.cat([exact.boxes, boxes_X4])
         scores = torch.cat([exact.predicted_iou, scores_X])
         kept_K = nms(boxes, scores, nms_threshold)
-        overlaps_KX = least_iou(boxes[kept_K], self.inner_boxes_NM4[of_X], boxes_X4) > nms_threshold
+        overlaps_KX = least_iou(boxes[kept_K], self.inner_boxes_NA4[of_X], boxes_X4) > nms_threshold
         better_KX = scores[kept_K][:, None] > scores_X + IOU_MARGIN
         loses_X = (overlaps_KX & better_KX).any(dim=0).cpu()
         return passes_X2[~loses_X, 0].unique()
 
     def dropped(self, prompts_N: Tensor) -> Counter[str]:
         """How many candidates each filter drops, of the prompts where the boolean `prompts_N` is true."""
-        counts = self.dropped_by_NM[prompts_N].flatten().bincount(minlength=len(DroppedBy)).tolist()
+        counts = self.dropped_by_NA[prompts_N].flatten().bincount(minlength=len(DroppedBy)).tolist()
         return Counter(dict(zip(FILTERS, counts[DroppedBy.NONE + 1 :], strict=True)))

@@ -22,7 +22,7 @@ class Taps(NamedTuple):
 
 
 class Upsampling(NamedTuple):
-    """The two bilinear steps of `model.preprocess.to_image_logits`: to the S x S input, then its part that shows the
+    """The two bilinear steps of `model.frame.Frame.to_image_logits`: to the S x S input, then its part that shows the
     crop to H x W.
 
     A pixel has at most three logits on each axis. Pixels from `row_cells[i]` to `row_cells[i + 1]` have logits i,

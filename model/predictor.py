@@ -15,8 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from maskmill.model.errors import PromptError
+from maskmill.model.frame import Frame
 from maskmill.model.image_encoder import ImageEmbedding
-from maskmill.model.preprocess import preprocess, to_image_logits, to_input_frame
+from maskmill.model.preprocess import preprocess
+from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, choose
 from maskmill.model.sam import Sam
 
 
@@ -35,8 +37,7 @@ class EncodedImage:
 
     sam: Sam
     embedding: ImageEmbedding
-    height: int
-    width: int
+    frame: Frame
 
     @torch.inference_mode()
     def predict(
@@ -61,10 +62,9 @@ class EncodedImage:
         """
         prompt = self._prompt_tensors(points, labels, box, mask_input)
         decoded = self.sam.decode_prompts(self.embedding, **prompt)
-        keep_1M = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
-        keep_1M[:, 0], keep_1M[:, 1:] = not multimask, multimask
+        keep_1M = choose(AMBIGUITY_MASKS if multimask else SINGLE_MASK, decoded.predicted_iou_NM)
         logits_Mhw = self.sam.decode_masks(decoded, keep_1M)
-        masks_MHW = to_image_logits(logits_Mhw, self.height, self.width, self.sam.config.image_size) > 0
+        masks_MHW = self.frame.to_image_logits(logits_Mhw) > 0
         return Prediction(
             masks=masks_MHW.cpu().numpy(),
             scores=decoded.predicted_iou_NM[keep_1M].cpu().numpy(),
@@ -100,8 +100,7 @@ class EncodedImage:
 
     def _to_input(self, xy_P2: NDArray[np.float64]) -> Tensor:
         """(1, P, 2) in pixels of the model's input. Scaled in float64, as published."""
-        xy = to_input_frame(torch.from_numpy(xy_P2), self.height, self.width, self.sam.config.image_size)
-        return self._tensor(xy.numpy())
+        return self._tensor(self.frame.to_input(torch.from_numpy(xy_P2)).numpy())
 
     def _tensor(self, array: NDArray[np.float64]) -> Tensor:
         """(1, ...) float32 on the network's device."""
@@ -113,7 +112,7 @@ def encode_image(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> EncodedImage:
     """Encodes an RGB image, (H, W, 3) uint8. Raises PromptError for any other array."""
     check_pixels(pixels_HW3)
     embedding = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
-    return EncodedImage(sam, embedding, height=pixels_HW3.shape[0], width=pixels_HW3.shape[1])
+    return EncodedImage(sam, embedding, Frame(*pixels_HW3.shape[:2], sam.config.image_size))
 
 
 def check_pixels(pixels: NDArray[Any]) -> None:

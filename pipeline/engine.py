@@ -13,8 +13,9 @@ from maskmill.model.checkpoint import load_model
 from maskmill.model.errors import CheckpointError
 from maskmill.model.optimize import optimize
 from maskmill.pipeline.config import RunConfig
-from maskmill.pipeline.generator import MaskGenerator, ResizedImage
+from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.records import ImageMasks, StepTimer
+from maskmill.pipeline.views import ResizedImage
 
 
 class Engine(Protocol):

@@ -15,7 +15,6 @@ from functools import partial
 from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import ImageError
-from maskmill.pipeline.generator import ResizedImage
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Ledger
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
@@ -32,6 +31,7 @@ from maskmill.pipeline.records import (
 )
 from maskmill.pipeline.sources import Source
 from maskmill.pipeline.table import encode_part
+from maskmill.pipeline.views import ResizedImage
 
 # Images of a shard that are fetched, decoded and resized while the device is busy.
 AHEAD = 4

@@ -18,9 +18,10 @@ from PIL import Image
 from maskmill.filters import rle
 from maskmill.filters.names import FILTERS
 from maskmill.pipeline.config import DecodingConfig
-from maskmill.pipeline.generator import ResizedImage
 from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.prompts import View
 from maskmill.pipeline.records import DecodedImage, ImageMasks, ImageResult, StepTimer
+from maskmill.pipeline.views import ResizedImage, ResizedView
 
 Colour = tuple[int, int, int]
 
@@ -57,7 +58,8 @@ def frozen_clock() -> float:
 def as_it_is(pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
     """For an engine that takes images at any size: one view, not resized."""
     height, width = pixels_HW3.shape[:2]
-    return ResizedImage(height, width, (torch.tensor(pixels_HW3),))
+    view = View((0, 0, width, height), np.zeros((0, 2)))
+    return ResizedImage(height, width, (ResizedView(view, torch.tensor(pixels_HW3)),))
 
 
 def image_masks(masks_NHW: NDArray[np.bool_]) -> ImageMasks:
@@ -122,7 +124,7 @@ class FakeEngine:
 
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
         self._use_device()
-        pixels_HW3 = image.views[0].numpy()
+        pixels_HW3 = image.views[0].pixels_hw3.numpy()
         if self.seconds:
             time.sleep(self.seconds)
             with (self.folder / "generated").open("a") as stream:

@@ -15,6 +15,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, choose
 from maskmill.model.sam import Sam
 from maskmill.model.training.augment import LABEL_STRIDE, Example, fit
 from maskmill.model.training.data import LabelledImage
@@ -68,15 +69,17 @@ def _measure_image(sam: Sam, image: LabelledImage, count: int, rng: Generator) -
     everything_PM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
     logits_PMhw = sam.decode_masks(decoded, everything_PM).unflatten(0, everything_PM.shape).cpu()
     iou_PMJ = mask_costs(logits_PMhw, answers_PJhw).iou_NMJ
-    predicted_P3, clicked_P3 = decoded.predicted_iou_NM[:, 1:].cpu().float(), iou_PMJ[:, 1:, 0]
+    predicted_P3, clicked_P3 = (
+        decoded.predicted_iou_NM[:, AMBIGUITY_MASKS].cpu().float(),
+        iou_PMJ[:, AMBIGUITY_MASKS, 0],
+    )
     top_P1 = predicted_P3.argmax(dim=1, keepdim=True)
 
     in_box = sam.decode_prompts(embedding, boxes_N4=boxes_P4.to(sam.device))
-    single_PM = torch.zeros_like(everything_PM)
-    single_PM[:, 0] = True
+    single_PM = choose(SINGLE_MASK, in_box.predicted_iou_NM)
     box_logits_P1hw = sam.decode_masks(in_box, single_PM)[:, None].cpu()
     box_P = mask_costs(box_logits_P1hw, answers_PJhw[:, :1]).iou_NMJ[:, 0, 0]
-    true_P3 = best_iou(iou_PMJ, valid_PJ)[:, 1:]
+    true_P3 = best_iou(iou_PMJ, valid_PJ)[:, AMBIGUITY_MASKS]
     return clicked_P3.amax(1), clicked_P3.gather(1, top_P1)[:, 0], box_P, predicted_P3, true_P3
 
 

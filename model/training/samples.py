@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from maskmill.model.prompts import best_ambiguity_mask
 from maskmill.model.sam import Sam
 from maskmill.model.training.augment import LABEL_STRIDE, Example, fit
 from maskmill.model.training.data import LabelledImage
@@ -53,7 +54,7 @@ def draw_answers(sam: Sam, image: LabelledImage) -> NDArray[np.uint8]:
     points_P2 = torch.tensor(_clicks(example), dtype=torch.float32, device=sam.device)
     embedding = sam.encode_images(normalise([example], sam.config).to(sam.device))
     decoded = sam.decode_points(embedding, points_P2)
-    first_PM = F.one_hot(1 + decoded.predicted_iou_NM[:, 1:].argmax(dim=1), decoded.predicted_iou_NM.shape[1]).bool()
+    first_PM = F.one_hot(best_ambiguity_mask(decoded.predicted_iou_NM), decoded.predicted_iou_NM.shape[1]).bool()
     logits_Phw = sam.decode_masks(decoded, first_PM)
     masks_PSS = F.interpolate(logits_Phw[:, None].float(), (side, side), mode="bilinear")[:, 0] > 0
     picture = example.pixels_SS3.copy()

@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from maskmill.model.config import SamConfig
 from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, best_ambiguity_mask, choose
 from maskmill.model.sam import Sam
 from maskmill.model.training.augment import Example, augment, paste
 from maskmill.model.training.data import Dataset, LabelledImage, TrainingDataError
@@ -251,10 +252,10 @@ class Trainer:
         logits_NMhw, predicted_NM = _decode(sam, embedding, batch)
 
         # Clicks: the ambiguity masks share out the answers; the single mask has to give the first one.
-        click_logits, box_logits_Nhw = logits_NMhw[:clicks], logits_NMhw[clicks:, 0]
+        click_logits, box_logits_Nhw = logits_NMhw[:clicks], logits_NMhw[clicks:, SINGLE_MASK]
         costs = mask_costs(click_logits, batch.click_answers_NJhw)
-        single_N = costs.loss_NMJ[:, 0, 0]
-        ambiguous_N = matched_loss(costs.loss_NMJ[:, 1:], batch.click_valid_NJ)
+        single_N = costs.loss_NMJ[:, SINGLE_MASK, 0]
+        ambiguous_N = matched_loss(costs.loss_NMJ[:, AMBIGUITY_MASKS], batch.click_valid_NJ)
         click_iou_NM = best_iou(costs.iou_NMJ, batch.click_valid_NJ)
         box_costs = mask_costs(box_logits_Nhw[:, None], batch.box_answers_Nhw[:, None])
         box_iou_N = box_costs.iou_NMJ[:, 0, 0]
@@ -265,7 +266,7 @@ class Trainer:
             "iou": stage.iou_weight
             * (
                 (predicted_NM[:clicks].float() - click_iou_NM).square().mean()
-                + boxes / clicks * (predicted_NM[clicks:, 0].float() - box_iou_N).square().mean()
+                + boxes / clicks * (predicted_NM[clicks:, SINGLE_MASK].float() - box_iou_N).square().mean()
             ),
             "affinity": recipe.affinity_weight
             * affinity_loss(self._learner.affinity(embedding.grid_BEHW), batch.maps_BAss, self._learner.affinity_scale),
@@ -292,7 +293,7 @@ class Trainer:
         count = len(logits_NMhw)
         chosen_K = torch.randperm(count, generator=generator, device=self.device)
         chosen_K = chosen_K[: max(1, int(count * share))]
-        best_K = 1 + predicted_NM[chosen_K, 1:].argmax(dim=1)
+        best_K = best_ambiguity_mask(predicted_NM[chosen_K])
         previous_Khw = logits_NMhw[chosen_K, best_K].detach().float()
         answer_K = iou_NMJ[chosen_K, best_K].argmax(dim=1)
         answers_Khw = batch.click_answers_NJhw[chosen_K, answer_K]
@@ -302,10 +303,9 @@ class Trainer:
         image_K = chosen_K // (count // len(embedding))
         sam = self._learner.sam
         decoded = sam.decode_prompts(embedding[image_K], points_KP2, labels_KP, masks_N1hw=previous_Khw[:, None])
-        keep_KM = torch.zeros_like(decoded.predicted_iou_NM, dtype=torch.bool)
-        keep_KM[:, 0] = True
+        keep_KM = choose(SINGLE_MASK, decoded.predicted_iou_NM)
         costs = mask_costs(sam.decode_masks(decoded, keep_KM)[:, None], answers_Khw[:, None])
-        error_K = (decoded.predicted_iou_NM[:, 0].float() - costs.iou_NMJ[:, 0, 0]).square()
+        error_K = (decoded.predicted_iou_NM[:, SINGLE_MASK].float() - costs.iou_NMJ[:, 0, 0]).square()
         return len(chosen_K) / count * (costs.loss_NMJ.mean() + error_K.mean())
 
 

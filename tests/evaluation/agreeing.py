@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskmill.pipeline.generator import ResizedImage
 from maskmill.pipeline.records import ImageMasks, StepTimer
+from maskmill.pipeline.views import ResizedImage
 from maskmill.pipeline.worker import run_local
 from tests import runs
 from tests.evaluation.drawings import Mask, rectangle
@@ -44,7 +44,7 @@ class DrawnEngine:
         return True
 
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
-        masks = self.drawn[chr(int(image.views[0][0, 0, 0]))]
+        masks = self.drawn[chr(int(image.views[0].pixels_hw3[0, 0, 0]))]
         if masks is None:
             raise ValueError("no masks")
         return image_masks(np.array(masks, np.bool_).reshape(-1, HEIGHT, WIDTH))

@@ -12,7 +12,7 @@ from maskmill.filters import mask_measure, rle
 from maskmill.filters.boxes import masks_to_boxes
 from maskmill.filters.scores import count_pixels, stability_score
 from maskmill.filters.upsampling import linear_taps, plan_upsampling
-from maskmill.model.preprocess import resized_size, to_image_logits
+from maskmill.model.frame import Frame
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 333, 1024])
@@ -59,9 +59,9 @@ def _logits(side: int) -> Tensor:
 @pytest.mark.parametrize(("mask_size", "image_size", "height", "width"), SIZES)
 def test_measures_are_those_of_all_pixels(mask_size, image_size, height, width, offset):
     logits_Nhw = _logits(mask_size)
-    upsampling = plan_upsampling(mask_size, image_size, resized_size(height, width, image_size), height, width)
+    upsampling = plan_upsampling(mask_size, image_size, Frame(height, width, image_size).resized, height, width)
     measures = mask_measure.measure(logits_Nhw, upsampling, offset)
-    logits_NHW = to_image_logits(logits_Nhw, height, width, image_size)
+    logits_NHW = Frame(height, width, image_size).to_image_logits(logits_Nhw)
     torch.testing.assert_close(
         measures.stability_score, stability_score(logits_NHW, offset), rtol=0, atol=0, equal_nan=True
     )
@@ -75,9 +75,9 @@ def test_boxes_are_those_of_the_largest_and_the_smallest_mask_that_there_may_be(
     mask_size, image_size, height, width, margin
 ):
     logits_Nhw = _logits(mask_size)
-    upsampling = plan_upsampling(mask_size, image_size, resized_size(height, width, image_size), height, width)
+    upsampling = plan_upsampling(mask_size, image_size, Frame(height, width, image_size).resized, height, width)
     measures, without = (mask_measure.measure(logits_Nhw, upsampling, 1.0, m) for m in (margin, 0))
-    logits_NHW = to_image_logits(logits_Nhw, height, width, image_size)
+    logits_NHW = Frame(height, width, image_size).to_image_logits(logits_Nhw)
     assert torch.equal(measures.boxes, masks_to_boxes(logits_NHW > -margin))
     inner_N = (logits_NHW > margin).any(2).any(1)
     assert torch.equal(measures.inner_boxes[inner_N], masks_to_boxes(logits_NHW[inner_N] > margin))
@@ -91,10 +91,10 @@ def test_boxes_are_those_of_the_largest_and_the_smallest_mask_that_there_may_be(
 def test_run_lengths_are_those_of_all_pixels(mask_size, image_size, height, width, around):
     left, top, right, bottom = around
     logits_Nhw = _logits(mask_size)
-    upsampling = plan_upsampling(mask_size, image_size, resized_size(height, width, image_size), height, width)
+    upsampling = plan_upsampling(mask_size, image_size, Frame(height, width, image_size).resized, height, width)
     image = (top + height + bottom, left + width + right)
     counts = mask_measure.encode(logits_Nhw, upsampling, (left, top), *image)
-    masks_NHW = to_image_logits(logits_Nhw, height, width, image_size) > 0
+    masks_NHW = Frame(height, width, image_size).to_image_logits(logits_Nhw) > 0
     masks_NHW = F.pad(masks_NHW, (left, right, top, bottom)).numpy()
     assert counts == [rle.encode(mask_HW) for mask_HW in masks_NHW]
 
@@ -109,7 +109,7 @@ def test_there_may_be_fewer_masks_than_threads(threads):
             logits_Nhw = _logits(64)[:count]
             measures = mask_measure.measure(logits_Nhw, upsampling, 1.0)
             assert measures.boxes.shape == (count, 4)
-            assert torch.equal(measures.area, count_pixels(to_image_logits(logits_Nhw, 90, 90, 256) > 0))
+            assert torch.equal(measures.area, count_pixels(Frame(90, 90, 256).to_image_logits(logits_Nhw) > 0))
             assert len(mask_measure.encode(logits_Nhw, upsampling, (0, 0), 90, 90)) == count
     finally:
         torch.set_num_threads(before)

@@ -23,7 +23,7 @@ from torch import Tensor
 from maskmill.filters import rle
 from maskmill.filters.boxes import masks_to_boxes
 from maskmill.filters.upsampling import plan_upsampling
-from maskmill.model.preprocess import resized_size, to_image_logits
+from maskmill.model.frame import Frame
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is for Linux")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -40,7 +40,7 @@ def run(function: str, logits_Nhw: Tensor, image_size: int, height: int, width: 
     from maskmill.filters import mask_measure_gpu  # here: it imports triton
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    resized = resized_size(height, width, image_size)
+    resized = Frame(height, width, image_size).resized
     upsampling = plan_upsampling(logits_Nhw.shape[-1], image_size, resized, height, width)
     found = getattr(mask_measure_gpu, function)(logits_Nhw.to(device), upsampling, *arguments)
     return found if isinstance(found, list) else [tensor.cpu() for tensor in found]
@@ -75,7 +75,7 @@ def assert_as_reference(kernels: Kernels, logits_Nhw: Tensor, image_size: int, h
     H, W = top + height + bottom, left + width + right
     changes = kernels("find_changes", logits_Nhw, *sizes, left * H + top, H)
     for n, logits_1hw in enumerate(logits_Nhw.split(1)):
-        logits_1HW = to_image_logits(logits_1hw, height, width, image_size)
+        logits_1HW = Frame(height, width, image_size).to_image_logits(logits_1hw)
         expected = [int((logits_1HW > threshold).sum()) for threshold in (OFFSET, -OFFSET, 0)]
         assert counts_N3[n].tolist() == expected, f"mask {n}"
         for box_4, threshold in zip(boxes_N24[n].tolist(), (-MARGIN, MARGIN), strict=True):
@@ -219,7 +219,7 @@ def test_measuring_does_not_wait_for_the_gpu() -> None:
     from maskmill.filters import mask_measure_gpu
 
     logits_Nhw = smooth(4, 256).cuda()
-    upsampling = plan_upsampling(256, 1024, resized_size(300, 400, 1024), 300, 400)
+    upsampling = plan_upsampling(256, 1024, Frame(300, 400, 1024).resized, 300, 400)
     mask_measure_gpu.measure(logits_Nhw, upsampling, OFFSET, MARGIN)  # copies the taps
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -65,14 +65,16 @@ class Candidates:
         return candidates.select(candidates.stability_score >= STABILITY_THRESHOLD)
 
     def screening(self) -> Screening:
-        keep_NM = self.rough_scores > IOU_THRESHOLD - IOU_MARGIN
-        keep_NM[:, 0] = False
         rough = (self.rough_scores, self.rough_stability, self.outer_boxes, self.inner_boxes)
-        scores_K, stability_K, outer_K4, inner_K4 = (x[keep_NM] for x in rough)
-        chosen = keep_NM.nonzero().unbind(dim=1)
+        scores_NA, stability_NA, outer_NA4, inner_NA4 = (x[:, 1:] for x in rough)
+        keep_NA = scores_NA > IOU_THRESHOLD - IOU_MARGIN
+        scores_K, stability_K, outer_K4, inner_K4 = (
+            x[keep_NA] for x in (scores_NA, stability_NA, outer_NA4, inner_NA4)
+        )
+        chosen = keep_NA.nonzero().unbind(dim=1)
         candidates = batch(scores_K, stability_K, outer_K4, chosen[0])
         lenient = chain.stability_score(STABILITY_THRESHOLD - STABILITY_MARGIN)
-        return Screening.of(candidates, inner_K4, self.rough_scores, chosen, [lenient])
+        return Screening.of(candidates, inner_K4, scores_NA, chosen, [lenient])
 
 
 def screened(candidates: Candidates, screening: Screening) -> tuple[MaskBatch, int]:

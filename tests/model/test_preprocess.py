@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from maskmill.model.config import VARIANTS
-from maskmill.model.preprocess import normalise, preprocess, resize, resized_size, to_image_logits, to_input_frame
+from maskmill.model.frame import Frame
+from maskmill.model.preprocess import normalise, preprocess
 from tests.model.networks import SMALL_CONFIGS, random_sam
 from tests.oracles import ResizeLongestSide, published_sam
 
@@ -33,26 +34,26 @@ def test_preprocess_equals_released(height: int, width: int) -> None:
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_gpu_normalises_to_the_same_bits(height: int, width: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    resized = resize(pixels, CONFIG.image_size)
+    resized = Frame(height, width, CONFIG.image_size).resize(pixels)
     assert torch.equal(normalise(resized.cuda(), CONFIG).cpu(), normalise(resized, CONFIG))
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_coordinates_equal_released(height: int, width: int) -> None:
     xy = np.random.default_rng(0).uniform(0, (width, height), (9, 2))
-    ours = to_input_frame(torch.from_numpy(xy), height, width, CONFIG.image_size)
+    ours = Frame(height, width, CONFIG.image_size).to_input(torch.from_numpy(xy))
     np.testing.assert_array_equal(ours.numpy(), TRANSFORM.apply_coords(xy, (height, width)))
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_upscaled_logits_equal_released(height: int, width: int) -> None:
     logits = torch.randn(4, CONFIG.mask_size, CONFIG.mask_size, generator=torch.Generator().manual_seed(0))
-    theirs = RELEASED.postprocess_masks(logits[None], resized_size(height, width, CONFIG.image_size), (height, width))
-    assert torch.equal(to_image_logits(logits, height, width, CONFIG.image_size), theirs[0])
+    theirs = RELEASED.postprocess_masks(logits[None], Frame(height, width, CONFIG.image_size).resized, (height, width))
+    assert torch.equal(Frame(height, width, CONFIG.image_size).to_image_logits(logits), theirs[0])
 
 
 def test_upscaled_logits_are_empty_when_there_are_no_masks() -> None:
-    assert to_image_logits(torch.zeros(0, 28, 28), 30, 50, 112).shape == (0, 30, 50)
+    assert Frame(30, 50, 112).to_image_logits(torch.zeros(0, 28, 28)).shape == (0, 30, 50)
 
 
 @pytest.mark.parametrize("image_size", [112, 1024])
@@ -61,7 +62,7 @@ def test_resized_size_equals_released(image_size: int) -> None:
         for width in (1, height, 333, 1777):
             # Where the released code rounds a side to nothing and fails, ours keeps one pixel.
             theirs = ResizeLongestSide.get_preprocess_shape(height, width, image_size)
-            assert resized_size(height, width, image_size) == tuple(max(1, side) for side in theirs)
+            assert Frame(height, width, image_size).resized == tuple(max(1, side) for side in theirs)
 
 
 def test_preprocess_keeps_a_pixel_when_the_image_is_a_thread() -> None:

@@ -168,7 +168,7 @@ def test_prepared_image_keeps_no_pixels_but_those_the_network_sees():
     image = MaskGenerator(ColourSam(), SA1B).prepare(pixels_HW3)
     assert (image.height, image.width) == (900, 1200)
     assert len(image.views) == len(plan_views(900, 1200, SA1B))
-    for view_hw3 in image.views:
+    for _, view_hw3 in image.views:
         assert (max(view_hw3.shape), view_hw3.dtype) == (ColourSam().config.image_size, torch.uint8)
         assert view_hw3.untyped_storage().nbytes() == view_hw3.numel()
 

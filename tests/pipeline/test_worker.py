@@ -26,7 +26,7 @@ from maskmill.model.sam import Sam
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
 from maskmill.pipeline.engine import SamFactory
 from maskmill.pipeline.errors import StorageError
-from maskmill.pipeline.generator import MaskGenerator, ResizedImage
+from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Ledger, images_key, masks_key
 from maskmill.pipeline.progress import Attempt, Progress
@@ -34,6 +34,7 @@ from maskmill.pipeline.records import DecodedImage, Failure, ImageMasks, ImageRe
 from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.table import encode_part, images_part, read_images, read_left_out
+from maskmill.pipeline.views import ResizedImage
 from maskmill.pipeline.worker import AHEAD, Job, process_shard
 from tests.fakes import DEVICE_FAULTS, DEVICE_LOST, FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
 

@@ -1,0 +1,110 @@
+"""The candidate masks of a batch of point prompts: decoded by one network, and measured.
+
+Shapes: N points, A ambiguity masks per point, K candidates, h w low-resolution logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from maskmill.filters import chain, mask_measure
+from maskmill.filters.masks import MaskBatch
+from maskmill.filters.screening import STABILITY_MARGIN
+from maskmill.model.frame import Frame
+from maskmill.model.prompts import AMBIGUITY_MASKS, among_all
+from maskmill.model.sam import Sam
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.records import StepTimer
+from maskmill.pipeline.threads import SingleCoreThreads
+from maskmill.pipeline.upsampling import crop_upsampling
+from maskmill.pipeline.views import EncodedView
+
+T = TypeVar("T")
+
+# Size of the largest tensor of a batch of prompts: on a CPU about the size of the caches, on a GPU a share of its
+# memory that leaves room for the other tensors. The larger a batch, the fewer kernels are launched.
+CPU_TENSOR_BYTES = 32 * 2**20
+GPU_TENSOR_SHARE = 1 / 32
+
+
+class Candidates(NamedTuple):
+    """The K masks with a predicted IoU above a threshold, of the N x A ambiguity masks at N points."""
+
+    masks: MaskBatch
+    inner_boxes_K4: Tensor  # see `mask_measure.measure`; XYXY in image pixels
+    predicted_iou_NA: Tensor
+    chosen: tuple[Tensor, Tensor]  # (K,) each: the point and the mask of each candidate
+
+
+class PointDecoder:
+    """Decodes points with one network, in batches that suit its device."""
+
+    def __init__(self, sam: Sam, config: GeneratorConfig, threads: SingleCoreThreads) -> None:
+        self.threads = threads
+        self._sam = sam
+        self._stability_offset = config.stability_score_offset
+        bytes_per_prompt = 4 * sam.config.mask_size**2 * sam.config.embed_dim // 8
+        largest = CPU_TENSOR_BYTES
+        if sam.device.type != "cpu":
+            largest = GPU_TENSOR_SHARE * torch.cuda.get_device_properties(sam.device).total_memory
+        suitable = max(1, int(largest / bytes_per_prompt))
+        self._batch_size = min(suitable, config.points_per_batch or suitable)
+
+    def map_batches(self, function: Callable[[Tensor], T], points_P2: Tensor) -> Iterator[T]:
+        """The results of `function` for each batch of points, in order. Threads compute them."""
+        return self.threads.map(function, points_P2.split(self._batch_size))
+
+    def no_masks(self) -> MaskBatch:
+        """A batch of no rows, to which those of this network can be appended."""
+        return MaskBatch.empty(self._sam.config.mask_size, self._sam.device)
+
+    def decode(
+        self, encoded: EncodedView, points_N2: Tensor, iou_threshold: float, logit_margin: float, timer: StepTimer
+    ) -> Candidates:
+        """The candidates at one batch of points. Masks that the threshold rejects are not computed.
+
+        Boxes are those of `mask_measure.measure` with the margin.
+        """
+        sam, device, view = self._sam, self._sam.device, encoded.view
+        with timer.step("prompt", self.threads.count):
+            points_N2 = points_N2.to(device, non_blocking=True)
+            frame = Frame(view.height, view.width, sam.config.image_size)
+            decoded = sam.decode_points(encoded.embedding, frame.to_input(points_N2))
+            iou_NA = decoded.predicted_iou_NM[:, AMBIGUITY_MASKS]
+            keep_NA = iou_NA > iou_threshold if iou_threshold > 0 else torch.ones_like(iou_NA, dtype=torch.bool)
+            keep_NA = keep_NA.cpu()  # The host waits for a GPU here; from then on it knows K.
+            points_K, masks_K = keep_NA.nonzero().to(device, non_blocking=True).unbind(dim=1)
+            logits_Khw = sam.decode_masks(decoded, among_all(keep_NA))
+        with timer.step("filter", self.threads.count):
+            upsampling = crop_upsampling(sam.config, view.height, view.width)
+            measures = mask_measure.measure(logits_Khw, upsampling, self._stability_offset, logit_margin)
+            crop_box_4 = torch.tensor(view.crop_box).to(device, non_blocking=True)
+            corner_4 = crop_box_4[:2].repeat(2)
+            masks = MaskBatch(
+                logits=logits_Khw,
+                predicted_iou=iou_NA[points_K, masks_K],
+                stability_score=measures.stability_score,
+                area=measures.area,
+                boxes=measures.boxes + corner_4,
+                points=points_N2[points_K] + crop_box_4[:2],
+                crop_boxes=crop_box_4.expand(len(logits_Khw), 4),
+            )
+        return Candidates(masks, measures.inner_boxes + corner_4, iou_NA, (points_K, masks_K))
+
+
+def mask_filters(
+    encoded: EncodedView, stability_threshold: float, inner_boxes_K4: Tensor | None = None
+) -> list[chain.Filter]:
+    """The filters that decide on each mask of a view separately.
+
+    With the `inner_boxes_K4` of `Candidates` they are relaxed by the error of a low-precision network.
+    """
+    filters = [chain.crop_edge(encoded.image_height, encoded.image_width, inner_boxes_K4)]
+    if stability_threshold > 0:
+        margin = 0 if inner_boxes_K4 is None else STABILITY_MARGIN
+        filters.insert(0, chain.stability_score(stability_threshold - margin))
+    return filters

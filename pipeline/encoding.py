@@ -1,0 +1,102 @@
+"""The masks that the filters kept, as run lengths in the image, without their small holes and islands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from maskmill.filters import mask_measure, rle
+from maskmill.filters.boxes import xywh_to_xyxy, xyxy_to_xywh
+from maskmill.filters.masks import MaskBatch
+from maskmill.filters.names import DroppedBy
+from maskmill.filters.nms import nms
+from maskmill.filters.regions import remove_small_regions
+from maskmill.model.config import SamConfig
+from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.records import ImageMasks, StepTimer
+from maskmill.pipeline.threads import SingleCoreThreads
+from maskmill.pipeline.upsampling import crop_upsampling
+
+# The borders of so many masks are in memory before they are compressed.
+ENCODED_AT_ONCE = 64
+
+
+class EncodedMask(NamedTuple):
+    """A mask of the image as COCO's compressed `counts`."""
+
+    row: int  # of the batch
+    counts: bytes
+    edited: bool = False  # by the removal of small regions
+
+
+class MaskEncoder:
+    """Encodes the masks of images that one network found."""
+
+    def __init__(self, network: SamConfig, config: GeneratorConfig, threads: SingleCoreThreads) -> None:
+        self._network, self._config, self._threads = network, config, threads
+
+    def __call__(
+        self, batch: MaskBatch, height: int, width: int, timer: StepTimer, dropped: Counter[str]
+    ) -> ImageMasks:
+        """The masks of an image of (height, width) pixels, in the order in which the published generator returns them.
+
+        Adds to `dropped` the masks that the removal of small regions dropped; `dropped` becomes part of the result.
+        """
+        with timer.step("rle"):
+            masks = [EncodedMask(row, counts) for row, counts in enumerate(self._counts(batch, height, width))]
+        if self._config.min_mask_region_area > 0:
+            with timer.step("filter"):
+                masks = self._remove_small_regions(masks, height, width)
+        dropped[DroppedBy.SMALL_REGIONS.counter] += len(batch) - len(masks)
+        batch = batch.select(torch.tensor([mask.row for mask in masks], dtype=torch.int64))
+        return ImageMasks(
+            height=height,
+            width=width,
+            area=np.array([rle.area(mask.counts, height, width) for mask in masks], dtype=np.int64),
+            boxes=_boxes(masks, height, width),
+            predicted_iou=batch.predicted_iou.cpu().numpy(),
+            stability_score=batch.stability_score.cpu().numpy(),
+            points=batch.points.cpu().numpy(),
+            crop_boxes=xyxy_to_xywh(batch.crop_boxes).cpu().numpy(),
+            rle_counts=tuple(mask.counts for mask in masks),
+            dropped=dropped,
+        )
+
+    def _counts(self, batch: MaskBatch, height: int, width: int) -> list[bytes]:
+        """The RLE of each mask in the image. Masks of one crop are encoded together."""
+        counts = [b""] * len(batch)
+        crop_boxes_N4 = batch.crop_boxes.cpu()
+        for crop_box_4 in crop_boxes_N4.unique(dim=0):
+            rows = (crop_boxes_N4 == crop_box_4).all(dim=1).nonzero()[:, 0]
+            x0, y0, x1, y1 = crop_box_4.tolist()
+            upsampling = crop_upsampling(self._network, y1 - y0, x1 - x0)
+            for block in rows.split(ENCODED_AT_ONCE):
+                logits = batch.logits[block.to(batch.logits.device, non_blocking=True)]
+                of_block = mask_measure.encode(logits, upsampling, (x0, y0), height, width)
+                for row, text in zip(block.tolist(), of_block, strict=True):
+                    counts[row] = text
+        return counts
+
+    def _remove_small_regions(self, masks: list[EncodedMask], height: int, width: int) -> list[EncodedMask]:
+        min_area, keep_largest = self._config.min_mask_region_area, not self._config.drop_small_masks
+
+        def edit(mask: EncodedMask) -> EncodedMask:
+            counts, edited = remove_small_regions(mask.counts, height, width, min_area, keep_largest)
+            return EncodedMask(mask.row, counts, edited)
+
+        edited = self._threads.map(edit, masks)
+        kept = [mask for mask in edited if keep_largest or rle.area(mask.counts, height, width)]
+        # Editing may have made duplicates: of two, the unedited one stays.
+        boxes_N4 = xywh_to_xyxy(torch.from_numpy(_boxes(kept, height, width)))
+        scores_N = torch.tensor([0.0 if mask.edited else 1.0 for mask in kept])
+        rows = nms(boxes_N4, scores_N, max(self._config.box_nms_thresh, self._config.crop_nms_thresh))
+        return [kept[row] for row in rows.tolist()]
+
+
+def _boxes(masks: list[EncodedMask], height: int, width: int) -> NDArray[np.int64]:
+    """Boxes (N, 4) XYWH, w = x1 - x0."""
+    return np.array([rle.bbox(mask.counts, height, width) for mask in masks], dtype=np.int64).reshape(-1, 4)

@@ -1,0 +1,36 @@
+"""Threads of the generator, each of which computes on one core."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class SingleCoreThreads:
+    """A pool of `count` threads. torch uses one core in each of them; with `count` 1, the calling thread does the work.
+
+    On a CPU a batch of prompts then stays in the caches of one core, and no thread waits for another.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool = _start(count) if count > 1 else None
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """The results of `function`, in the order of the items."""
+        return self._pool.map(function, items) if self._pool else map(function, items)
+
+
+def _start(count: int) -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(count, "maskmill", torch.set_num_threads, (1,))
+    all_started = threading.Barrier(count)
+    list(pool.map(lambda _: all_started.wait(), range(count)))
+    torch.set_num_threads(count)  # again: the last value set is the default of threads that start later
+    return pool
