@@ -36,7 +36,7 @@ from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.prompts import plan_views
 from maskmill.pipeline.records import ImageMasks, ImageResult, Shard
 from maskmill.pipeline.table import encode_part
-from tests.model.networks import random_sam
+from testing.networks import random_sam
 
 if TYPE_CHECKING:
     from transformers import SamModel
@@ -209,7 +209,7 @@ def _networks(variant: SamConfig, twin: bool) -> tuple[Sam, SamModel | None]:
         return load_model("mini", None).sam, None
     if not twin:
         return random_sam(variant), None
-    from tests.model.hugging_face import random_hugging_face
+    from testing.hugging_face import random_hugging_face
 
     network = random_hugging_face(variant)
     with tempfile.TemporaryDirectory() as folder:

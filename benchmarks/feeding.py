@@ -36,7 +36,7 @@ from maskmill.pipeline.sources import ImageFolder
 from maskmill.pipeline.storage import LocalStorage
 from maskmill.pipeline.views import ResizedImage
 from maskmill.pipeline.worker import Job
-from tests.machines import this_machine
+from testing.ray_cluster import this_machine
 
 MASKS_PER_IMAGE = 100
 CPUS = 2  # room for one worker

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from maskmill.evaluation.candidates import grid_logits
 from maskmill.filters.boxes import masks_to_boxes
 from maskmill.filters.nms import nms
-from maskmill.filters.scores import stability_score
 from maskmill.model.checkpoint import load_model
 from maskmill.model.frame import Frame
 from maskmill.model.image_encoder import ImageEmbedding
@@ -32,6 +31,7 @@ from maskmill.model.optimize import optimize
 from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK
 from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
+from testing.scores import stability_score
 
 # What released weights let through with the `official` thresholds, about.
 PROMPTS_PASSING_IOU = 0.6

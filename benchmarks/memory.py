@@ -30,7 +30,7 @@ from maskmill.model.config import VARIANTS
 from maskmill.model.optimize import optimize, resolve_device
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.images import decode_image
-from tests.model.networks import random_sam
+from testing.networks import random_sam
 
 SIDE = 8192
 CONFIG = GeneratorConfig(points_per_side=19, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)

@@ -48,7 +48,7 @@ class Maskmill:
 
 def segment_anything(sam: Sam, device: torch.device, replay: Replay | None) -> EngineFactory:
     """The published generator around the published network, float32."""
-    from tests import oracles
+    from testing import oracles
 
     network = oracles.published_sam(sam).to(device)
     if replay:
@@ -110,7 +110,7 @@ def _image_processor(side: int) -> Any:
     from transformers import SamImageProcessorPil
     from transformers.models.sam.image_processing_pil_sam import _rle_to_mask
 
-    from tests.torchvision_stub import batched_nms
+    from testing.torchvision_stub import batched_nms
 
     class Processor(SamImageProcessorPil):
         def post_process_for_mask_generation(

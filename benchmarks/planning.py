@@ -135,7 +135,7 @@ def _moto(keys: int) -> Iterator[dict[str, str]]:
     """The environment of a client of moto's server in a process of its own, which has `keys` keys."""
     code = (
         "import sys, threading, boto3.session\n"
-        "from tests.s3.servers import MotoServer\n"
+        "from testing.s3_servers import MotoServer\n"
         "from benchmarks.planning import _key\n"
         "server = MotoServer()\n"
         "threading.Thread(target=server.serve_forever, daemon=True).start()\n"

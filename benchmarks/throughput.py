@@ -44,7 +44,7 @@ from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage
 from maskmill.pipeline.worker import Job, process_shard
-from tests.model.networks import random_sam
+from testing.networks import random_sam
 
 SAMPLE_MILLISECONDS = 100
 

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maskmill.annotations import AnnotatedImage
 from maskmill.evaluation import overlap
 from maskmill.filters import rle
+from maskmill.model.deepest_pixel import deepest_pixel
 from maskmill.model.predictor import Prediction
 
 Mask = NDArray[np.bool_]
@@ -86,14 +86,14 @@ def measure_clicks(
 
 def first_click(segment_HW: Mask) -> Click:
     """The pixel of a segment, which has at least one, that is farthest from its border."""
-    (x, y), _ = _innermost(segment_HW)
+    (x, y), _ = deepest_pixel(segment_HW)
     return Click(x, y, inside=True)
 
 
 def next_click(mask_HW: Mask, segment_HW: Mask) -> Click | None:
     """The pixel that is deepest inside what the mask misses or has too much of; None where nothing is wrong."""
-    missed, missed_depth = _innermost(segment_HW & ~mask_HW)
-    extra, extra_depth = _innermost(mask_HW & ~segment_HW)
+    missed, missed_depth = deepest_pixel(segment_HW & ~mask_HW)
+    extra, extra_depth = deepest_pixel(mask_HW & ~segment_HW)
     if missed_depth == extra_depth == 0:
         return None
     return Click(*missed, inside=True) if missed_depth >= extra_depth else Click(*extra, inside=False)
@@ -120,22 +120,6 @@ def _refine(predictor: Predictor, first: Prediction, click: Click, segment_HW: M
         mask_HW, logits_hw = answer.masks[0], answer.logits[0]
         ious.append(iou(mask_HW, segment_HW))
     return ious
-
-
-def _innermost(region_HW: Mask) -> tuple[tuple[int, int], float]:
-    """x, y of the pixel farthest from the region's border, and how far it is; the image's edge is border too.
-
-    0, 0 and no distance where the region is empty.
-    """
-    rows, columns = np.flatnonzero(region_HW.any(axis=1)), np.flatnonzero(region_HW.any(axis=0))
-    if not len(rows):
-        return (0, 0), 0.0
-    # Distances are measured where the region is: most are small.
-    region_hw = region_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    padded = np.pad(region_hw, 1).astype(np.uint8)
-    depth_hw = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    y, x = divmod(int(depth_hw.argmax()), region_hw.shape[1])
-    return (int(columns[0]) + x, int(rows[0]) + y), float(depth_hw[y, x])
 
 
 def _best_under(click: Click, masks_MHW: NDArray[np.bool_], answers: Sequence[bytes]) -> NDArray[np.float64]:

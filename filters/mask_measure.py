@@ -1,6 +1,6 @@
 """Scores, boxes and run lengths of masks, from low-resolution logits and without full-resolution masks.
 
-Equal to `model.frame.Frame.to_image_logits` followed by `filters.scores` and `filters.boxes`, which store every pixel
+Equal to `model.frame.Frame.to_image_logits` followed by counting pixels and `filters.boxes`, which store every pixel
 and are the reference. The memory is that of a few rows of pixels for each thread, whatever the image and the masks.
 
 Shapes: N masks, h w low-resolution logits, H W size of the crop, in pixels.
@@ -30,10 +30,11 @@ class Measures(NamedTuple):
 # As operators of PyTorch, these may be implemented by subclasses of Tensor (`__torch_function__`).
 @wrap_torch_function(lambda logits_Nhw, *_, **__: (logits_Nhw,))
 def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: float = 0.0) -> Measures:
-    """Measures of the masks, the pixels whose logit is above `MASK_THRESHOLD`.
+    """Measures of the masks, the pixels whose logit is above 0.
 
-    `offset` is that of `filters.scores.stability_score`. `margin` is how far logits may be off: the box of the mask
-    then lies somewhere between `inner_boxes` and `boxes`.
+    The stability score is the IoU of the masks at the thresholds `offset` and `-offset`. One lies inside the other, so
+    the IoU is the ratio of their areas. `margin` bounds the error of the logits: the box of the exact mask lies between
+    `inner_boxes` and `boxes`.
     """
     # For an integer every kernel would be compiled once more.
     counts_N3, boxes_N24 = _kernels(logits_Nhw).measure(logits_Nhw, upsampling, float(offset), float(margin))

@@ -219,13 +219,12 @@ def generate_masks(
 
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
     """The configuration that the flags mean. ConfigError where one of them is wrong."""
-    from maskmill.model.config import VARIANTS
+    from maskmill.model.config import find_variant
     from maskmill.pipeline.config import RunConfig, generator_config
     from maskmill.pipeline.errors import ConfigError
 
-    if model not in VARIANTS:
-        raise ConfigError(f"there is no model {model!r}; choose one of {', '.join(VARIANTS)}")
-    preset = preset or VARIANTS[model].default_preset
+    variant = find_variant(model)
+    preset = preset or variant.default_preset
     generator = generator_config(preset, overrides)
     if precision not in ("exact", "fast"):
         raise ConfigError(f"there is no precision {precision!r}; choose exact or fast")

@@ -100,15 +100,14 @@ def train(
     require_extra("train")
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import embedded_checkpoint
-    from maskmill.model.config import VARIANTS
+    from maskmill.model.config import find_variant
     from maskmill.model.optimize import resolve_device
     from maskmill.model.training.recipe import choose_recipe
     from maskmill.model.training.session import Session, read_start
     from maskmill.pipeline.errors import ConfigError
 
-    if model not in VARIANTS:
-        raise ConfigError(f"there is no model {model!r}; choose one of {', '.join(VARIANTS)}")
-    recipe = replace(choose_recipe(VARIANTS[model], from_checkpoint=checkpoint is not None), seed=seed)
+    variant = find_variant(model)
+    recipe = replace(choose_recipe(variant, from_checkpoint=checkpoint is not None), seed=seed)
     if data_share is not None:
         if not data:
             raise ConfigError("--data-share is the share of what --data names: give that too")
@@ -123,10 +122,10 @@ def train(
     if checkpoint is not None:
         weights = embedded_checkpoint(model) if checkpoint == "embedded" else Path(checkpoint)
         # Before any process starts, so that a wrong one is an error of one line.
-        read_start(VARIANTS[model], weights)
+        read_start(variant, weights)
     session = Session(
         out,
-        VARIANTS[model],
+        variant,
         recipe,
         _open_all(data or ()),
         None if validation is None else _open(validation),

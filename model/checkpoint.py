@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskmill.model.config import VARIANTS, SamConfig
+from maskmill.model.config import VARIANTS, SamConfig, find_variant
 from maskmill.model.errors import CheckpointError
 from maskmill.model.sam import Sam
 
@@ -54,13 +54,13 @@ def load_model(variant: str, checkpoint: Path | None) -> LoadedModel:
     """The network `variant` on the CPU with the weights of a file; without one, `mini` takes the embedded weights.
 
     Raises:
-        CheckpointError: an unknown variant; a file that is missing, damaged, unsafe or of another variant.
+        ConfigError: an unknown variant.
+        CheckpointError: a file that is missing, damaged, unsafe or of another variant.
     """
-    if variant not in VARIANTS:
-        raise CheckpointError(f"there is no model {variant!r}; choose one of {', '.join(VARIANTS)}")
+    config = find_variant(variant)
     if checkpoint is None:
         checkpoint = embedded_checkpoint(variant)
-    sam = build_sam(VARIANTS[variant], read_checkpoint(checkpoint))
+    sam = build_sam(config, read_checkpoint(checkpoint))
     return LoadedModel(sam, file_sha256(checkpoint))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from maskmill.model.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class SamConfig:
@@ -84,3 +86,10 @@ VARIANTS: dict[str, SamConfig] = {
         default_preset="mini",
     ),
 }
+
+
+def find_variant(name: str) -> SamConfig:
+    """The entry of VARIANTS with this name. Raises ConfigError where there is none."""
+    if name not in VARIANTS:
+        raise ConfigError(f"there is no model {name!r}; choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]

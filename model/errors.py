@@ -1,6 +1,7 @@
 """The root of every error that a user can cause or mend.
 
 MaskmillError
+├── ConfigError       an argument out of its range, or two that exclude each other
 ├── CheckpointError   a checkpoint that cannot be loaded (model/checkpoint.py)
 ├── DeviceError       a device or precision that this machine does not have (model/optimize.py)
 ├── PromptError       an image or prompt that makes no sense (model/predictor.py)
@@ -10,6 +11,10 @@ MaskmillError
 
 class MaskmillError(Exception):
     """One clear line: what was wrong, where, and what to do. The CLI prints it and exits with 1."""
+
+
+class ConfigError(MaskmillError):
+    """An argument out of its range, or two that exclude each other."""
 
 
 class CheckpointError(MaskmillError):

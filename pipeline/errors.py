@@ -1,7 +1,7 @@
 """What can go wrong in a run through no fault of the program.
 
 MaskmillError (model/errors.py)
-├── ConfigError         an argument out of its range, or two that exclude each other
+├── ConfigError         (model/errors.py)
 ├── StorageError        a store that cannot be reached, read or written
 │   └── ObjectError     one object that is missing or may not be read, in a store that works
 ├── UnknownImageError   an image id that a run does not have; also a KeyError
@@ -14,14 +14,11 @@ MaskmillError (model/errors.py)
 
 import re
 
+from maskmill.model.errors import ConfigError as ConfigError
 from maskmill.model.errors import MaskmillError
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MAX_CHARACTERS = 500
-
-
-class ConfigError(MaskmillError):
-    """An argument out of its range, or two that exclude each other."""
 
 
 class StorageError(MaskmillError):

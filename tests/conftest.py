@@ -1,4 +1,4 @@
-"""Fixtures: a GPU, real or pretended; for tests that talk to S3 the servers of tests/s3/servers.py and a bucket."""
+"""Fixtures: a GPU, real or pretended; for tests that talk to S3 the servers of testing/s3_servers.py and a bucket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 if TYPE_CHECKING:
-    from tests.s3.servers import FaultProxy, MotoServer
+    from testing.s3_servers import FaultProxy, MotoServer
 
 _numbers = itertools.count(1)
 
@@ -34,7 +34,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture(scope="session")
 def moto() -> Iterator[MotoServer]:
-    from tests.s3.servers import MotoServer, running  # here: most tests need no server
+    from testing.s3_servers import MotoServer, running  # here: most tests need no server
 
     with running(MotoServer()) as server:
         yield server
@@ -42,7 +42,7 @@ def moto() -> Iterator[MotoServer]:
 
 @pytest.fixture(scope="session")
 def _proxy(moto: MotoServer) -> Iterator[FaultProxy]:
-    from tests.s3.servers import FaultProxy, running
+    from testing.s3_servers import FaultProxy, running
 
     with running(FaultProxy(moto.url)) as server:
         yield server

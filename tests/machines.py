@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.cluster_utils import Cluster
 
 from maskmill.pipeline import cluster
@@ -62,25 +60,6 @@ class Machines:
         """The process ids of the actors that have their engine or are about to."""
         raylets = {node.all_processes["raylet"][0].process.pid for node in self.nodes}
         return [pid for pid, parent, name in _processes() if parent in raylets and name.startswith("ray::_Worker")]
-
-
-@contextmanager
-def this_machine(num_cpus: int, **system_config: float) -> Iterator[None]:
-    """Ray on this machine alone, for runs in this process."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-        object_store_memory=cluster.OBJECT_STORE_BYTES,
-        _system_config=system_config,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -173,7 +173,7 @@ class DisturbedRun:
 @contextmanager
 def faulty_s3(faults: float, seed: int) -> Iterator[str]:
     """The address of a bucket on this machine, behind a network that fails this share of all requests."""
-    from tests.s3.servers import NOISY, FaultProxy, MotoServer, random_faults, running
+    from testing.s3_servers import NOISY, FaultProxy, MotoServer, random_faults, running
 
     with running(MotoServer()) as moto, running(FaultProxy(moto.url)) as proxy:
         os.environ |= {

@@ -20,8 +20,8 @@ from maskmill.model.predictor import encode_image
 from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.errors import ConfigError, ImageError, RunMismatchError
-from tests import oracles
-from tests.colour_sam import ColourSam
+from testing import oracles
+from testing.colour_sam import ColourSam
 from tests.fakes import picture
 from tests.runs import run
 

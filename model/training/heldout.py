@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.random import Generator
-from numpy.typing import NDArray
 from torch import Tensor
 
+from maskmill.model.deepest_pixel import deepest_pixel
 from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, choose
 from maskmill.model.sam import Sam
 from maskmill.model.training.augment import LABEL_STRIDE, Example, fit
@@ -100,7 +99,7 @@ def _questions(example: Example, count: int, rng: Generator) -> tuple[Tensor, Te
     for row, i in enumerate(chosen):
         a, label = segments[i]
         mask_ss = maps_Ass[a] == label
-        x, y = centre(mask_ss)
+        (x, y), _ = deepest_pixel(mask_ss)
         others = np.delete(np.arange(len(maps_Ass)), a)
         found = alternatives_at(maps_Ass, x, y, np.concatenate([[a], others]))
         answers[row, : len(found)], valid[row, : len(found)] = found, True
@@ -113,10 +112,3 @@ def _questions(example: Example, count: int, rng: Generator) -> tuple[Tensor, Te
         pool_masks(answers),
         torch.from_numpy(valid),
     )
-
-
-def centre(mask_HW: NDArray[np.bool_]) -> tuple[int, int]:
-    """x, y of the pixel of a mask that is furthest from its border."""
-    distance_HW = cv2.distanceTransform(np.pad(mask_HW, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    y, x = divmod(int(distance_HW.argmax()), mask_HW.shape[1])
-    return x, y

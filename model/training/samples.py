@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from maskmill.model.deepest_pixel import deepest_pixel
 from maskmill.model.prompts import best_ambiguity_mask
 from maskmill.model.sam import Sam
 from maskmill.model.training.augment import LABEL_STRIDE, Example, fit
 from maskmill.model.training.data import LabelledImage
-from maskmill.model.training.heldout import centre
 from maskmill.model.training.prompts import list_segments, normalise
 
 COLUMNS = 4
@@ -71,5 +71,5 @@ def _clicks(example: Example) -> list[tuple[float, float]]:
     map_ss = example.maps_Ass[0]
     labels = [label for _, label in list_segments(map_ss[None])]
     labels.sort(key=lambda label: -np.count_nonzero(map_ss == label))
-    middles = [centre(map_ss == label) for label in labels[: len(COLOURS)]]
+    middles = [deepest_pixel(map_ss == label)[0] for label in labels[: len(COLOURS)]]
     return [(LABEL_STRIDE * x + 0.5, LABEL_STRIDE * y + 0.5) for x, y in middles]

@@ -22,8 +22,8 @@ from maskmill.model.mask_decoder import DecodedPrompts
 from maskmill.model.optimize import optimize
 from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
-from tests.model.hugging_face import random_hugging_face
-from tests.model.networks import random_sam
+from testing.hugging_face import random_hugging_face
+from testing.networks import random_sam
 
 CPU = torch.device("cpu")
 # As published, and with masks as large as mini's, so that nothing is resized.

@@ -15,7 +15,7 @@ from benchmarks import roofline
 from maskmill.model.config import VARIANTS
 from maskmill.model.mask_decoder import DecodedPrompts
 from maskmill.model.optimize import optimize
-from tests.model.networks import SMALL_CONFIGS, random_sam
+from testing.networks import SMALL_CONFIGS, random_sam
 
 # Windows that divide the grid: the plain network also projects their padding.
 CONFIGS = [

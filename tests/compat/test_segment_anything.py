@@ -20,9 +20,9 @@ from maskmill.compat.segment_anything.utils.transforms import ResizeLongestSide
 from maskmill.filters import rle
 from maskmill.model.errors import CheckpointError, PromptError
 from maskmill.model.sam import Sam as PlainSam
-from tests import oracles
-from tests.colour_sam import CONFIG, ColourSam
-from tests.model.networks import SMALL_CONFIGS, randomise
+from testing import oracles
+from testing.colour_sam import CONFIG, ColourSam
+from testing.networks import SMALL_CONFIGS, randomise
 
 PUBLISHED = "segment_anything"
 OURS = "maskmill.compat.segment_anything"

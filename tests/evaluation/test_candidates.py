@@ -11,7 +11,7 @@ from maskmill.filters import rle
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.records import StepTimer
-from tests.colour_sam import ColourSam
+from testing.colour_sam import ColourSam
 
 PIXELS = skimage.data.chelsea()[60:160, 100:240]
 

@@ -33,7 +33,7 @@ from tests.evaluation.drawings import Mask
 from tests.fakes import picture
 
 if TYPE_CHECKING:
-    from tests.s3.servers import MotoServer
+    from testing.s3_servers import MotoServer
 
 SQUARES = [square(0, 0), square(25, 0), square(10, 15)]
 

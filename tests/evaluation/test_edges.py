@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from maskmill.evaluation.edges import edge_map, mask_edges, thin_edges
-from tests.colour_sam import ColourSam
+from testing.colour_sam import ColourSam
 from tests.evaluation.drawings import rectangle
 
 MASK = rectangle(40, 60, slice(10, 25), slice(20, 45))

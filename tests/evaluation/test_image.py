@@ -19,8 +19,8 @@ from maskmill.evaluation.report import tables, write_report
 from maskmill.evaluation.run import EvaluationError, Skipped, measure_images
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.errors import StorageError
+from testing.networks import SMALL_CONFIGS, random_sam
 from tests.evaluation.drawings import annotated, rectangle
-from tests.model.networks import SMALL_CONFIGS, random_sam
 
 CONFIG = GeneratorConfig(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0)
 SETTINGS = Settings(proposal_points=2)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from maskmill.filters import mask_measure, rle
 from maskmill.filters.boxes import masks_to_boxes
-from maskmill.filters.scores import count_pixels, stability_score
 from maskmill.filters.upsampling import linear_taps, plan_upsampling
 from maskmill.model.frame import Frame
+from testing.scores import count_pixels, stability_score
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 333, 1024])

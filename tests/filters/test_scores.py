@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from maskmill.filters.scores import count_pixels, stability_score
+from testing.scores import count_pixels, stability_score
 
 
 def test_stability_score_is_the_ratio_of_pixels_above_both_thresholds():

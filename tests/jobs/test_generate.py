@@ -31,7 +31,7 @@ from tests.runs import begin, run
 from tests.tiffs import noise, write
 
 if TYPE_CHECKING:
-    from tests.s3.servers import MotoServer
+    from testing.s3_servers import MotoServer
 
 # What the flags mean.
 

@@ -15,7 +15,7 @@ from maskmill.model.checkpoint import embedded_checkpoint, save_checkpoint
 from maskmill.model.config import VARIANTS
 from maskmill.model.errors import CheckpointError
 from maskmill.model.sam import Sam
-from tests.model.networks import SMALL_CONFIGS, random_sam
+from testing.networks import SMALL_CONFIGS, random_sam
 
 APP = typer.Typer()
 APP.command("info")(info)

@@ -17,7 +17,7 @@ from tests.pipeline.test_verify import rewrite, with_value
 from tests.runs import run
 
 if TYPE_CHECKING:
-    from tests.s3.servers import MotoServer
+    from testing.s3_servers import MotoServer
 
 
 def pixels(path: Path) -> NDArray[np.uint8]:

@@ -14,8 +14,8 @@ from maskmill.model.checkpoint import build_sam, read_checkpoint
 from maskmill.model.config import VARIANTS, SamConfig
 from maskmill.model.image_encoder import ImageEmbedding
 from maskmill.model.sam import Sam
-from tests.model.hugging_face import random_hugging_face
-from tests.model.networks import SMALL_CONFIGS
+from testing.hugging_face import random_hugging_face
+from testing.networks import SMALL_CONFIGS
 
 TOLERANCE = 1e-4
 

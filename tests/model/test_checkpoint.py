@@ -15,10 +15,10 @@ from torch import Tensor
 
 from maskmill.model.checkpoint import EMBEDDED_WEIGHTS, build_sam, load_model, read_checkpoint, save_checkpoint
 from maskmill.model.config import VARIANTS
-from maskmill.model.errors import CheckpointError
+from maskmill.model.errors import CheckpointError, ConfigError
 from maskmill.model.sam import Sam
-from tests.model.hugging_face import random_hugging_face
-from tests.model.networks import SMALL_CONFIGS, random_sam
+from testing.hugging_face import random_hugging_face
+from testing.networks import SMALL_CONFIGS, random_sam
 
 # Block numbers of two digits, as in the published variants.
 CONFIG = replace(SMALL_CONFIGS["grid7"], encoder_depth=12)
@@ -127,11 +127,14 @@ def test_load_model_takes_the_embedded_weights_when_none_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "message"),
-    [("vit_b", "vit_b needs a checkpoint"), ("vit_g", "there is no model 'vit_g'; choose one of vit_b")],
+    ("variant", "error", "message"),
+    [
+        ("vit_b", CheckpointError, "vit_b needs a checkpoint"),
+        ("vit_g", ConfigError, "there is no model 'vit_g'; choose one of vit_b"),
+    ],
 )
-def test_load_model_refuses_variants_without_weights(variant: str, message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
+def test_load_model_refuses_variants_without_weights(variant: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         load_model(variant, None)
 
 

@@ -14,7 +14,7 @@ from maskmill.model.config import SamConfig
 from maskmill.model.fast_decoder import FastMaskDecoder
 from maskmill.model.image_encoder import ImageEmbedding
 from maskmill.model.sam import Sam
-from tests.model.networks import SMALL_CONFIGS, random_sam
+from testing.networks import SMALL_CONFIGS, random_sam
 
 CONFIGS = {
     **SMALL_CONFIGS,

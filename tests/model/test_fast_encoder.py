@@ -12,7 +12,7 @@ from torch import Tensor
 from maskmill.model.config import VARIANTS, SamConfig
 from maskmill.model.fast_encoder import _attend_at_once, _attend_in_pieces, speed_up
 from maskmill.model.image_encoder import Block, ImageEmbedding, ImageEncoder
-from tests.model.networks import SMALL_CONFIGS, randomise
+from testing.networks import SMALL_CONFIGS, randomise
 
 GRID7 = SMALL_CONFIGS["grid7"]
 CONFIGS = SMALL_CONFIGS | {

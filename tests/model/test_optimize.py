@@ -14,7 +14,7 @@ from maskmill.model.layers import LayerNorm2d
 from maskmill.model.optimize import OptimizedSam, half_precision, optimize, resolve_device
 from maskmill.model.sam import Sam
 from maskmill.model.transformer import TwoWayBlock, TwoWayTransformer
-from tests.model.networks import SMALL_CONFIGS, random_sam
+from testing.networks import SMALL_CONFIGS, random_sam
 
 CONFIG = SMALL_CONFIGS["grid5"]
 CPU = torch.device("cpu")

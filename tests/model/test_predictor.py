@@ -10,8 +10,8 @@ import pytest
 
 from maskmill.model.errors import PromptError
 from maskmill.model.predictor import EncodedImage, encode_image
-from tests.model.networks import SMALL_CONFIGS, random_sam
-from tests.oracles import SamPredictor, published_sam
+from testing.networks import SMALL_CONFIGS, random_sam
+from testing.oracles import SamPredictor, published_sam
 
 # Attention inside the decoder at full width, as the embedded model has it.
 SAM = random_sam(replace(SMALL_CONFIGS["grid7"], decoder_attention_downsample=1))

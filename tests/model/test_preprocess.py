@@ -9,8 +9,8 @@ import torch
 from maskmill.model.config import VARIANTS
 from maskmill.model.frame import Frame
 from maskmill.model.preprocess import normalise, preprocess
-from tests.model.networks import SMALL_CONFIGS, random_sam
-from tests.oracles import ResizeLongestSide, published_sam
+from testing.networks import SMALL_CONFIGS, random_sam
+from testing.oracles import ResizeLongestSide, published_sam
 
 CONFIG = SMALL_CONFIGS["grid7"]
 RELEASED = published_sam(random_sam(CONFIG))

@@ -8,8 +8,8 @@ import torch
 from maskmill.model.config import VARIANTS
 from maskmill.model.image_encoder import ImageEmbedding
 from maskmill.model.sam import Sam
-from tests.model.networks import SMALL_CONFIGS, random_sam
-from tests.oracles import sam_model_registry
+from testing.networks import SMALL_CONFIGS, random_sam
+from testing.oracles import sam_model_registry
 
 CONFIG = SMALL_CONFIGS["grid7"]
 SAM = random_sam(CONFIG)

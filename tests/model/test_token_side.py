@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from maskmill.model.config import VARIANTS, SamConfig
 from maskmill.model.token_side import TokenSideTransformer
 from maskmill.model.transformer import TwoWayBlock, TwoWayTransformer
-from tests.model.networks import SMALL_CONFIGS, randomise
+from testing.networks import SMALL_CONFIGS, randomise
 
 
 def both(config: SamConfig, dtype: torch.dtype) -> tuple[TwoWayTransformer, TokenSideTransformer]:

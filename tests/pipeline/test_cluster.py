@@ -24,6 +24,7 @@ from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources import ImageFolder, open_source
 from maskmill.pipeline.storage import LocalStorage, Storage, open_storage
 from maskmill.pipeline.worker import Job, run_local
+from testing.ray_cluster import this_machine
 from tests.fakes import (
     DEVICE_FAULTS,
     FAIL,
@@ -40,7 +41,6 @@ from tests.fakes import (
     picture,
     poison_decoder,
 )
-from tests.machines import this_machine
 
 Run = Callable[[Job, Plan, Callable[[Progress], None]], None]
 

@@ -18,8 +18,9 @@ import torch
 from maskmill.pipeline import cluster
 from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.table import read_parquet
+from testing.ray_cluster import this_machine
 from tests.fakes import HOG, HOG_BYTES, LOSE_DEVICE, WAIT, FakeEngine, picture, poison_decoder
-from tests.machines import machines, start_driver, this_machine
+from tests.machines import machines, start_driver
 from tests.runs import begin
 from tests.soak import soak
 

@@ -28,7 +28,7 @@ from tests.fakes import FAIL, image_masks, image_result, picture
 from tests.runs import ENGINE, begin, retry, run
 
 if TYPE_CHECKING:
-    from tests.s3.servers import MotoServer
+    from testing.s3_servers import MotoServer
 
 FAILED = "c.png"
 

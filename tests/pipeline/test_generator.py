@@ -23,7 +23,7 @@ from maskmill.pipeline.config import PRESETS, GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.prompts import plan_views
 from maskmill.pipeline.records import ImageMasks, StepTimer
-from tests.colour_sam import ColourSam
+from testing.colour_sam import ColourSam
 
 OFFICIAL = GeneratorConfig(points_per_side=8, stability_score_thresh=0.85)
 SA1B = replace(PRESETS["sa1b"], points_per_side=8, stability_score_thresh=0.85)

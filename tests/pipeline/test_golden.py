@@ -20,8 +20,8 @@ from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.records import ImageMasks, StepTimer
-from tests import oracles
-from tests.colour_sam import ColourSam
+from testing import oracles
+from testing.colour_sam import ColourSam
 
 Pixels = NDArray[np.uint8]
 

@@ -15,10 +15,10 @@ import pytest
 
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.verify import verify
+from testing.s3_servers import Fault, FaultProxy, Request
 from tests.fakes import FAIL, picture
 from tests.kills import Objects, differences, objects, start, strangers, was_killed
 from tests.runs import run
-from tests.s3.servers import Fault, FaultProxy, Request
 
 pytestmark = pytest.mark.s3
 

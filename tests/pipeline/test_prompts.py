@@ -56,7 +56,7 @@ def test_views_of_sa1b_are_21_with_3072_points():
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (427, 640), (30, 2000), (1411, 1411), (97, 101)])
 def test_views_are_the_published_ones(height, width):
     # The stand-in for torchvision lets segment_anything import.
-    from tests import oracles
+    from testing import oracles
 
     config = GeneratorConfig(points_per_side=12, crop_n_layers=2, crop_n_points_downscale_factor=2)
     views = plan_views(height, width, config)

@@ -30,7 +30,7 @@ from maskmill.pipeline.storage import PROBE_PREFIX, open_storage, prove_create_i
 from maskmill.pipeline.storage.ranges import SKIP
 from maskmill.pipeline.storage.s3 import S3Storage, open_s3
 from maskmill.pipeline.storage.s3_trouble import Patience
-from tests.s3.servers import HASTE, NOISY, Answer, Fault, FaultProxy, Request, first, random_faults, refusal
+from testing.s3_servers import HASTE, NOISY, Answer, Fault, FaultProxy, Request, first, random_faults, refusal
 
 pytestmark = pytest.mark.s3
 

@@ -14,7 +14,7 @@ from tests.fakes import FAIL, picture
 from tests.runs import Tables, begin, run
 
 if TYPE_CHECKING:
-    from tests.s3.servers import FaultProxy
+    from testing.s3_servers import FaultProxy
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow]
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow]
 def test_tables_are_those_of_a_run_on_disk_when_every_fifth_request_fails(
     bucket: str, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from tests.s3.servers import NOISY, random_faults
+    from testing.s3_servers import NOISY, random_faults
 
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
     (tmp_path / "photographs").mkdir()

@@ -27,7 +27,7 @@ from tests.pipeline.sources import hugging_face, parquet_bytes, tar_bytes
 from tests.pipeline.test_sources_runs import statuses_in
 
 if TYPE_CHECKING:
-    from tests.s3.servers import MotoServer
+    from testing.s3_servers import MotoServer
 
 NAMES = ("a.png", "b.png", "c.png")
 IMAGES = {name: picture(number) for number, name in enumerate(NAMES)}

@@ -15,8 +15,8 @@ from maskmill.pipeline.errors import SourceError, StorageError
 from maskmill.pipeline.records import Failure
 from maskmill.pipeline.sources import ImageFolder, NameFilter, ParquetImages, Source, WebDatasetTars, open_source
 from maskmill.pipeline.storage.s3 import S3Storage
+from testing.s3_servers import HASTE, Fault, FaultProxy, MotoServer, random_faults
 from tests.pipeline.sources import contents, hugging_face, parquet_bytes, records, shards, tar_bytes
-from tests.s3.servers import HASTE, Fault, FaultProxy, MotoServer, random_faults
 
 pytestmark = pytest.mark.s3
 

@@ -32,7 +32,7 @@ from maskmill.pipeline.storage import (
 from maskmill.pipeline.storage.local import rename_noreplace, sync_folder
 
 if TYPE_CHECKING:
-    from tests.s3.servers import FaultProxy
+    from testing.s3_servers import FaultProxy
 
 
 def new_local_storage(tmp_path: Path) -> Storage:
@@ -55,7 +55,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         (tmp_path / "store").mkdir()
         return LocalStorage(tmp_path / "store", placing=(no_links, rename_noreplace))
     from maskmill.pipeline.storage.s3 import S3Storage
-    from tests.s3.servers import HASTE, NOISY, random_faults
+    from testing.s3_servers import HASTE, NOISY, random_faults
 
     bucket: str = request.getfixturevalue("bucket")
     proxy: FaultProxy = request.getfixturevalue("proxy")

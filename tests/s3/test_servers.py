@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.s3.servers import NOISY, Answer, Fault, FaultProxy, MotoServer, Request, first, random_faults, refusal
+from testing.s3_servers import NOISY, Answer, Fault, FaultProxy, MotoServer, Request, first, random_faults, refusal
 
 pytestmark = pytest.mark.s3
 

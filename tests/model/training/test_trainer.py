@@ -24,7 +24,7 @@ from maskmill.model.training.samples import COLOURS, draw_answers
 from maskmill.model.training.scenes import Scenes
 from maskmill.model.training.session import Session, measure_and_draw, read_start, run
 from maskmill.model.training.trainer import Trainer
-from tests.model.networks import random_sam
+from testing.networks import random_sam
 from tests.model.training.tiny import TINY, TWO_STAGES, OneImage, squares
 
 

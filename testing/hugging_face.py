@@ -5,7 +5,7 @@ from __future__ import annotations
 import transformers
 
 from maskmill.model.config import SamConfig
-from tests.model.networks import randomise
+from testing.networks import randomise
 
 
 def random_hugging_face(config: SamConfig, seed: int = 0) -> transformers.SamModel:

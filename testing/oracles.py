@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor, nn
 
-import tests.torchvision_stub  # noqa: F401
+import testing.torchvision_stub  # noqa: F401
 
 # isort: split
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
@@ -17,7 +17,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
-from tests.colour_sam import CONFIG, ColourSam, predicted_iou, similarity
+from testing.colour_sam import CONFIG, ColourSam, predicted_iou, similarity
 
 __all__ = [
     "ResizeLongestSide",

@@ -1,0 +1,26 @@
+"""The pixel deepest inside a region: where a click on the region is placed.
+
+Source: Kirillov et al. 2023, Appendix D.1.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+def deepest_pixel(region_HW: NDArray[np.bool_]) -> tuple[tuple[int, int], float]:
+    """x, y of the pixel farthest from the region's border, and that distance in pixels.
+
+    The edge of the image is a border too. (0, 0) and 0.0 for an empty region.
+    """
+    rows, columns = np.flatnonzero(region_HW.any(axis=1)), np.flatnonzero(region_HW.any(axis=0))
+    if not len(rows):
+        return (0, 0), 0.0
+    # Distances are computed inside the region's box only: most regions are small.
+    region_hw = region_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    padded = np.pad(region_hw, 1).astype(np.uint8)
+    depth_hw = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    y, x = divmod(int(depth_hw.argmax()), region_hw.shape[1])
+    return (int(columns[0]) + x, int(rows[0]) + y), float(depth_hw[y, x])
