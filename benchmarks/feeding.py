@@ -73,10 +73,10 @@ class SleepingDevice:
     seconds: float
     host_seconds: float
     at_once: int
-    turn: threading.Lock | None = None  # the device does one image at a time; made where the engine is
+    device_lock: threading.Lock | None = None  # the device does one image at a time; made where the engine is
 
     def __call__(self) -> SleepingDevice:
-        return replace(self, turn=threading.Lock())
+        return replace(self, device_lock=threading.Lock())
 
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
         """No view: it looks at none."""
@@ -89,8 +89,8 @@ class SleepingDevice:
 
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
         """The same masks for every image of a size."""
-        assert self.turn is not None, "called"
-        with timer.step("encode"), self.turn:
+        assert self.device_lock is not None, "called"
+        with timer.step("encode"), self.device_lock:
             start = time.monotonic()
             time.sleep(self.seconds)
             end = time.monotonic()

@@ -33,7 +33,7 @@ def apply(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) ->
 
 
 def apply_together(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) -> MaskBatch:
-    """`apply` of filters that look at each mask by itself: rows are copied once, the host waits once for a GPU."""
+    """`apply` for filters that decide on each mask separately: copies rows once, and waits once for a GPU."""
     dropped_by_N = first_to_drop(batch, filters).cpu()
     is_kept_N = dropped_by_N == DroppedBy.NONE
     dropped.update(DroppedBy(value).counter for value in dropped_by_N[~is_kept_N].tolist())

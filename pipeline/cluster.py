@@ -148,7 +148,7 @@ class _Worker:
         cv2.setNumThreads(threads)
         self._job = job
         self._ahead = min(max(2, threads), MAX_AHEAD)
-        self._turn = threading.Lock()
+        self._device_lock = threading.Lock()
         self._engine: Engine | None = None
         self._images = metrics.Counter("maskmill_images", "Images by what became of them.", tag_keys=("status",))
         self._masks = metrics.Counter("maskmill_masks", "Masks found.")
@@ -164,23 +164,23 @@ class _Worker:
         return ray.get_runtime_context().get_node_id()
 
     def process(self, shard: Shard, attempt: Attempt) -> Iterator[list[Progress]]:
-        """Progress: at once when the shard has its turn, then gathered for PROGRESS_SECONDS.
+        """Yields progress: at once when the shard has the device, then in batches every PROGRESS_SECONDS.
 
-        A careful attempt tells of everything at once.
+        An isolated attempt yields each record at once.
         """
         assert self._engine is not None, "started"
-        told: list[Progress] = []
+        unsent: list[Progress] = []
         last = -math.inf
-        for progress in process_shard(self._job, self._engine, shard, attempt, self._turn, self._ahead):
+        for progress in process_shard(self._job, self._engine, shard, attempt, self._device_lock, self._ahead):
             if progress.status is not None:
                 self._images.inc(tags={"status": progress.status})
             if progress.n_masks > 0:
                 self._masks.inc(progress.n_masks)
-            told.append(progress)
-            if attempt.careful or time.monotonic() - last >= PROGRESS_SECONDS:
-                yield told
-                told, last = [], time.monotonic()
-        yield told
+            unsent.append(progress)
+            if attempt.isolated or time.monotonic() - last >= PROGRESS_SECONDS:
+                yield unsent
+                unsent, last = [], time.monotonic()
+        yield unsent
 
 
 @dataclass(eq=False)
@@ -192,15 +192,17 @@ class _WorkerHandle:
     starting: Reference  # its answer to the question where it is, with its engine; None once that is there
     machine: str = ""
     leases: dict[Reference, Lease] = field(default_factory=dict[Reference, Lease])
-    doubtful: list[Lease] = field(default_factory=list[Lease])  # what it held when Ray lost sight of it
-    heard: float = field(default_factory=time.monotonic)  # when it told of anything, or got its first shard
-    reported: float = field(default_factory=time.monotonic)  # when its silence began or was last told of
+    unconfirmed: list[Lease] = field(default_factory=list[Lease])  # its shards when Ray reported it unavailable
+    last_progress: float = field(
+        default_factory=time.monotonic
+    )  # time of its last progress record, or of its first shard
+    last_report: float = field(default_factory=time.monotonic)  # time of its last progress record or warning
 
     @property
     def is_ready(self) -> bool:
-        """Whether another shard may be sent to it: not while one waits for its turn, or has to be alone."""
+        """Whether another shard may be sent to it: not while one waits for the device or is an isolated attempt."""
         return not self.starting and all(
-            lease.has_begun and not lease.attempt.careful for lease in self.leases.values()
+            lease.has_begun and not lease.attempt.isolated for lease in self.leases.values()
         )
 
 
@@ -221,9 +223,9 @@ class _Driver:
 
     def run(self, signals: StopSignals) -> None:
         while self._schedule.unfinished:
-            self._hand_out()
-            self._listen()
-            self._mind_silence()
+            self._assign_shards()
+            self._handle_results()
+            self._handle_silent_workers()
             self._use_new_machines()
             if signals.count:
                 self._drain(signals)
@@ -248,7 +250,7 @@ class _Driver:
         while signals.count == 1 and time.monotonic() < deadline:
             if not any(at_work & worker.leases.keys() for worker in self._workers):
                 break
-            self._listen()
+            self._handle_results()
 
     def _new_worker(self) -> _WorkerHandle:
         actor_class: Any = ray.remote(_Worker)
@@ -261,7 +263,7 @@ class _Driver:
         ).remote(self._job, self._placement)
         return _WorkerHandle(actor, self._placement, actor.start.remote())
 
-    def _hand_out(self) -> None:
+    def _assign_shards(self) -> None:
         # In rounds, so that every worker has a shard before one has two. The next one is sent when the last one has its
         # turn: so they take turns in the order in which they are sent, and only one at a time is read ahead.
         for held in range(SHARDS_PER_WORKER):
@@ -271,14 +273,14 @@ class _Driver:
                 if lease := self._schedule.take(idle=held == 0):
                     process = worker.actor.process.options(
                         num_returns="streaming",
-                        # Careful workers do not go on before the driver has heard them.
-                        _generator_backpressure_num_objects=1 if lease.attempt.careful else None,
+                        # In an isolated attempt a worker waits until the driver has received each record.
+                        _generator_backpressure_num_objects=1 if lease.attempt.isolated else None,
                     )
                     worker.leases[process.remote(lease.shard, lease.attempt)] = lease
                     if held == 0:
-                        worker.heard = worker.reported = time.monotonic()
+                        worker.last_progress = worker.last_report = time.monotonic()
 
-    def _listen(self) -> None:
+    def _handle_results(self) -> None:
         """Waits up to a second for news, and takes one piece from each shard that has any."""
         waiting = {ref: worker for worker in self._workers for ref in (worker.starting, *worker.leases) if ref}
         ray.wait(list(waiting), timeout=1.0, fetch_local=False)
@@ -286,18 +288,18 @@ class _Driver:
         for reference in news:
             worker = waiting[reference]
             if reference == worker.starting:
-                self._hear_of_start(worker)
+                self._handle_worker_start(worker)
             elif reference in worker.leases:  # else it was lost a moment ago, together with its worker
-                self._hear_of_shard(worker, reference)
+                self._handle_shard_result(worker, reference)
 
-    def _hear_of_start(self, worker: _WorkerHandle) -> None:
+    def _handle_worker_start(self, worker: _WorkerHandle) -> None:
         try:
             worker.machine = ray.get(worker.starting)
         except RayError as error:
             if isinstance(error, RayTaskError) and isinstance(error.cause, (CheckpointError, DeviceError)):
                 raise error.cause from None
-            if worker.doubtful:
-                self._mind_death(worker, error)
+            if worker.unconfirmed:
+                self._handle_worker_death(worker, error)
                 return
             self._failed_starts += 1
             if self._failed_starts == HOPELESS_STARTS * len(self._workers):
@@ -306,9 +308,9 @@ class _Driver:
         else:
             worker.starting = None
             self._failed_starts = 0
-            self._give_back(worker)  # it lives after all, but what it did is lost
+            self._requeue_leases(worker)  # the worker is alive, but its results are lost
 
-    def _hear_of_shard(self, worker: _WorkerHandle, stream: Reference) -> None:
+    def _handle_shard_result(self, worker: _WorkerHandle, stream: Reference) -> None:
         lease = worker.leases[stream]
         try:
             news: list[Progress] = ray.get(next(stream))
@@ -317,30 +319,30 @@ class _Driver:
             self._schedule.finish(lease)
             self._storage_errors = 0
         except RayError as error:
-            self._mind_error(worker, stream, error)
+            self._handle_shard_error(worker, stream, error)
         else:
-            worker.heard = worker.reported = time.monotonic()
+            worker.last_progress = worker.last_report = time.monotonic()
             for progress in news:
-                self._schedule.heard(lease, progress)
+                self._schedule.record_progress(lease, progress)
                 if progress.status is not None:
                     self._losses = 0
 
-    def _mind_error(self, worker: _WorkerHandle, stream: Reference, error: RayError) -> None:
+    def _handle_shard_error(self, worker: _WorkerHandle, stream: Reference, error: RayError) -> None:
         if isinstance(error, RayTaskError) and isinstance(error.cause, StorageError):
             # The worker is as good as before.
             self._storage_errors += 1
             if self._storage_errors == HOPELESS_STORAGE_ERRORS:
                 raise error.cause from None
-            self._schedule.lose(worker.leases.pop(stream), _reason(error))
+            self._schedule.record_failure(worker.leases.pop(stream), _reason(error))
         elif isinstance(error, RayTaskError):
             self._replace(worker, [worker.leases.pop(stream)], _reason(error))
         else:
             # All the shards it held fail together.
-            worker.doubtful = list(worker.leases.values())
+            worker.unconfirmed = list(worker.leases.values())
             worker.leases.clear()
-            self._mind_death(worker, error)
+            self._handle_worker_death(worker, error)
 
-    def _mind_death(self, worker: _WorkerHandle, error: RayError) -> None:
+    def _handle_worker_death(self, worker: _WorkerHandle, error: RayError) -> None:
         if isinstance(error, ActorUnavailableError):
             # Ray does not know yet whether the worker is dead, or its machine: it will when it answers this.
             worker.starting = worker.actor.machine.remote()
@@ -349,40 +351,40 @@ class _Driver:
             self._replace(worker)
         else:
             # Any of them may have done it: its images are decoded while others are inferred or committed.
-            suspects, worker.doubtful = worker.doubtful, []
+            suspects, worker.unconfirmed = worker.unconfirmed, []
             self._replace(worker, suspects, _reason(error))
 
     def _replace(self, worker: _WorkerHandle, suspects: Sequence[Lease] = (), reason: str = "") -> None:
         """Gives up a worker, because of shards that were taken from it or through the fault of none."""
         for lease in suspects:
-            self._schedule.lose(lease, reason)
+            self._schedule.record_failure(lease, reason)
         if suspects:
             self._losses += 1
             if self._losses > HOPELESS_LOSSES * len(self._workers):
                 raise RunFailedError(f"the workers fail before they end an image: {reason}")
-        self._give_back(worker)
+        self._requeue_leases(worker)
         ray.kill(worker.actor)
         self._workers[self._workers.index(worker)] = self._new_worker()
 
-    def _give_back(self, worker: _WorkerHandle) -> None:
-        for lease in (*worker.doubtful, *worker.leases.values()):
-            self._schedule.give_back(lease)
-        worker.doubtful.clear()
+    def _requeue_leases(self, worker: _WorkerHandle) -> None:
+        for lease in (*worker.unconfirmed, *worker.leases.values()):
+            self._schedule.requeue(lease)
+        worker.unconfirmed.clear()
         worker.leases.clear()
 
-    def _mind_silence(self) -> None:
+    def _handle_silent_workers(self) -> None:
         """Tells of workers that are silent, and gives up those that have been for too long."""
         now = time.monotonic()
         for worker in list(self._workers):
             culprit = next(iter(worker.leases), None)
-            if culprit and now - worker.heard > self._image_timeout:
+            if culprit and now - worker.last_progress > self._image_timeout:
                 self._replace(worker, [worker.leases.pop(culprit)], f"no progress for {self._image_timeout:.0f} s")
-            elif (culprit or worker.starting) and now - worker.reported > self._image_timeout / REPORTS_OF_SILENCE:
-                worker.reported = now
+            elif (culprit or worker.starting) and now - worker.last_report > self._image_timeout / REPORTS_OF_SILENCE:
+                worker.last_report = now
                 request = f"{worker.placement.cpus} CPUs and {worker.placement.gpus} GPUs"
                 starting = f"a worker that starts: does any machine have {request} free for it?"
                 what = worker.leases[culprit].whereabouts if culprit else starting
-                logger.warning("%s: no progress for %.0f s", what, now - worker.heard)
+                logger.warning("%s: no progress for %.0f s", what, now - worker.last_progress)
 
     def _use_new_machines(self) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a worker and its caller tell each other about a shard: the attempt, and the progress of its images."""
+"""The messages between a driver and its workers about one shard: the attempt, and the progress of its images."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from maskmill.pipeline.records import Failure, Shard, Status
 
 @dataclass(frozen=True)
 class Attempt:
-    """What is known of a shard when a worker gets it."""
+    """Which attempt at a shard this is, and which of its images not to touch."""
 
-    number: int = 1  # so often the shard has been at a worker, those aside that were taken away
-    quarantined: Mapping[str, Failure] = field(default_factory=dict[str, Failure])  # images not to touch again
+    number: int = 1  # from 1; attempts that ended with a lost machine are not counted
+    quarantined: Mapping[str, Failure] = field(
+        default_factory=dict[str, Failure]
+    )  # image_id -> why the image is not tried again
 
     @property
-    def careful(self) -> bool:
-        """Whether images are worked on one by one, each step told of in advance: a worker was lost, the next may be."""
+    def isolated(self) -> bool:
+        """Whether images are processed one at a time, each step reported before it starts.
+
+        After a lost worker this shows which image and step the next worker is lost at.
+        """
         return self.number > 1
 
 
 @dataclass(frozen=True)
 class Progress:
-    """An image of a shard begins a step (`status` None), or ended."""
+    """An image of a shard starts a step (`status` None), or has ended with a status."""
 
     shard: int
     image_id: str

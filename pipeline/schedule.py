@@ -1,4 +1,4 @@
-"""Which shard a worker gets next, and what is held against shards and images when workers are lost. Knows no Ray."""
+"""Which shard a worker gets next; retry and quarantine accounting. Does not depend on Ray."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from maskmill.pipeline.plan import Plan
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import Failure, Shard
 
-MAX_ATTEMPTS = 3  # of a shard whose failures no image is to blame for
-# Workers that an image may take with it while it is the only one at work. The first loss of a shard blames nobody:
-# several images are at work then.
+MAX_ATTEMPTS = 3  # at a shard, of those that failed without an image to blame
+# Workers lost in isolated attempts at one image before it is quarantined. The first attempt at a shard processes several
+# images at once, so its loss blames none of them.
 MAX_DEATHS = 2
 
 logger = logging.getLogger(__name__)
@@ -29,19 +29,19 @@ class Lease:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its worker has told of an image."""
+        """Whether its worker has reported progress."""
         return self.begun is not None or self.ended > 0
 
     @property
     def whereabouts(self) -> str:
         """The shard and, where that is known for sure, the image at work and its step."""
-        at = f", step {self.begun.step} of {self.begun.image_id}" if self.begun and self.attempt.careful else ""
+        at = f", step {self.begun.step} of {self.begun.image_id}" if self.begun and self.attempt.isolated else ""
         return f"shard {self.shard.name}{at}"
 
 
 @dataclass(eq=False)
 class _History:
-    """What happened to a shard that lost workers."""
+    """The failed attempts at one shard."""
 
     losses: int = 0
     unexplained: int = 0  # of the losses
@@ -67,7 +67,7 @@ class Schedule:
         self._done: set[int] = set()
         self._committed: set[int] = set()  # found so by a copy, while the worker that did it has more to tell
         self._histories: defaultdict[int, _History] = defaultdict(_History)
-        self._told: defaultdict[int, set[str]] = defaultdict(set)  # shard -> images that on_progress was told of
+        self._reported_images: defaultdict[int, set[str]] = defaultdict(set)  # shard -> images passed to on_progress
         self.failed: dict[int, str] = {}  # shard -> why, after the last attempt
 
     @property
@@ -109,17 +109,17 @@ class Schedule:
         ]
         return min(candidates, key=lambda lease: lease.ended).shard if candidates else None
 
-    def heard(self, lease: Lease, progress: Progress) -> None:
-        """A worker told of an image."""
+    def record_progress(self, lease: Lease, progress: Progress) -> None:
+        """Records progress that a worker reported. Each image that ended is passed to `on_progress` once."""
         if progress.status is None:
             lease.begun = progress
             return
         lease.begun = None
         lease.ended += 1
-        # A second copy or attempt tells of the same images again.
-        told = self._told[progress.shard]
-        if progress.shard not in self._done and progress.image_id not in told:
-            told.add(progress.image_id)
+        # A second copy or attempt reports the same images again.
+        reported = self._reported_images[progress.shard]
+        if progress.shard not in self._done and progress.image_id not in reported:
+            reported.add(progress.image_id)
             self._on_progress(progress)
 
     def finish(self, lease: Lease) -> None:
@@ -131,20 +131,20 @@ class Schedule:
             return
         if index not in self._done:
             self._done.add(index)
-            self._told.pop(index, None)
+            self._reported_images.pop(index, None)
             self._on_commit(lease.shard)
 
-    def lose(self, lease: Lease, reason: str) -> None:
-        """A worker died over a shard, hung, or raised: blames the image at work if it was alone, else the shard."""
+    def record_failure(self, lease: Lease, reason: str) -> None:
+        """A worker died, hung or raised. Blames the image in progress after an isolated attempt, else the shard."""
         if lease.shard.index not in self._done:
-            self._hold_against(lease, reason)
-        self.give_back(lease)
+            self._blame(lease, reason)
+        self.requeue(lease)
 
-    def _hold_against(self, lease: Lease, reason: str) -> None:
+    def _blame(self, lease: Lease, reason: str) -> None:
         history = self._histories[lease.shard.index]
         history.losses += 1
         logger.warning("%s: attempt %d failed: %s", lease.whereabouts, history.losses, reason)
-        if lease.begun and lease.attempt.careful:
+        if lease.begun and lease.attempt.isolated:
             image_id = lease.begun.image_id
             history.deaths[image_id] += 1
             if history.deaths[image_id] == MAX_DEATHS:
@@ -156,8 +156,8 @@ class Schedule:
         if history.unexplained == MAX_ATTEMPTS:
             self.failed[lease.shard.index] = f"{lease.whereabouts}: {reason}"
 
-    def give_back(self, lease: Lease) -> None:
-        """A shard is not at its worker any more, through no fault of its own: it is done again, unless it is done."""
+    def requeue(self, lease: Lease) -> None:
+        """Ends a lease that failed through no fault of the shard. Unless the shard is done, it is tried again."""
         self._leases.remove(lease)
         index = lease.shard.index
         if index not in self._done | self.failed.keys() | self._at_workers():

@@ -68,13 +68,13 @@ def process_shard(
     engine: Engine,
     shard: Shard,
     attempt: Attempt = Attempt(),
-    turn: AbstractContextManager[object] | None = None,
+    device_lock: AbstractContextManager[object] | None = None,
     ahead: int = AHEAD,
 ) -> Iterator[Progress]:
     """Commits the part of a shard, and tells of each image what it enters and how it ends, in the source's order.
 
-    `turn` is a lock that shards of one engine share, held from the first inference to the last. So while one has its
-    turn, the next one fetches and prepares up to `ahead` images, and the last one is encoded and committed.
+    Shards of one engine share the `device_lock` and hold it from the first inference to the last. While one shard
+    holds it, the next fetches and prepares up to `ahead` images, and the previous one is encoded and committed.
 
     An image that cannot be fetched, decoded or inferred becomes a failed row. A shard that somebody else commits first
     is a success like any other. Raises StorageError where the source or the output cannot be reached, and any error
@@ -83,8 +83,8 @@ def process_shard(
     if not job.ledger.is_committed(shard):
         left_out = Counter[str]()
         fetched = _fetch(job, shard, left_out)
-        reading = _one_by_one(job, engine, fetched) if attempt.careful else _decode_ahead(job, engine, fetched, ahead)
-        with reading as images, turn or nullcontext():
+        reading = _one_by_one(job, engine, fetched) if attempt.isolated else _decode_ahead(job, engine, fetched, ahead)
+        with reading as images, device_lock or nullcontext():
             results = yield from _infer_all(engine, shard, images, attempt)
         missing = shard.missing([result.image_id for result in results])
         results += (_missing(shard, image_id, attempt) for image_id in missing)
@@ -99,7 +99,7 @@ def _infer_all(
     """What becomes of the images that can be read, in order."""
     results: list[ImageResult] = []
     at_work: deque[Future[ImageResult]] = deque()
-    at_once = 1 if attempt.careful else engine.at_once
+    at_once = 1 if attempt.isolated else engine.at_once
 
     def end_one() -> Progress:
         results.append(result := at_work.popleft().result())

@@ -117,7 +117,7 @@ class Witness(LocalStorage):
             stream.write(f"{os.getpid()} {what} {PurePosixPath(key).name}\n")
 
 
-def test_shard_that_is_done_again_carefully_is_alone_at_its_worker(tmp_path: Path):
+def test_shard_that_is_done_again_isolated_is_alone_at_its_worker(tmp_path: Path):
     (tmp_path / "photographs").mkdir()
     for number in range(7):
         data = picture(number, LOSE_DEVICE if number == 5 else (0, 0, 0))

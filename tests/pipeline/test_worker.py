@@ -265,9 +265,10 @@ def test_next_shard_is_read_and_the_last_one_committed_while_a_shard_has_its_tur
     images = {"first": picture(1), "next": picture(2, mark)}
     ledger = Ledger(WaitingStorage(Path(job.ledger.storage.uri)), "id")
     jobs = [replace(with_images(job, {name: data}), ledger=ledger) for name, data in images.items()]
-    engine, turn = Waiting(Path()), threading.Lock()
+    engine, device_lock = Waiting(Path()), threading.Lock()
     first, second = (
-        process_shard(job, engine, Shard(index, "/photographs"), turn=turn) for index, job in enumerate(jobs)
+        process_shard(job, engine, Shard(index, "/photographs"), device_lock=device_lock)
+        for index, job in enumerate(jobs)
     )
     next(first)  # it has its turn
     with ThreadPoolExecutor(2) as threads:
@@ -357,7 +358,7 @@ def test_attempt_is_written_into_the_rows(job: Job):
     assert image_rows(job)["a"]["attempt"] == 2
 
 
-def test_careful_attempt_has_one_image_at_work_and_tells_before_each_step(job: Job):
+def test_isolated_attempt_has_one_image_at_work_and_tells_before_each_step(job: Job):
     decoded: list[bytes] = []
 
     def decode(data: bytes, decoding: DecodingConfig) -> DecodedImage:
