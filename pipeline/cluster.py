@@ -193,10 +193,8 @@ class _WorkerHandle:
     machine: str = ""
     leases: dict[Reference, Lease] = field(default_factory=dict[Reference, Lease])
     unconfirmed: list[Lease] = field(default_factory=list[Lease])  # its shards when Ray reported it unavailable
-    last_progress: float = field(
-        default_factory=time.monotonic
-    )  # time of its last progress record, or of its first shard
-    last_report: float = field(default_factory=time.monotonic)  # time of its last progress record or warning
+    last_progress: float = field(default_factory=time.monotonic)  # time of the last record, or of its first shard
+    last_report: float = field(default_factory=time.monotonic)  # time of the last record or warning
 
     @property
     def is_ready(self) -> bool:

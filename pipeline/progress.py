@@ -13,9 +13,7 @@ class Attempt:
     """Which attempt at a shard this is, and which of its images not to touch."""
 
     number: int = 1  # from 1; attempts that ended with a lost machine are not counted
-    quarantined: Mapping[str, Failure] = field(
-        default_factory=dict[str, Failure]
-    )  # image_id -> why the image is not tried again
+    quarantined: Mapping[str, Failure] = field(default_factory=dict[str, Failure])  # image_id -> why it is skipped
 
     @property
     def isolated(self) -> bool:

@@ -11,7 +11,7 @@ from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import Failure, Shard
 
 MAX_ATTEMPTS = 3  # at a shard, of those that failed without an image to blame
-# Workers lost in isolated attempts at one image before it is quarantined. The first attempt at a shard processes several
+# Workers lost in isolated attempts at one image before it is quarantined. The first attempt at a shard processes many
 # images at once, so its loss blames none of them.
 MAX_DEATHS = 2
 

@@ -265,7 +265,7 @@ def test_next_shard_is_read_and_the_last_one_committed_while_a_shard_has_its_tur
     images = {"first": picture(1), "next": picture(2, mark)}
     ledger = Ledger(WaitingStorage(Path(job.ledger.storage.uri)), "id")
     jobs = [replace(with_images(job, {name: data}), ledger=ledger) for name, data in images.items()]
-    engine, device_lock = Waiting(Path()), threading.Lock()
+    engine, lock = Waiting(Path()), threading.Lock()
     first, second = (
         process_shard(job, engine, Shard(index, "/photographs"), device_lock=device_lock)
         for index, job in enumerate(jobs)
