@@ -267,8 +267,7 @@ def test_next_shard_is_read_and_the_last_one_committed_while_a_shard_has_its_tur
     jobs = [replace(with_images(job, {name: data}), ledger=ledger) for name, data in images.items()]
     engine, lock = Waiting(Path()), threading.Lock()
     first, second = (
-        process_shard(job, engine, Shard(index, "/photographs"), device_lock=device_lock)
-        for index, job in enumerate(jobs)
+        process_shard(job, engine, Shard(index, "/photographs"), device_lock=lock) for index, job in enumerate(jobs)
     )
     next(first)  # it has its turn
     with ThreadPoolExecutor(2) as threads:
