@@ -4,7 +4,7 @@ float16/bf16 pre-selects candidates; the masks that are kept are computed in flo
 in NMS by more than the error of low precision, and are dropped without the exact computation. The masks that NMS
 keeps are the same as if all candidates were exact.
 
-Shapes: N prompts, A candidate masks per prompt, X open candidates, K kept ones.
+Shapes: N prompts, R candidate masks per prompt, X open candidates, K kept ones.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ LOGIT_MARGIN = 0.1
 class Screening:
     """Low-precision scores and boxes of the candidates of N prompts."""
 
-    predicted_iou_NA: Tensor
-    boxes_NA4: Tensor  # int64, inclusive XYXY in image pixels: the mask's box is within, and holds
-    inner_boxes_NA4: Tensor
-    dropped_by_NA: Tensor  # int64 DroppedBy; BOX_NMS for those that pass the filters for single masks
+    predicted_iou_NR: Tensor
+    boxes_NR4: Tensor  # int64, inclusive XYXY in image pixels: the mask's box is within, and holds
+    inner_boxes_NR4: Tensor
+    dropped_by_NR: Tensor  # int64 DroppedBy; BOX_NMS for those that pass the filters for single masks
 
     @staticmethod
     def of(
         candidates: MaskBatch,
         inner_boxes_K4: Tensor,
-        predicted_iou_NA: Tensor,
+        predicted_iou_NR: Tensor,
         chosen: tuple[Tensor, ...],
         filters: Iterable[Filter],
     ) -> Screening:
         """Of K candidates, the prompts and masks `chosen` (K each), after `filters`, which must be lenient."""
         dropped_by_K = first_to_drop(candidates, filters)
-        dropped_by_NA = torch.full_like(predicted_iou_NA, DroppedBy.PREDICTED_IOU, dtype=torch.int64)
-        dropped_by_NA[chosen] = dropped_by_K.masked_fill(dropped_by_K == DroppedBy.NONE, DroppedBy.BOX_NMS)
+        dropped_by_NR = torch.full_like(predicted_iou_NR, DroppedBy.PREDICTED_IOU, dtype=torch.int64)
+        dropped_by_NR[chosen] = dropped_by_K.masked_fill(dropped_by_K == DroppedBy.NONE, DroppedBy.BOX_NMS)
         # NaN does not reject a candidate.
-        dropped_by_NA = dropped_by_NA.masked_fill(predicted_iou_NA.isnan(), DroppedBy.BOX_NMS)
-        boxes_NA4 = dropped_by_NA.new_zeros((*dropped_by_NA.shape, 4))
-        inner_boxes_NA4 = torch.zeros_like(boxes_NA4)
-        boxes_NA4[chosen], inner_boxes_NA4[chosen] = candidates.boxes, inner_boxes_K4
-        return Screening(predicted_iou_NA, boxes_NA4, inner_boxes_NA4, dropped_by_NA)
+        dropped_by_NR = dropped_by_NR.masked_fill(predicted_iou_NR.isnan(), DroppedBy.BOX_NMS)
+        boxes_NR4 = dropped_by_NR.new_zeros((*dropped_by_NR.shape, 4))
+        inner_boxes_NR4 = torch.zeros_like(boxes_NR4)
+        boxes_NR4[chosen], inner_boxes_NR4[chosen] = candidates.boxes, inner_boxes_K4
+        return Screening(predicted_iou_NR, boxes_NR4, inner_boxes_NR4, dropped_by_NR)
 
     @staticmethod
     def concat(screenings: Sequence[Screening]) -> Screening:
@@ -72,18 +72,18 @@ class Screening:
         not among the contenders loses to one that is, or to an exact one: where there are no contenders any more, NMS
         of `exact` is NMS of all.
         """
-        passes_X2 = ((self.dropped_by_NA == DroppedBy.BOX_NMS) & open_N[:, None]).nonzero()
-        of_X = passes_X2.to(self.boxes_NA4.device, non_blocking=True).unbind(dim=1)
-        boxes_X4, scores_X = self.boxes_NA4[of_X], self.predicted_iou_NA[of_X]
+        passes_X2 = ((self.dropped_by_NR == DroppedBy.BOX_NMS) & open_N[:, None]).nonzero()
+        of_X = passes_X2.to(self.boxes_NR4.device, non_blocking=True).unbind(dim=1)
+        boxes_X4, scores_X = self.boxes_NR4[of_X], self.predicted_iou_NR[of_X]
         boxes = torch.cat([exact.boxes, boxes_X4])
         scores = torch.cat([exact.predicted_iou, scores_X])
         kept_K = nms(boxes, scores, nms_threshold)
-        overlaps_KX = least_iou(boxes[kept_K], self.inner_boxes_NA4[of_X], boxes_X4) > nms_threshold
+        overlaps_KX = least_iou(boxes[kept_K], self.inner_boxes_NR4[of_X], boxes_X4) > nms_threshold
         better_KX = scores[kept_K][:, None] > scores_X + IOU_MARGIN
         loses_X = (overlaps_KX & better_KX).any(dim=0).cpu()
         return passes_X2[~loses_X, 0].unique()
 
     def dropped(self, prompts_N: Tensor) -> Counter[str]:
         """How many candidates each filter drops, of the prompts where the boolean `prompts_N` is true."""
-        counts = self.dropped_by_NA[prompts_N].flatten().bincount(minlength=len(DroppedBy)).tolist()
+        counts = self.dropped_by_NR[prompts_N].flatten().bincount(minlength=len(DroppedBy)).tolist()
         return Counter(dict(zip(FILTERS, counts[DroppedBy.NONE + 1 :], strict=True)))

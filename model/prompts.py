@@ -22,9 +22,9 @@ def choose(outputs: int | slice, predicted_iou_NM: Tensor) -> Tensor:
     return keep_NM
 
 
-def among_all(keep_NA: Tensor) -> Tensor:
+def among_all(keep_NR: Tensor) -> Tensor:
     """A boolean (N, M) for `Sam.decode_masks` from one (N, M - 1) over the ambiguity masks."""
-    return F.pad(keep_NA, (1, 0))
+    return F.pad(keep_NR, (1, 0))
 
 
 def best_ambiguity_mask(predicted_iou_NM: Tensor) -> Tensor:

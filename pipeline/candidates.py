@@ -1,6 +1,6 @@
 """The candidate masks of a batch of point prompts: decoded by one network, and measured.
 
-Shapes: N points, A ambiguity masks per point, K candidates, h w low-resolution logits.
+Shapes: N points, R ambiguity masks per point, K candidates, h w low-resolution logits.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ GPU_TENSOR_SHARE = 1 / 32
 
 
 class Candidates(NamedTuple):
-    """The K masks with a predicted IoU above a threshold, of the N x A ambiguity masks at N points."""
+    """The K masks with a predicted IoU above a threshold, of the N x R ambiguity masks at N points."""
 
     masks: MaskBatch
     inner_boxes_K4: Tensor  # see `mask_measure.measure`; XYXY in image pixels
-    predicted_iou_NA: Tensor
+    predicted_iou_NR: Tensor
     chosen: tuple[Tensor, Tensor]  # (K,) each: the point and the mask of each candidate
 
 
@@ -74,11 +74,11 @@ class PointDecoder:
             points_N2 = points_N2.to(device, non_blocking=True)
             frame = Frame(view.height, view.width, sam.config.image_size)
             decoded = sam.decode_points(encoded.embedding, frame.to_input(points_N2))
-            iou_NA = decoded.predicted_iou_NM[:, AMBIGUITY_MASKS]
-            keep_NA = iou_NA > iou_threshold if iou_threshold > 0 else torch.ones_like(iou_NA, dtype=torch.bool)
-            keep_NA = keep_NA.cpu()  # The host waits for a GPU here; from then on it knows K.
-            points_K, masks_K = keep_NA.nonzero().to(device, non_blocking=True).unbind(dim=1)
-            logits_Khw = sam.decode_masks(decoded, among_all(keep_NA))
+            iou_NR = decoded.predicted_iou_NM[:, AMBIGUITY_MASKS]
+            keep_NR = iou_NR > iou_threshold if iou_threshold > 0 else torch.ones_like(iou_NR, dtype=torch.bool)
+            keep_NR = keep_NR.cpu()  # The host waits for a GPU here; from then on it knows K.
+            points_K, masks_K = keep_NR.nonzero().to(device, non_blocking=True).unbind(dim=1)
+            logits_Khw = sam.decode_masks(decoded, among_all(keep_NR))
         with timer.step("filter", self.threads.count):
             upsampling = crop_upsampling(sam.config, view.height, view.width)
             measures = mask_measure.measure(logits_Khw, upsampling, self._stability_offset, logit_margin)
@@ -86,14 +86,14 @@ class PointDecoder:
             corner_4 = crop_box_4[:2].repeat(2)
             masks = MaskBatch(
                 logits=logits_Khw,
-                predicted_iou=iou_NA[points_K, masks_K],
+                predicted_iou=iou_NR[points_K, masks_K],
                 stability_score=measures.stability_score,
                 area=measures.area,
                 boxes=measures.boxes + corner_4,
                 points=points_N2[points_K] + crop_box_4[:2],
                 crop_boxes=crop_box_4.expand(len(logits_Khw), 4),
             )
-        return Candidates(masks, measures.inner_boxes + corner_4, iou_NA, (points_K, masks_K))
+        return Candidates(masks, measures.inner_boxes + corner_4, iou_NR, (points_K, masks_K))
 
 
 def mask_filters(

@@ -33,7 +33,7 @@ class OnePassSearch:
         @torch.inference_mode()  # each thread has a mode of its own
         def masks_of_batch(points_N2: Tensor) -> tuple[MaskBatch, Counter[str]]:
             found = self.decoder.decode(encoded, points_N2, self._config.pred_iou_thresh, 0.0, timer)
-            dropped_here = Counter({DroppedBy.PREDICTED_IOU.counter: found.predicted_iou_NA.numel() - len(found.masks)})
+            dropped_here = Counter({DroppedBy.PREDICTED_IOU.counter: found.predicted_iou_NR.numel() - len(found.masks)})
             with timer.step("filter", self.decoder.threads.count):
                 filters = mask_filters(encoded, self._config.stability_score_thresh)
                 return chain.apply_together(found.masks, filters, dropped_here), dropped_here

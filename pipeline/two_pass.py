@@ -50,6 +50,6 @@ class TwoPassSearch:
             found = self._screen.decode(encoded, points_N2, iou_threshold, LOGIT_MARGIN, timer)
             with timer.step("filter", self._screen.threads.count):
                 filters = mask_filters(encoded, self._config.stability_score_thresh, found.inner_boxes_K4)
-                return Screening.of(found.masks, found.inner_boxes_K4, found.predicted_iou_NA, found.chosen, filters)
+                return Screening.of(found.masks, found.inner_boxes_K4, found.predicted_iou_NR, found.chosen, filters)
 
         return Screening.concat(list(self._screen.map_batches(screening_of_batch, points_P2)))

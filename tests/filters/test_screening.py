@@ -66,15 +66,15 @@ class Candidates:
 
     def screening(self) -> Screening:
         rough = (self.rough_scores, self.rough_stability, self.outer_boxes, self.inner_boxes)
-        scores_NA, stability_NA, outer_NA4, inner_NA4 = (x[:, 1:] for x in rough)
-        keep_NA = scores_NA > IOU_THRESHOLD - IOU_MARGIN
+        scores_NR, stability_NR, outer_NR4, inner_NR4 = (x[:, 1:] for x in rough)
+        keep_NR = scores_NR > IOU_THRESHOLD - IOU_MARGIN
         scores_K, stability_K, outer_K4, inner_K4 = (
-            x[keep_NA] for x in (scores_NA, stability_NA, outer_NA4, inner_NA4)
+            x[keep_NR] for x in (scores_NR, stability_NR, outer_NR4, inner_NR4)
         )
-        chosen = keep_NA.nonzero().unbind(dim=1)
+        chosen = keep_NR.nonzero().unbind(dim=1)
         candidates = batch(scores_K, stability_K, outer_K4, chosen[0])
         lenient = chain.stability_score(STABILITY_THRESHOLD - STABILITY_MARGIN)
-        return Screening.of(candidates, inner_K4, scores_NA, chosen, [lenient])
+        return Screening.of(candidates, inner_K4, scores_NR, chosen, [lenient])
 
 
 def screened(candidates: Candidates, screening: Screening) -> tuple[MaskBatch, int]:
