@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from maskmill.annotations.layers import layer_masks
 from maskmill.annotations.records import AnnotatedImage, AnnotatedImages, AnnotationError
 from maskmill.filters import rle
-from maskmill.model.preprocess import resize, resized_size
+from maskmill.model.frame import Frame
 from maskmill.model.training.data import ImageCache, LabelledImage, TrainingDataError
 
 # The largest input of any model.
@@ -92,9 +92,8 @@ def to_labelled(image: AnnotatedImage, longest_side: int) -> LabelledImage | Non
             by_annotator[int(image.annotator_K[k])].setdefault(image.rles[k], k)
     if not by_annotator:
         return None
-    height, width = image.height, image.width
-    if max(height, width) > longest_side:
-        height, width = resized_size(height, width, longest_side)
+    frame = Frame(image.height, image.width, min(longest_side, max(image.height, image.width)))
+    height, width = frame.resized
     rows, columns = _centres(image.height, height)[:, None], _centres(image.width, width)
     maps = [
         layer_masks((image.decode(k)[rows, columns] for k in masks.values()), height, width)
@@ -103,7 +102,7 @@ def to_labelled(image: AnnotatedImage, longest_side: int) -> LabelledImage | Non
     maps_Ahw = np.concatenate(maps)
     pixels_HW3 = image.read_pixels()
     if (height, width) != (image.height, image.width):
-        pixels_HW3 = resize(pixels_HW3, longest_side).numpy()
+        pixels_HW3 = frame.resize(pixels_HW3).numpy()
     return LabelledImage(pixels_HW3, maps_Ahw) if len(maps_Ahw) else None
 
 

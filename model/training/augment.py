@@ -14,7 +14,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskmill.model.preprocess import resize, resized_size
+from maskmill.model.frame import Frame
 from maskmill.model.training.data import LabelledImage
 
 # Label maps are kept at half the input's resolution: twice what the mask logits have, at a quarter of the cost.
@@ -33,7 +33,8 @@ class Example:
 
 def fit(image: LabelledImage, side: int) -> Example:
     """The whole image, longest side `side`, padded: what the pipeline feeds the model."""
-    return _place(resize(image.pixels_HW3, side).numpy(), image.maps_AHW, side)
+    resized_hw3 = Frame(*image.pixels_HW3.shape[:2], side).resize(image.pixels_HW3)
+    return _place(resized_hw3.numpy(), image.maps_AHW, side)
 
 
 def augment(image: LabelledImage, side: int, rng: Generator) -> Example:
@@ -55,10 +56,10 @@ def augment(image: LabelledImage, side: int, rng: Generator) -> Example:
     height, width = pixels_HW3.shape[:2]
     # Now and then smaller than the input, so that scale varies both ways; slightly stretched.
     longest = round(side * rng.uniform(0.6, 1.0)) if rng.random() < 0.25 else side
-    new_height, new_width = resized_size(height, width, longest)
+    new_height, new_width = Frame(height, width, longest).resized
     stretch = np.exp(rng.uniform(-0.12, 0.12))
     new_height, new_width = (int(np.clip(v, 16, side)) for v in (new_height, new_width * stretch))
-    # As `resize` does, which keeps proportions.
+    # As `Frame.resize` does, which keeps proportions.
     resized = Image.fromarray(pixels_HW3).resize((new_width, new_height), Image.Resampling.BILINEAR)
     example = _place(np.array(resized), maps_AHW, side)
     window = example.pixels_SS3[:new_height, :new_width]

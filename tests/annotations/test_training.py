@@ -21,7 +21,7 @@ from maskmill.annotations.layers import layer_masks
 from maskmill.annotations.records import AnnotatedImage, annotated_image
 from maskmill.annotations.training import TrainingImages, to_labelled
 from maskmill.filters import rle
-from maskmill.model.preprocess import resize
+from maskmill.model.frame import Frame
 from maskmill.model.training.data import TrainingDataError
 from tests.annotations.writing import SIZES, coco_content, png, write_coco, write_photographs, write_sa1b
 
@@ -84,7 +84,7 @@ def test_a_large_photograph_is_reduced_with_its_masks():
     labelled = to_labelled(image, 400)
     assert labelled is not None
     assert labelled.pixels_HW3.shape == (100, 400, 3)
-    assert np.array_equal(labelled.pixels_HW3, resize(pixels_HW3, 400)), "as at inference"
+    assert np.array_equal(labelled.pixels_HW3, Frame(*pixels_HW3.shape[:2], 400).resize(pixels_HW3)), "as at inference"
     assert labelled.maps_AHW.shape == (1, 100, 400)
     # The mask still lies on what is bright, but for the pixels of its border.
     differs_hw = (labelled.pixels_HW3[..., 0] > 125) != (labelled.maps_AHW[0] > 0)

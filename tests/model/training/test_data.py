@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskmill.model.preprocess import preprocess, resized_size
+from maskmill.model.frame import Frame
+from maskmill.model.preprocess import preprocess
 from maskmill.model.training.augment import LABEL_STRIDE, augment, fit, paste
 from maskmill.model.training.data import LabelledImage
 from maskmill.model.training.prompts import normalise
@@ -84,7 +85,7 @@ def test_scenes_of_a_recipe_take_no_more_memory_than_their_limit():
 def test_fitted_example_is_what_the_network_gets_at_inference(height: int, width: int, seed: int):
     pixels_HW3 = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
     example = fit(LabelledImage(pixels_HW3, np.ones((1, height, width), np.int32)), TINY.image_size)
-    assert (example.height, example.width) == resized_size(height, width, TINY.image_size)
+    assert (example.height, example.width) == Frame(height, width, TINY.image_size).resized
     assert torch.equal(normalise([example], TINY)[0], preprocess(pixels_HW3, TINY))
     assert example.maps_Ass.any(axis=0).sum() == (example.height // LABEL_STRIDE) * (example.width // LABEL_STRIDE)
 
