@@ -1,5 +1,7 @@
 """Runs whose workers, machines and drivers are killed at random, until so many have been: what was lost or doubled?
 
+Pictures, tars and tables are put into the source while a run goes on: none of them may become part of it.
+
 python -m tests.soak --kills 200      # prints a table; exits with 1 where anything was lost, doubled or wrong
 python -m tests.soak --faults 0.2     # the same on S3 behind a bad network
 """
@@ -21,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+from maskmill.pipeline.plan import PLAN_KEY
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.verify import verify
 from tests.fakes import picture
@@ -29,6 +32,7 @@ from tests.runs import Tables, run
 
 # What happens how often. A second driver works on the same output; it is no kill.
 EVENTS = {"worker": 6, "machine": 2, "driver": 2, "driver, by SIGTERM": 1, "second driver": 1}
+ADDED = (".png", ".tar", ".parquet", ".jsonl")
 PAUSE = (0.5, 5.0)  # seconds between two events: less than a worker needs to start, and more
 
 
@@ -39,6 +43,7 @@ class Toll:
     kills: Counter[str] = field(default_factory=Counter[str])
     runs: int = 0
     rivals: int = 0
+    added: int = 0  # files, to the source of a run that was going on
     images: int = 0
     lost: int = 0  # images without a row
     doubled: int = 0  # rows of the images and of the masks table beyond the first
@@ -66,6 +71,7 @@ class Toll:
             *((f"  of a {event}", count) for event, count in sorted(self.kills.items())),
             ("runs", self.runs),
             ("second drivers", self.rivals),
+            ("files added meanwhile", self.added),
             ("images", self.images),
             ("images lost", self.lost),
             ("rows doubled", self.doubled),
@@ -113,6 +119,7 @@ class DisturbedRun:
     seconds: float  # that every image takes
     log: Path
     drivers: list[subprocess.Popen[bytes]] = field(default_factory=list[subprocess.Popen[bytes]])
+    added: list[Path] = field(default_factory=list[Path])  # to the source, since the run was planned
 
     def finish(self, kills: int, toll: Toll, dice: random.Random) -> None:
         """Sees the run to its end; strikes at random until there were so many kills."""
@@ -125,8 +132,11 @@ class DisturbedRun:
                 finished |= any(driver.poll() == 0 for driver in self.drivers)
                 self.drivers = [driver for driver in self.drivers if self._lives(driver)]
                 if self.drivers and toll.kills.total() < kills:
+                    self._add_file(toll, dice)
                     self._strike(toll, dice)
         finally:
+            for path in self.added:
+                path.unlink()
             for driver in self.drivers:
                 driver.kill()
                 driver.wait()
@@ -145,6 +155,14 @@ class DisturbedRun:
         if driver.poll() not in (None, 0, -signal.SIGKILL, *by_sigterm):
             raise RuntimeError(f"a driver failed by itself: {self.log.read_text()[-2000:]}")
         return driver.poll() is None
+
+    def _add_file(self, toll: Toll, dice: random.Random) -> None:
+        """Puts a file into the source that a new run would read, or that makes it another kind of source."""
+        if open_storage(self.out, make=True).exists(PLAN_KEY):
+            path = self.source / f"{dice.choice('0z')}-{toll.added}{dice.choice(ADDED)}"
+            path.write_bytes(picture(0))
+            self.added.append(path)
+            toll.added += 1
 
     def _strike(self, toll: Toll, dice: random.Random) -> None:
         (event,) = dice.choices(list(EVENTS), list(EVENTS.values()))

@@ -84,7 +84,7 @@ def test_a_large_photograph_is_reduced_with_its_masks():
     labelled = to_labelled(image, 400)
     assert labelled is not None
     assert labelled.pixels_HW3.shape == (100, 400, 3)
-    assert np.array_equal(labelled.pixels_HW3, Frame(*pixels_HW3.shape[:2], 400).resize(pixels_HW3)), "as at inference"
+    assert np.array_equal(labelled.pixels_HW3, Frame(300, 1201, 400).resize(pixels_HW3)), "as at inference"
     assert labelled.maps_AHW.shape == (1, 100, 400)
     # The mask still lies on what is bright, but for the pixels of its border.
     differs_hw = (labelled.pixels_HW3[..., 0] > 125) != (labelled.maps_AHW[0] > 0)
