@@ -84,7 +84,7 @@ def test_embedded_model_is_loaded_by_default(mini: Sam):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"variant": "vit_x"}, CheckpointError, "no model 'vit_x'; choose one of"),
+        ({"variant": "vit_x"}, ConfigError, "no model 'vit_x'; choose one of"),
         ({"variant": "vit_b"}, CheckpointError, "vit_b needs a checkpoint file"),
         ({"checkpoint": "/no/such.pth"}, CheckpointError, "cannot read the checkpoint /no/such.pth"),
         ({"device": "tpu"}, DeviceError, "no device 'tpu'"),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskmill.model.preprocess import resize, resized_size
+from maskmill.model.frame import Frame
 
 
 class ResizeLongestSide:
@@ -22,7 +22,7 @@ class ResizeLongestSide:
 
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(h, w, 3) uint8, of (H, W, 3)."""
-        return resize(image, self.target_length).numpy()
+        return Frame(*image.shape[:2], self.target_length).resize(image).numpy()
 
     def apply_coords(self, coords: NDArray, original_size: tuple[int, ...]) -> NDArray[np.float64]:
         """Points (..., 2) x, y; `original_size` is (H, W)."""
@@ -52,9 +52,9 @@ class ResizeLongestSide:
     @staticmethod
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
         """(h, w) of an image of (H, W)."""
-        return resized_size(oldh, oldw, long_side_length)
+        return Frame(oldh, oldw, long_side_length).resized
 
     def _scale(self, original_size: tuple[int, ...]) -> NDArray[np.float64]:
         height, width = original_size
-        resized_height, resized_width = resized_size(height, width, self.target_length)
+        resized_height, resized_width = Frame(height, width, self.target_length).resized
         return np.array([resized_width / width, resized_height / height])
