@@ -26,8 +26,7 @@ def demo(
     """
     require_extra("demo")
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
-    from rich.console import Console
-
+    from maskmill.jobs.console import plain_console
     from maskmill.jobs.generate import generate_masks
     from maskmill.pipeline.overlay import contact_sheet, write_picture
     from maskmill.pipeline.preview import overlays
@@ -43,7 +42,7 @@ def demo(
         out / "contact-sheet.png",
         contact_sheet([(overlay.caption, overlay.pixels) for overlay in drawn]),
     )
-    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+    console = plain_console()
     console.print(f"pictures  {pictures}/*.png")
     console.print(f"sheet     {out}/contact-sheet.png")
 

@@ -97,13 +97,12 @@ def evaluate(
     """
     require_extra("evaluate")
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
-    from rich.console import Console
-
     from maskmill.annotations import open_annotations
     from maskmill.evaluation.figures import summarise
     from maskmill.evaluation.image import MEASURES, Settings
     from maskmill.evaluation.report import tables, write_report
     from maskmill.evaluation.run import EvaluationError, EvaluatorFactory
+    from maskmill.jobs.console import plain_console
     from maskmill.model.checkpoint import load_model
     from maskmill.model.optimize import resolve_device
     from maskmill.pipeline.errors import ConfigError, StorageError
@@ -140,7 +139,7 @@ def evaluate(
         },
     }
     paths = write_report(out, facts, figures, f"{model} on {annotated.name}")
-    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+    console = plain_console()
     for table in tables(figures):
         console.print(table)
     seconds = time.monotonic() - started

@@ -27,9 +27,9 @@ def info(
       maskmill info sam_vit_b_01ec64.pth
     """
     # Imported here because torch takes seconds to import and `--help` does not need it.
-    from rich.console import Console
     from rich.table import Table
 
+    from maskmill.jobs.console import plain_console
     from maskmill.model.checkpoint import build_sam, embedded_checkpoint, file_sha256, read_checkpoint
     from maskmill.model.config import VARIANTS
     from maskmill.model.errors import CheckpointError
@@ -70,4 +70,4 @@ def info(
         table.add_row(name, f"{sum(parameter.numel() for parameter in part.parameters()):,} parameters")
     for fact in sorted(content.metadata.keys() - {"variant"}):
         table.add_row("training data" if fact == "data" else fact, content.metadata[fact])
-    Console().print(table)
+    plain_console().print(table)

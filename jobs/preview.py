@@ -39,8 +39,7 @@ def preview(
       maskmill preview out/ kitchen/cup.jpg --to cup.png
     """
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
-    from rich.console import Console
-
+    from maskmill.jobs.console import plain_console
     from maskmill.model.errors import MaskmillError
     from maskmill.pipeline.overlay import contact_sheet, write_picture
     from maskmill.pipeline.preview import overlays
@@ -55,6 +54,6 @@ def preview(
         picture = contact_sheet([(overlay.caption, overlay.pixels) for overlay in drawn])
     path = to or (Path.cwd() if "://" in out else Path(out).absolute().parent) / "preview.png"
     write_picture(path, picture)
-    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+    console = plain_console()
     console.print(f"images    {len(drawn)}, with {sum(overlay.n_masks for overlay in drawn)} masks")
     console.print(f"picture   {path}")

@@ -8,7 +8,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +16,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from maskmill.jobs.console import plain_console
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class ProgressBar:
 
     def __init__(self, what: str, unit: str, total: int | None = None, line_seconds: float = LINE_SECONDS) -> None:
         self._unit, self._line_seconds = unit, line_seconds
-        self._person = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+        self._person = plain_console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),

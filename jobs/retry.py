@@ -36,8 +36,7 @@ def retry(
       maskmill retry s3://bucket/out --checkpoint sam_vit_h_4b8939.pth --address auto
     """
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
-    from rich.console import Console
-
+    from maskmill.jobs.console import plain_console
     from maskmill.model.checkpoint import load_model
     from maskmill.pipeline.engine import SamFactory
     from maskmill.pipeline.errors import RunMismatchError
@@ -61,5 +60,5 @@ def retry(
     job = Job(open_planned(plan.source), ledger, engine, config.decoding)
     run_job(job, shards, device, address, image_timeout)
     if left := len(plan) - len(ledger.committed()):
-        console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+        console = plain_console()
         console.print(f"not done  {left} of {len(plan)} shards: `maskmill generate` goes on with them")

@@ -157,8 +157,7 @@ def _open(path: str) -> TrainingImages:
 
 
 def _run_with_progress_bar(session: Session, recipe: TrainingConfig, last: int) -> None:
-    from rich.console import Console
-
+    from maskmill.jobs.console import plain_console
     from maskmill.jobs.progress import ProgressBar
     from maskmill.model.training.session import SAVE_EVERY, run
     from maskmill.pipeline.signals import StopSignals
@@ -183,10 +182,10 @@ def _run_with_progress_bar(session: Session, recipe: TrainingConfig, last: int) 
             if signals.count:
                 states.close()  # saves
                 break
-    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+    console = plain_console()
     if signals.count:
         # stdout is for results.
-        Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False).print(
+        plain_console(stderr=True).print(
             f"maskmill: stopped after step {reached}: what is done is kept: run the same command again to go on"
         )
         raise typer.Exit(128 + signals.last)

@@ -20,8 +20,7 @@ def verify(
       maskmill verify out/
     """
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
-    from rich.console import Console
-
+    from maskmill.jobs.console import plain_console
     from maskmill.jobs.progress import ProgressBar
     from maskmill.pipeline.storage import open_storage
     from maskmill.pipeline.verify import verify as checks
@@ -38,7 +37,7 @@ def verify(
             offences += len(check.offences)
             first += check.offences[: limit - len(first)]
             bar.update(total=shards, completed=number)  # the first check is of the run around the shards
-    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+    console = plain_console()
     for offence in first:
         console.print(offence)
     if offences > limit:

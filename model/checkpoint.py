@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskmill.model.config import VARIANTS, SamConfig, find_variant
-from maskmill.model.errors import CheckpointError
+from maskmill.model.errors import CheckpointError, one_line_cause
 from maskmill.model.sam import Sam
 
 Layout = Literal["official", "Hugging Face", "maskmill"]
@@ -235,7 +235,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path} holds pickled Python code or objects ({code[1]}); maskmill loads nothing but tensors"
             ) from error
-        raise CheckpointError(f"{path} is truncated or damaged; fetch it again ({_first_line(error)})") from error
+        raise CheckpointError(f"{path} is truncated or damaged; fetch it again ({one_line_cause(error)})") from error
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; a checkpoint is a dictionary of tensors")
     for key, value in loaded.items():
@@ -244,10 +244,6 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
                 f"{path} holds a {type(value).__name__} under {key!r}; a checkpoint is a dictionary of tensors only"
             )
     return dict(loaded)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _matching_variant(state: Mapping[str, Tensor]) -> str | None:

@@ -27,3 +27,8 @@ class DeviceError(MaskmillError):
 
 class PromptError(MaskmillError):
     """An image or prompt of the wrong shape or kind."""
+
+
+def one_line_cause(error: BaseException, limit: int = 200) -> str:
+    """The message of an exception in one line of at most `limit` characters; its type if the message is empty."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -16,6 +16,7 @@ import re
 
 from maskmill.model.errors import ConfigError as ConfigError
 from maskmill.model.errors import MaskmillError
+from maskmill.model.errors import one_line_cause as one_line_cause
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _MAX_CHARACTERS = 500
@@ -57,11 +58,6 @@ class RunStoppedError(MaskmillError):
     def __init__(self, signal_number: int) -> None:
         super().__init__("stopped: what is done is kept: run the same command again to go on")
         self.signal_number = signal_number
-
-
-def one_line_cause(error: BaseException) -> str:
-    """What an exception says, in one short line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def exception_line(text: str) -> str:

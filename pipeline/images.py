@@ -19,7 +19,7 @@ from maskmill.pipeline.decoding import netpbm
 from maskmill.pipeline.decoding.layers import over_white, rgb_picture
 from maskmill.pipeline.decoding.levels import alpha_to_8_bits, to_8_bits
 from maskmill.pipeline.decoding.tiff import check_size, is_tiff, read_tiff
-from maskmill.pipeline.errors import ImageError
+from maskmill.pipeline.errors import ImageError, one_line_cause
 from maskmill.pipeline.records import DecodedImage
 
 # Raster formats whose decoders come with every Pillow. No EPS or PDF, which would start other programs.
@@ -77,7 +77,7 @@ def decode_image(data: bytes, decoding: DecodingConfig) -> DecodedImage:
     except UnidentifiedImageError as error:  # its own text has the address of a buffer
         raise ImageError(_why_not_identified(data)) from error
     except Exception as error:  # damaged files make decoders raise anything: OSError, SyntaxError, struct.error...
-        raise ImageError(f"damaged image: {_one_line(error)}") from error
+        raise ImageError(f"damaged image: {one_line_cause(error, MAX_REASON_CHARACTERS)}") from error
     return DecodedImage(pixels, hashlib.sha256(data).hexdigest())
 
 
@@ -93,10 +93,6 @@ def _upright(picture: Image.Image, orientation: int) -> NDArray[np.uint8]:
     return np.array(picture if transposition is None else picture.transpose(transposition))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or type(error).__name__
-
-
 def _why_not_identified(data: bytes) -> str:
     """What the plugin that knows the file's first bytes says about it: `Image.open` hides that."""
     for form in FORMATS:
@@ -106,7 +102,7 @@ def _why_not_identified(data: bytes) -> str:
                 factory(io.BytesIO(data), "").close()
             except Exception as error:  # noqa: BLE001 - the same as in decode_image
                 if "not identified" not in str(error):  # which names nothing
-                    return f"{form}: {_one_line(error)}"
+                    return f"{form}: {one_line_cause(error, MAX_REASON_CHARACTERS)}"
     return f"not a readable image of a known format ({', '.join(FORMATS)})"
 
 

@@ -13,7 +13,7 @@ from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources.names import fetch, fetch_ahead, is_image, is_tar, mixed
 from maskmill.pipeline.sources.selection import ALL_NAMES, LeftOut, NameFilter
 from maskmill.pipeline.sources.source import PlannedSource
-from maskmill.pipeline.storage import Storage
+from maskmill.pipeline.storage import ReadableStorage
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ImageFolder:
     meant.
     """
 
-    storage: Storage
+    storage: ReadableStorage
     uri: str
     only: tuple[str, ...] | None = None
     names: NameFilter = ALL_NAMES

@@ -17,10 +17,10 @@ from maskmill.pipeline.sources.parquet import ParquetImages, image_columns
 from maskmill.pipeline.sources.selection import NameFilter
 from maskmill.pipeline.sources.source import Source
 from maskmill.pipeline.sources.tars import WebDatasetTars
-from maskmill.pipeline.storage import Storage
+from maskmill.pipeline.storage import ReadableStorage
 
 # (store, SOURCE, keys of its files or None for all files that the store lists, images to keep) -> source
-Open = Callable[[Storage, str, tuple[str, ...] | None, NameFilter], Source]
+Open = Callable[[ReadableStorage, str, tuple[str, ...] | None, NameFilter], Source]
 
 
 @dataclass(frozen=True)

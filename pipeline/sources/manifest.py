@@ -17,7 +17,7 @@ from maskmill.pipeline.sources.manifest_rows import bad_line, read_lines
 from maskmill.pipeline.sources.names import clean_path, fetch, fetch_ahead
 from maskmill.pipeline.sources.selection import ALL_NAMES, NameFilter
 from maskmill.pipeline.sources.source import PlannedSource
-from maskmill.pipeline.storage import Storage, is_key, one_line, open_storage
+from maskmill.pipeline.storage import ReadableStorage, is_key, one_line, open_readable
 
 SUSPECTS = 1000  # ids of equal hashes that are looked at once more: enough to name a few
 
@@ -35,7 +35,7 @@ class Manifest:
     is read once. What `names` does not keep is left out.
     """
 
-    storage: Storage
+    storage: ReadableStorage
     uri: str
     names: NameFilter = ALL_NAMES
 
@@ -79,7 +79,7 @@ class Manifest:
             return store + (path if not store and ".." in path.split("/") else posixpath.normpath(path))
         store, key = _split(uri)
         if store not in buckets:
-            open_storage(store)
+            open_readable(store)
             buckets.add(store)
         if len(key) < 2:
             raise SourceError(f"{one_line(uri)} is a bucket, not an object")
@@ -119,7 +119,7 @@ class Manifest:
         key = path.removeprefix(f"{folder}/")
         if not is_key(key):
             return Failure("fetch", f"{one_line(address)}: not an address that can be read: a part is empty or hidden")
-        return fetch(open_storage(store or folder or "/"), key)
+        return fetch(open_readable(store or folder or "/"), key)
 
 
 def _split(address: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from maskmill.pipeline.errors import SourceError
 from maskmill.pipeline.sources.names import is_parquet
 from maskmill.pipeline.sources.parquet_file import columns_there, is_string, open_parquet, rows, sound
-from maskmill.pipeline.storage import Storage
+from maskmill.pipeline.storage import ReadableStorage
 
 MAX_LINE = 2**20  # bytes
 ROWS_AT_ONCE = 4096
@@ -28,7 +28,7 @@ class Line(NamedTuple):
     image_id: str  # "" where the manifest gives none
 
 
-def read_lines(storage: Storage, key: str) -> Iterator[Line]:
+def read_lines(storage: ReadableStorage, key: str) -> Iterator[Line]:
     """The lines of the manifest, one after the other. SourceError, with the number of the line, for a bad one."""
     address = f"{storage.uri}/{key}"
     if is_parquet(key):
@@ -90,7 +90,7 @@ def _json_lines(text: Iterator[str], address: str) -> Iterator[Line]:
         yield _line(address, number, fields["uri"], fields.get("image_id"))
 
 
-def _parquet_lines(storage: Storage, key: str, address: str) -> Iterator[Line]:
+def _parquet_lines(storage: ReadableStorage, key: str, address: str) -> Iterator[Line]:
     with sound(address), open_parquet(storage, key) as file:
         schema = file.schema_arrow
         columns = [name for name in ("uri", "image_id") if name in schema.names]

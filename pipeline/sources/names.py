@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from maskmill.pipeline.errors import ObjectError, SourceError
 from maskmill.pipeline.records import Failure
-from maskmill.pipeline.storage import Storage, utf8_text
+from maskmill.pipeline.storage import ReadableStorage, utf8_text
 
 # By name, in any case, since opening every file of a large folder to look would take as long as the run. The raster
 # formats that pipeline/images.py decodes.
@@ -73,7 +73,7 @@ def unique(image_id: str, seen: dict[str, int]) -> str:
     return unique(f"{image_id}#{number}", seen)
 
 
-def fetch(storage: Storage, key: str) -> bytes | Failure:
+def fetch(storage: ReadableStorage, key: str) -> bytes | Failure:
     """One encoded image. StorageError where the store cannot be reached."""
     try:
         with storage.open(key) as stream:
@@ -103,7 +103,7 @@ def too_large(size: int) -> Failure:
     return Failure("fetch", f"{size} bytes: the limit for an encoded image is {MAX_ENCODED_BYTES}")
 
 
-def refuse_nested(storage: Storage, key: str, holds_images: Callable[[str], bool]) -> None:
+def refuse_nested(storage: ReadableStorage, key: str, holds_images: Callable[[str], bool]) -> None:
     """SourceError where the file `key` lies below another one, as an object can: their images could share an id."""
     for parent in PurePosixPath(key).parents:
         if holds_images(parent.name) and storage.exists(str(parent)):

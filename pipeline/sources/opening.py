@@ -23,7 +23,7 @@ from maskmill.pipeline.sources.names import (
 from maskmill.pipeline.sources.parquet_file import columns_there, open_parquet, sound
 from maskmill.pipeline.sources.selection import ALL_NAMES, LeftOut, NameFilter
 from maskmill.pipeline.sources.source import PlannedSource, Source
-from maskmill.pipeline.storage import LocalStorage, Storage, file_name, open_storage, utf8_text
+from maskmill.pipeline.storage import LocalStorage, ReadableStorage, file_name, open_readable, utf8_text
 
 MAX_RANGE = 10**6  # files
 _WILDCARDS = re.compile(r"[*?[{]")
@@ -34,8 +34,8 @@ class _Place:
     """What is at an address: perhaps a folder, perhaps a file, perhaps neither, so that it can be a pattern."""
 
     uri: str
-    folder: Storage | None  # if it is one
-    parent: Storage  # the folder that the name is in
+    folder: ReadableStorage | None  # if it is one
+    parent: ReadableStorage  # the folder that the name is in
     name: str
     is_file: bool
 
@@ -95,7 +95,7 @@ def moved(planned: PlannedSource, uri: str) -> PlannedSource:
 
 def source_uri(uri: str) -> str:
     """SOURCE as a run remembers it: an absolute path, or an address without a slash at its end. Opens nothing."""
-    return open_storage(uri).uri if "://" in uri else utf8_text(str(_path(uri)))
+    return open_readable(uri).uri if "://" in uri else utf8_text(str(_path(uri)))
 
 
 def _name_in(planned: PlannedSource) -> str:
@@ -103,11 +103,11 @@ def _name_in(planned: PlannedSource) -> str:
     return "" if planned.uri == planned.root else planned.uri.rpartition("/")[2]
 
 
-def _storage_at(root: str) -> Storage:
-    return open_storage(root if "://" in root else file_name(root))
+def _storage_at(root: str) -> ReadableStorage:
+    return open_readable(root if "://" in root else file_name(root))
 
 
-def _is_there(storage: Storage) -> bool:
+def _is_there(storage: ReadableStorage) -> bool:
     """Whether a folder exists, or any object of a prefix."""
     return storage.root.is_dir() if isinstance(storage, LocalStorage) else any(islice(storage.list(), 1))
 
@@ -124,17 +124,17 @@ def _on_disk(uri: str) -> _Place:
 
 
 def _in_a_store(uri: str) -> _Place:
-    storage = open_storage(uri)
+    storage = open_readable(uri)
     head, _, name = storage.uri.rpartition("/")
-    if head == "s3:/":
+    if head.endswith(":/"):  # the address ends with the bucket
         return _Place(storage.uri, storage, storage, "", is_file=False)
-    parent = open_storage(head)
+    parent = open_readable(head)
     if any(islice(storage.list(), 1)):
         return _Place(storage.uri, storage, parent, name, is_file=False)
     return _Place(storage.uri, None, parent, name, is_file=parent.exists(name))
 
 
-def _open_folder(folder: Storage, uri: str, names: NameFilter) -> Source:
+def _open_folder(folder: ReadableStorage, uri: str, names: NameFilter) -> Source:
     left_out = LeftOut(names)
     other_columns = ""  # of the first Parquet file, if it has no images: it tells about the images or tars beside it
     for item in folder.list(skip=left_out.skips):
@@ -165,7 +165,7 @@ def _open_file(place: _Place, names: NameFilter) -> Source:
     )
 
 
-def _kind_of(storage: Storage, key: str) -> tuple[Kind | None, str]:
+def _kind_of(storage: ReadableStorage, key: str) -> tuple[Kind | None, str]:
     """The kind of source that a file is, or None; and the columns of a Parquet file, for a message."""
     fitting = [kind for kind in KINDS.values() if kind.fits_name(key)]
     if not is_parquet(key):
@@ -190,7 +190,7 @@ def _matching(place: _Place) -> tuple[str, ...]:
     return tuple(sorted(name for name in _names(place.parent, literal) if fnmatch.fnmatchcase(name, place.name)))
 
 
-def _names(folder: Storage, prefix: str) -> Iterator[str]:
+def _names(folder: ReadableStorage, prefix: str) -> Iterator[str]:
     """The names of the files in a folder that begin with `prefix`, and perhaps others; not those in folders below."""
     if isinstance(folder, LocalStorage):  # its listing would go through all folders below
         yield from map(utf8_text, os.listdir(folder.root) if folder.root.is_dir() else ())

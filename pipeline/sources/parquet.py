@@ -37,7 +37,7 @@ from maskmill.pipeline.sources.parquet_file import (
 )
 from maskmill.pipeline.sources.selection import ALL_NAMES, LeftOut, NameFilter
 from maskmill.pipeline.sources.source import PlannedSource
-from maskmill.pipeline.storage import Storage
+from maskmill.pipeline.storage import ReadableStorage
 
 # Binary columns whose names say that they hold images. A struct that has `bytes` says it by its type.
 BINARY_NAMES = ("image", "img", "image_bytes", "bytes", *(extension[1:] for extension in IMAGE_EXTENSIONS))
@@ -99,7 +99,7 @@ class ParquetImages:
     those of a file that has changed. A page is decoded whole: the writer of a file decides how much memory that takes.
     """
 
-    storage: Storage
+    storage: ReadableStorage
     uri: str
     only: tuple[str, ...] | None = None
     names: NameFilter = ALL_NAMES
@@ -196,7 +196,7 @@ def _or_failures(wanted: list[int], values: Iterator[_Row]) -> Iterator[_Row]:
         yield row, Failure("fetch", reason)
 
 
-def _read(storage: Storage, key: str, wanted: list[int]) -> Iterator[_Row]:
+def _read(storage: ReadableStorage, key: str, wanted: list[int]) -> Iterator[_Row]:
     with open_parquet(storage, key) as file:
         columns = image_columns(file.schema_arrow)
         if columns is None:

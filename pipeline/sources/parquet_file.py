@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maskmill.pipeline.errors import SourceError, one_line_cause
-from maskmill.pipeline.storage import Storage, one_line
+from maskmill.pipeline.storage import ReadableStorage, one_line
 
 # What pyarrow raises where a file is damaged, besides what the store raises. ArrowInvalid is a ValueError.
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
@@ -21,7 +21,7 @@ BUFFER = 1 << 18  # bytes of each column that are fetched at once
 
 
 @contextmanager
-def open_parquet(storage: Storage, key: str) -> Generator[pq.ParquetFile]:
+def open_parquet(storage: ReadableStorage, key: str) -> Generator[pq.ParquetFile]:
     """The file, to be read by `rows`. Raises one of DAMAGE where it is no Parquet, and StorageError."""
     with storage.open(key) as stream:
         size = stream.seek(0, os.SEEK_END)

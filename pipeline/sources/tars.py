@@ -25,7 +25,7 @@ from tarfile import (
 )
 from typing import Any, BinaryIO, Self
 
-from maskmill.pipeline.errors import ObjectError, StorageError
+from maskmill.pipeline.errors import ObjectError, StorageError, one_line_cause
 from maskmill.pipeline.records import Failure, ImageRecord, Shard
 from maskmill.pipeline.sources.names import (
     IMAGE_EXTENSIONS,
@@ -40,7 +40,7 @@ from maskmill.pipeline.sources.names import (
 )
 from maskmill.pipeline.sources.selection import ALL_NAMES, LeftOut, NameFilter, reason_to_skip
 from maskmill.pipeline.sources.source import PlannedSource
-from maskmill.pipeline.storage import Storage
+from maskmill.pipeline.storage import ReadableStorage
 
 # Bytes of what precedes a member and is read whole.
 _MAX_NAME = 2**20
@@ -65,7 +65,7 @@ class WebDatasetTars:
     is one to skip, else the path of the tar alone.
     """
 
-    storage: Storage
+    storage: ReadableStorage
     uri: str
     only: tuple[str, ...] | None = None
     names: NameFilter = ALL_NAMES
@@ -117,8 +117,7 @@ class WebDatasetTars:
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001 - damage makes TarFile raise anything, TypeError from a cut gzip header
-            cause = str(error).partition("\n")[0].rstrip(":")
-            failure = Failure("fetch", f"the archive cannot be read further: {cause}")
+            failure = Failure("fetch", f"the archive cannot be read further: {one_line_cause(error).rstrip(':')}")
             yield self._record(tar_key if reading in shard.skip else reading, failure)
 
     def _record(self, image_id: str, data: bytes | Failure) -> ImageRecord:

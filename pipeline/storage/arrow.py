@@ -1,4 +1,4 @@
-"""A Storage as a read-only pyarrow file system, for data sets of Parquet files."""
+"""A ReadableStorage as a read-only pyarrow file system, for data sets of Parquet files."""
 
 # pyarrow ships no types: strict checking would find every line that touches it unknown.
 # pyright: standard
@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.fs as arrow
 
-from maskmill.pipeline.storage.interface import Storage
+from maskmill.pipeline.storage.interface import ReadableStorage
 from maskmill.pipeline.storage.local import LocalStorage
 
 
-def arrow_file_system(storage: Storage) -> arrow.FileSystem:
+def arrow_file_system(storage: ReadableStorage) -> arrow.FileSystem:
     """The objects of a store as files, their keys as paths. Picklable. A folder is read by pyarrow itself."""
     if isinstance(storage, LocalStorage):
         return arrow.SubTreeFileSystem(str(storage.root), arrow.LocalFileSystem())
@@ -24,7 +24,7 @@ def arrow_file_system(storage: Storage) -> arrow.FileSystem:
 
 @dataclass(frozen=True)
 class _Objects(arrow.FileSystemHandler):
-    storage: Storage
+    storage: ReadableStorage
 
     def get_type_name(self) -> str:
         return "maskmill"

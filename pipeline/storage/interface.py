@@ -1,4 +1,4 @@
-"""The Storage interface, and what all who implement it agree on."""
+"""The two interfaces of a store (ReadableStorage and Storage) and the constants that implementations share."""
 
 from __future__ import annotations
 
@@ -7,80 +7,86 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-PROBE_PREFIX = "_probe-"  # a process killed while proving its store may leave one of these behind
-LEFTOVER_AGE_S = 24 * 3600  # seconds after which what a writer began is taken to be abandoned
+PROBE_PREFIX = "_probe-"  # objects of `prove_create_if_absent`; a killed process can leave one behind
+LEFTOVER_AGE_S = 24 * 3600  # seconds; an older unfinished write counts as abandoned
 LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.tmp|" + PROBE_PREFIX + "[0-9a-f]{32}")
 
 
-# Asked by a listing for each name: whether to leave it out. The key of a folder ends with a slash.
+# A listing calls it with each key and omits the keys for which it returns True. The key of a folder ends with a slash.
 Skip = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What a listing says of one object."""
+    """One object in a listing."""
 
     key: str
     size: int  # bytes
 
 
-class Storage(Protocol):
-    """Objects by key below one address. Implementations are picklable: they travel to the actors.
+class ReadableStorage(Protocol):
+    """Objects under one address that can be listed and read: all that a source of images needs.
 
-    A key is a relative POSIX path in UTF-8, none of whose parts is empty or starts with a dot. Every method raises
-    StorageError where the store cannot be reached or refuses (after trying again for as long as that makes sense),
-    and where the key is no such path. `read` and `open` raise ObjectError, a StorageError, where it is this one
-    object that is missing or may not be read.
+    A key is a relative POSIX path in UTF-8. No part of it is empty or starts with a dot. Implementations can be
+    pickled, because Ray sends them to the workers.
+
+    Every method raises StorageError if the store cannot be reached or refuses the request (after retries, where a retry
+    can help), or if the key is invalid. `read` and `open` raise ObjectError, a subclass, if the store works but this
+    object is missing or access to it is denied.
     """
 
     @property
     def uri(self) -> str:
-        """The address of the store; an object's is `<uri>/<key>`."""
+        """The address of the store. The address of an object is `<uri>/<key>`."""
         ...
 
     def list(self, prefix: str = "", skip: Skip = lambda key: False) -> Iterator[StoredObject]:
-        """The objects whose keys start with `prefix`, sorted by key, without those that are still being written.
+        """Lists the objects with keys that start with `prefix`, sorted by key. Unfinished writes are not listed.
 
-        `skip` is called once for each name, in order, and leaves out an object or a whole folder. It is also called for
-        hidden names, which are no objects whatever it answers. A store without folders calls it for objects only.
+        `skip` is called once per name, in order; True omits the object or the whole folder. It is also called for
+        hidden names, which are never listed. A store without folders calls it for objects only.
         """
         ...
 
     def read(self, key: str) -> bytes:
-        """The object's bytes. ObjectError where there is none."""
+        """Returns the bytes of the object. Raises ObjectError if it does not exist."""
         ...
 
     def open(self, key: str) -> BinaryIO:
-        """A seekable, buffered stream over the object, to be closed. ObjectError where there is none.
+        """Opens a seekable, buffered stream that the caller closes. Raises ObjectError if the object does not exist.
 
-        Its methods raise OSError for what a local disk cannot read, StorageError for trouble with any other store,
-        ObjectError where the object was replaced or deleted since: a stream is of one version of its object.
+        A stream reads one version of the object: its methods raise ObjectError if the object was replaced or deleted
+        after `open`. For other failures they raise OSError (local disk) or StorageError (other stores).
         """
         ...
 
     def exists(self, key: str) -> bool:
-        """Whether the object is there."""
+        """Whether the object exists."""
         ...
 
-    def create(self, key: str, data: bytes) -> bool:
-        """Creates the object in one step if it is not there: what a commit stands on.
 
-        False where it was there already; nothing is written then. Of several concurrent callers exactly one gets
-        True, readers see all of the object or none of it, and it survives a crash of the machine.
+class Storage(ReadableStorage, Protocol):
+    """A ReadableStorage that can also be written: the output of a run."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Creates the object atomically if it is absent, and returns whether it did. A commit is one such call.
+
+        Returns False, without writing, if the object exists. Exactly one of several concurrent callers gets True.
+        Readers see the complete object or none. After True the object survives a crash of the machine.
         """
         ...
 
     def put(self, key: str, data: bytes) -> None:
-        """Creates or replaces the object in one step. Only for what can be derived again."""
+        """Creates or replaces the object atomically. Only for data that can be derived again."""
         ...
 
     def delete(self, key: str) -> None:
-        """Deletes the object; no error where there is none."""
+        """Deletes the object. Does nothing if it does not exist."""
         ...
 
     def sweep(self) -> None:
-        """Removes, as far as the store lets it, what writers that died left behind more than a day ago: half-written
-        objects, which no listing shows, and those of `prove_create_if_absent`."""
+        """Removes what killed processes left behind more than LEFTOVER_AGE_S ago, as far as permissions allow:
+        unfinished writes and the objects of `prove_create_if_absent`."""
         ...
 
     def commit_paths(self) -> Sequence[Storage]:
@@ -89,8 +95,8 @@ class Storage(Protocol):
 
 
 def unsafe(uri: str) -> str:
-    """The message of a StorageError where the store at `uri` is no place for results."""
+    """The message of the StorageError for a store that cannot hold an output."""
     return (
-        f"{uri}: this store does not honour create-if-absent, so no result in it would be safe: "
+        f"{uri}: this store does not honour create-if-absent, so two processes could overwrite each other's results: "
         "choose another place for the output"
     )

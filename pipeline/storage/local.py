@@ -155,8 +155,9 @@ class LocalStorage:
                 sync_folder(path.parent)
                 return True
         raise StorageError(
-            f"{one_line(self.uri)}: this file system has neither hard links nor a rename that fails where the name is "
-            "taken (RENAME_NOREPLACE), so no result in it would be safe: choose another place for the output"
+            f"{one_line(self.uri)}: this file system has neither hard links nor a rename that fails if the name exists "
+            "(RENAME_NOREPLACE), so two processes could overwrite each other's results: choose another place for the "
+            "output"
         )
 
     def put(self, key: str, data: bytes) -> None:

@@ -22,6 +22,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
+from maskmill.pipeline.errors import one_line_cause
 from maskmill.pipeline.storage.ranges import BrokenStreamError
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def cause(error: BaseException) -> str:
         return "no credentials: give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine a role"
     if isinstance(error, CredentialRetrievalError):
         return f"credentials cannot be had from {error.kwargs['provider']}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line_cause(error)
 
 
 def concerns_one_object(error: BaseException) -> bool:

@@ -53,6 +53,14 @@ def test_info_says_what_is_embedded_when_no_file_is_named() -> None:
         assert any(row.startswith(name) and value in row for row in rows), name
 
 
+def test_info_shows_the_path_as_it_is_when_it_has_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "[red]" / ":star:.safetensors"
+    path.parent.mkdir()
+    save_checkpoint(Sam(VARIANTS["mini"]), path, {}, torch.float16)
+    result = CliRunner().invoke(APP, [str(path)], catch_exceptions=False)
+    assert str(path) in result.output.replace("\n", "").replace(" ", "")
+
+
 def test_info_refuses_what_is_none_of_the_models(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save(random_sam(SMALL_CONFIGS["grid7"]).state_dict(), path)
