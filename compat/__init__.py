@@ -1,1 +1,1 @@
-"""Other libraries' interfaces over maskmill's engine: programs written for them change an import line."""
+"""Interfaces of other libraries on maskmill's engine: a program written for them changes only its imports."""

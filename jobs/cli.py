@@ -1,7 +1,7 @@
 """The `maskmill` command line: registers the commands, prints one line per error, sets the exit code.
 
-0: done, with or without failed images; 1: an error; 2: wrong usage; 130: interrupted; 141: who reads the output has
-closed the pipe (`| head`); 143: terminated.
+0: done, with or without failed images; 1: error; 2: wrong usage; 130: interrupted; 141: the reader of the output closed
+the pipe (`| head`); 143: terminated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMMANDS = {
     "Train": (train,),
 }
 
-CLOSED_PIPE = 141  # what a shell reports of a program that the signal SIGPIPE, 13, has ended
+CLOSED_PIPE = 141  # exit code of shells for a program that SIGPIPE (13) ended: 128 + 13
 
 app = typer.Typer(
     help="Automatic mask generation with Segment Anything: images in, Parquet tables of masks out.",
@@ -51,7 +51,7 @@ def maskmill(
     context: typer.Context,
     show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Runs when there is no command, or before it."""
+    """Runs before each command, and alone if there is none."""
     if show_version:
         typer.echo(f"maskmill {version('maskmill')}")
         raise typer.Exit
@@ -61,15 +61,17 @@ def maskmill(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line, the process's own by default, and returns its exit code."""
+    """Runs a command line (default: the arguments of the process) and returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not fit the encoding of the terminal
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # file names can have characters that the terminal cannot encode
     logging.basicConfig(level=logging.WARNING, handlers=[_Stderr()])
     arguments = sys.argv[1:] if arguments is None else arguments
     if "" in arguments:  # Path("") is the working directory
         before = " ".join(["maskmill", *arguments[: arguments.index("")]])
-        return _fail(f"the argument after '{before}' is empty: is a variable of the shell not set?", 2)
+        return _fail(f"the argument after '{before}' is empty: is a shell variable unset?", 2)
     try:
         code = _run(arguments)
         if sys.stdout:
@@ -77,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:
         pass
-    except SystemExit as exit:  # rich and typer turn a BrokenPipeError into one
+    except SystemExit as exit:  # rich and typer convert BrokenPipeError to SystemExit
         if not isinstance(exit.__context__, BrokenPipeError):
             raise
-    except OSError as error:  # such as stdout on a full disk
+    except OSError as error:  # for example, stdout on a full disk
         return _fail(str(error), 1)
     _discard_unwritten()
     return CLOSED_PIPE
@@ -91,7 +93,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return app(arguments, prog_name="maskmill", standalone_mode=False) or 0
     except MaskmillError as error:
         return _fail(str(error), 1)
-    except typer.Abort:  # how older typers say KeyboardInterrupt
+    except typer.Abort:  # older versions of typer convert KeyboardInterrupt to it
         return 130
     except _UsageError as error:
         usage: Any = error
@@ -100,7 +102,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _discard_unwritten() -> None:
-    """Sends to /dev/null what Python would write to a closed pipe, and complain about, as it exits."""
+    """Redirects closed pipes to /dev/null; otherwise Python prints an error when it flushes them at exit."""
     for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
         try:
             stream.flush()
@@ -108,7 +110,7 @@ def _discard_unwritten() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-# typer exports only children of the class that all errors of usage have in common.
+# The base class of usage errors, which typer does not export.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
@@ -118,14 +120,14 @@ def _fail(message: str, code: int) -> int:
 
 
 class _Stderr(logging.Handler):
-    """Warnings as lines, each said once, on whatever stderr is at that moment: a progress bar moves it."""
+    """Prints each warning once, in one line, on the current sys.stderr, which a progress bar replaces."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if message not in self._said:
-            self._said.add(message)
+        if message not in self._printed:
+            self._printed.add(message)
             sys.stderr.write(f"maskmill: {record.levelname.lower()}: {message}\n")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-LONGEST_SETTING = 40  # characters, of what is printed
+LONGEST_SETTING = 40  # characters
 
 
 def compare(
@@ -72,7 +72,7 @@ def compare(
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
-    """What people read of the report."""
+    """The report as lines of text."""
     runs, total = report["runs"], report["agreement"]
     shares = total["shares"]
     yield from _aligned(
@@ -115,14 +115,14 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _aligned(*rows: tuple[str, ...]) -> Iterator[str]:
-    """A line for each row, its cells in columns. Of any width: addresses are there to be copied."""
+    """Yields one line per row with aligned columns; never wrapped, so that addresses can be copied."""
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
 
 
 def _short(value: object) -> str:
-    """A setting, which may be as long as a grid of points."""
+    """The text of a setting, shortened if it is long, such as a grid of points."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= LONGEST_SETTING else f"{text[: LONGEST_SETTING - 3]}..."
 

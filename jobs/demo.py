@@ -1,4 +1,4 @@
-"""`maskmill demo`: the whole job on a handful of photographs."""
+"""`maskmill demo`: generates and draws masks for six photographs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def demo(
 
 
 def _write_photographs(folder: Path) -> None:
-    """Copies what is bundled, byte for byte: part of what the run's results rest on."""
+    """Copies the bundled photographs unchanged, so that the results are reproducible."""
     import shutil
 
     import skimage.data

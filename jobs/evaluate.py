@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from maskmill.evaluation.image import ImageScores
     from maskmill.evaluation.run import EvaluatorFactory
 
-# More processes than this want more memory than a laptop has.
+# More processes need more memory than a laptop has.
 MAX_DEFAULT_PROCESSES = 4
 
 
@@ -114,14 +114,14 @@ def evaluate(
     settings = Settings(tuple(name for name in MEASURES if not only or name in only), min_share, proposal_points)
     annotated = open_annotations(data, images, moved_to)
     count = len(annotated) if limit is None else min(limit, len(annotated))
-    # Also looked at here, so that a wrong device or checkpoint is found before any process starts.
+    # Checked before any process starts, so that a wrong device or checkpoint fails at once.
     on_gpu = resolve_device(device).type == "cuda"
     weights_sha256 = load_model(model, checkpoint).sha256
     processes = processes or (1 if on_gpu else min(os.cpu_count() or 1, MAX_DEFAULT_PROCESSES))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{out}: cannot be made: {error.strerror or error}") from error
+        raise StorageError(f"{out}: cannot be created: {error.strerror or error}") from error
     make_evaluator = EvaluatorFactory(config, checkpoint, device, settings)
     started = time.monotonic()
     scores, skipped = _measure(make_evaluator, annotated, count, processes)
@@ -151,7 +151,7 @@ def evaluate(
 def _measure(
     make_evaluator: EvaluatorFactory, annotated: AnnotatedImages, count: int, processes: int
 ) -> tuple[Sequence[ImageScores], Sequence[str]]:
-    """The scores, and why other images have none, which is also told on stderr; with a progress bar."""
+    """The scores, and the reasons for skipped images, which are also printed on stderr. Shows a progress bar."""
     from maskmill.evaluation.run import Skipped, measure_images
     from maskmill.jobs.progress import ProgressBar
 
@@ -161,7 +161,7 @@ def _measure(
         for result in bar.track(measure_images(make_evaluator, annotated, count, processes)):
             if isinstance(result, Skipped):
                 skipped.append(result.reason)
-                bar.tell(f"maskmill: skipped: {result.reason}")
+                bar.print(f"maskmill: skipped: {result.reason}")
             else:
                 scores.append(result)
     return scores, skipped

@@ -1,10 +1,10 @@
-"""The extras of the package: what a command needs of them, and the one line when that is missing."""
+"""Checks that the optional dependencies of a command are installed."""
 
 from __future__ import annotations
 
 from pkgutil import resolve_name
 
-# By extra, as in pyproject.toml, each named as the command that needs it.
+# Required modules and attributes by extra in pyproject.toml, which has the name of its command.
 EXTRAS = {
     "demo": ("skimage",),
     "evaluate": ("matplotlib", "scipy", "skimage"),
@@ -13,14 +13,14 @@ EXTRAS = {
 
 
 def require_extra(name: str) -> None:
-    """Raises MaskmillError with the command that installs an extra, where something of it is missing."""
+    """Raises MaskmillError with the install command if part of an extra is missing."""
     from maskmill.model.errors import MaskmillError
 
-    if missing := [needed for needed in EXTRAS[name] if not _is_there(needed)]:
+    if missing := [needed for needed in EXTRAS[name] if not _is_installed(needed)]:
         raise MaskmillError(f"maskmill {name} needs {' and '.join(missing)}: pip install 'maskmill[{name}]'")
 
 
-def _is_there(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         resolve_name(name)
     except (ImportError, AttributeError):

@@ -1,4 +1,4 @@
-"""`maskmill generate`: masks for all images of a source."""
+"""`maskmill generate`: generates masks for all images of a source."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def generate(
             metavar="SOURCE",
             help="Images, on disk or s3://. One of: a folder of images, of WebDataset tars or of Parquet files; one "
             "such file; a pattern of tars or Parquet files; a manifest (csv, jsonl or Parquet with a column uri). "
-            "Links to files and folders are followed; no folder is read twice. Hidden files, @eaDir, __MACOSX and the "
-            "like, and label maps (*.seg.png) are left out and counted.",
+            "Links to files and folders are followed; no folder is read twice. Hidden files, system folders (@eaDir, "
+            "__MACOSX ...) and label maps (*.seg.png) are left out and counted.",
             show_default=False,
         ),
     ],
@@ -39,15 +39,17 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help="Only images whose path matches; may be repeated, and is fixed when a run begins. A pattern such as "
-            "*.jpg, train or train/2* names files, folders or tars, at any depth or, with a leading slash, from SOURCE "
-            "on; ** stands for any number of folders.",
+            help="Only images with a matching path. Repeatable; fixed when a run begins. A pattern such as *.jpg, "
+            "train or train/2* matches files, folders or tars at any depth, or with a leading slash relative to SOURCE; "
+            "** matches any number of folders.",
             show_default=False,
         ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Not the images whose path matches; see --include.", show_default=False),
+        typer.Option(
+            metavar="PATTERN", help="Leave out images with a matching path; see --include.", show_default=False
+        ),
     ] = None,
     model: Annotated[str, typer.Option(help="mini (embedded), vit_b, vit_l or vit_h.")] = "mini",
     checkpoint: Annotated[
@@ -84,8 +86,8 @@ def generate(
         str | None,
         typer.Option(
             metavar="R,G,B",
-            help="Which bands of a TIFF with several are red, green and blue, counted from 1, such as 3,2,1. "
-            "Default: the first three; needed for more than four.",
+            help="Bands of a TIFF that are red, green and blue, counted from 1, such as 3,2,1. "
+            "Default: the first three. Required for TIFFs with more than four bands.",
             show_default=False,
         ),
     ] = None,
@@ -93,9 +95,9 @@ def generate(
         str | None,
         typer.Option(
             metavar="LOW,HIGH",
-            help="Sample values that become black and white where samples have more than 8 bits, such as 0,4095; or "
-            "percentiles of each band of each image: 2%,98%. Default: the range of unsigned 16-bit samples; "
-            "needed for signed, 32-bit and float samples.",
+            help="Sample values for black and white, such as 0,4095, or percentiles per band and image, such as "
+            "2%,98%; for samples of more than 8 bits. Default: the full range of unsigned 16-bit samples. Required for "
+            "signed, 32-bit and float samples.",
             show_default=False,
         ),
     ] = None,
@@ -103,7 +105,7 @@ def generate(
         int | None,
         typer.Option(
             min=1,
-            help="Images with more pixels become failed rows; decoded, a pixel takes 3 bytes. Default: 200000000.",
+            help="Images with more pixels become failed rows. A decoded pixel takes 3 bytes. Default: 200000000.",
             show_default=False,
         ),
     ] = None,
@@ -112,7 +114,7 @@ def generate(
         int | None,
         typer.Option(
             min=1,
-            help="Images per output part, fixed when a run begins. A tar is always one part. Default: up to 64.",
+            help="Images per output part; fixed when a run begins. A tar is always one part. Default: up to 64.",
             show_default=False,
         ),
     ] = None,
@@ -180,10 +182,10 @@ def generate_masks(
     image_timeout: float = IMAGE_TIMEOUT,
     moved_to: str | None = None,
 ) -> None:
-    """Begins or resumes a run and sees it to its end, with a progress bar on stderr and a summary on stdout.
+    """Starts or resumes a run, with a progress bar on stderr and a summary on stdout.
 
-    `overrides` replaces fields of the preset's GeneratorConfig. A run that is resumed reads its images from `moved_to`
-    instead of `source`. Raises MaskmillError.
+    `overrides` replaces fields of the preset's GeneratorConfig. A resumed run reads its images from `moved_to` instead
+    of `source`, if given. Raises MaskmillError.
     """
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import load_model
@@ -198,13 +200,13 @@ def generate_masks(
     names = NameFilter(tuple(include), tuple(exclude))
     resumed = open_storage(out).exists(PLAN_KEY)
     if moved_to is not None and not resumed:
-        raise ConfigError(f"--source is for a run that has begun, and {out} holds none: give {moved_to} as SOURCE")
+        raise ConfigError(f"--source is for resuming a run, but {out} has no run: give {moved_to} as SOURCE")
     new_source = None if resumed else open_source(source, names)
     config = run_config(model, preset, overrides or {}, precision)
     if decoding is not None:
         config = replace(config, decoding=decoding)
     check_device(device)
-    # Loaded here too, so that a wrong checkpoint is found before any worker starts.
+    # Checked before any worker starts, so that a wrong checkpoint fails at once.
     weights_sha256 = load_model(model, checkpoint).sha256
     storage = open_storage(out, make=True)
     identity = Identity(source_uri(source), weights_sha256, config, names)
@@ -218,7 +220,7 @@ def generate_masks(
 
 
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
-    """The configuration that the flags mean. ConfigError where one of them is wrong."""
+    """The configuration given by the options. Raises ConfigError if an option is invalid."""
     from maskmill.model.config import find_variant
     from maskmill.pipeline.config import RunConfig, generator_config
     from maskmill.pipeline.errors import ConfigError
@@ -232,7 +234,7 @@ def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], pre
 
 
 def decoding_config(bands: str | None, value_range: str | None, max_image_pixels: int | None) -> DecodingConfig:
-    """The way of decoding that the flags mean. ConfigError where one of them is wrong."""
+    """The decoding given by the options. Raises ConfigError if an option is invalid."""
     from maskmill.pipeline.config import DecodingConfig, ValueRange, parse_bands
 
     return DecodingConfig(

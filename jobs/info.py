@@ -1,4 +1,4 @@
-"""`maskmill info`: shows what a checkpoint file, or the embedded model, is."""
+"""`maskmill info`: describes a checkpoint file or the embedded model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def info(
 ) -> None:
     """Show the model, preset, sizes and sha256 of a checkpoint.
 
-    Without a file: of the embedded model, with its terms of use and training data.
+    Without a file, show the embedded model with its terms of use and training data.
 
     A damaged or unsafe checkpoint is an error.
 
@@ -39,7 +39,7 @@ def info(
     path = checkpoint or embedded_checkpoint("mini")
     content = read_checkpoint(path)
     if content.variant not in VARIANTS:
-        raise CheckpointError(f"{path} is none of the models {', '.join(VARIANTS)}")
+        raise CheckpointError(f"{path} is not one of the models {', '.join(VARIANTS)}")
     config = VARIANTS[content.variant]
     sam = build_sam(config, content)
     table = Table(show_header=False, box=None, pad_edge=False)

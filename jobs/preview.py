@@ -1,4 +1,4 @@
-"""`maskmill preview`: overlays of masks on their images."""
+"""`maskmill preview`: draws masks over their images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def preview(
     to: Annotated[
         Path | None,
         typer.Option(
-            help="Output file: .png or .jpg. Default: preview.png, beside OUT on disk or in the working directory for "
-            "OUT in S3.",
+            help="Output file: .png or .jpg. Default: preview.png next to OUT, or in the working directory if "
+            "OUT is on S3.",
             show_default=False,
         ),
     ] = None,
@@ -47,7 +47,7 @@ def preview(
 
     drawn = list(islice(overlays(open_storage(out), image_ids or (), moved_to), len(image_ids or ()) or limit))
     if not drawn:
-        raise MaskmillError(f"{out}: no image is done yet: nothing to draw")
+        raise MaskmillError(f"{out}: no image is done yet, so there is nothing to draw")
     if len(drawn) == 1:
         picture = drawn[0].pixels
     else:

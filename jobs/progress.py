@@ -1,4 +1,4 @@
-"""How far a command is: a bar on stderr; where that is no terminal, as in a job's log, a line every minute."""
+"""Shows progress on stderr: a bar on a terminal, otherwise (as in the log of a job) a line every minute."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from maskmill.jobs.console import plain_console
 T = TypeVar("T")
 
 LINE_SECONDS = 60.0
-# Estimates look back ten minutes: on a CPU an image takes a while.
+# Speed is estimated over ten minutes, because an image takes long on a CPU.
 ESTIMATE_SECONDS = 600.0
 
 
 class ProgressBar:
-    """Of one task, which is `what` is done with `total` of a `unit`, such as "images". To be entered."""
+    """The progress of one task, a context manager: `what` is done ("verifying") to `total` units ("images")."""
 
     def __init__(self, what: str, unit: str, total: int | None = None, line_seconds: float = LINE_SECONDS) -> None:
         self._unit, self._line_seconds = unit, line_seconds
-        self._person = plain_console(stderr=True)
+        self._console = plain_console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -44,12 +44,12 @@ class ProgressBar:
         )
         self._bar = Progress(
             *columns,
-            console=self._person,
+            console=self._console,
             speed_estimate_period=ESTIMATE_SECONDS,
-            disable=not self._person.is_terminal,
+            disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task(what, total=total, figures="")
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -58,30 +58,30 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._bar.disable:  # rich before 14.1 ends with an empty line even then
+        if not self._bar.disable:  # a disabled bar of rich before 14.1 would print an empty line
             self._bar.stop()
 
     def update(self, **changes: Any) -> None:
-        """`advance`, `completed`, `total` or `description`, as rich's; `figures` are a text beside the bar."""
+        """Takes `advance`, `completed`, `total` and `description` as in rich; `figures` is text beside the bar."""
         self._bar.update(self._task, **changes)
         now = time.monotonic()
-        if self._bar.disable and now - self._told >= self._line_seconds:
-            self._told = now
-            self._person.print(f"maskmill: {self._line()}")
+        if self._bar.disable and now - self._last_line >= self._line_seconds:
+            self._last_line = now
+            self._console.print(f"maskmill: {self._line()}")
 
     def restart(self, completed: int) -> None:
-        """From where the task goes on: what was done before is not how fast it is."""
+        """Restarts the speed estimate of a resumed task at `completed` units."""
         self._bar.reset(self._task, completed=completed)
 
     def track(self, items: Iterable[T]) -> Iterator[T]:
-        """The items; each counts as done when the next one is asked for."""
+        """Yields the items; each counts as done when the caller requests the next one."""
         for item in items:
             yield item
             self.update(advance=1)
 
-    def tell(self, text: str) -> None:
-        """A line above the bar."""
-        self._person.print(text)
+    def print(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(text)
 
     def _line(self) -> str:
         task = self._bar.tasks[0]

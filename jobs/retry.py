@@ -16,7 +16,7 @@ def retry(
     ],
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="The weights that the run was started with. Not needed for mini.", show_default=False),
+        typer.Option(help="Weights of the run. Not needed for mini.", show_default=False),
     ] = None,
     device: Device = "auto",
     address: Address = None,
@@ -52,7 +52,7 @@ def retry(
     if weights_sha256 != identity.weights_sha256:
         raise RunMismatchError(
             f"{out}: made with other weights: sha256 {identity.weights_sha256}, not {weights_sha256}: "
-            "give the checkpoint that the run began with"
+            "give the checkpoint of the run"
         )
     plan = plan.at(moved_to)
     shards = ledger.retries(plan)
@@ -61,4 +61,4 @@ def retry(
     run_job(job, shards, device, address, image_timeout)
     if left := len(plan) - len(ledger.committed()):
         console = plain_console()
-        console.print(f"not done  {left} of {len(plan)} shards: `maskmill generate` goes on with them")
+        console.print(f"not done  {left} of {len(plan)} shards: continue with `maskmill generate`")

@@ -1,4 +1,4 @@
-"""Shared by the commands that process shards: options, progress bar, summary."""
+"""Options, progress bar and summary of the commands that process shards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MovedTo = Annotated[
     typer.Option(
         "--source",
         metavar="NEW",
-        help="Where SOURCE of the run is now, if it has moved: its new folder, file or pattern.",
+        help="New address of SOURCE if it has moved: its folder, file or pattern.",
         show_default=False,
     ),
 ]
@@ -37,7 +37,7 @@ ImageTimeout = Annotated[
     float,
     typer.Option(
         min=10,
-        help="Seconds without progress after which a worker is replaced. An image is quarantined after the third time.",
+        help="Seconds without progress before a worker is replaced. After three times the image is quarantined.",
     ),
 ]
 
@@ -57,9 +57,9 @@ def run_job(
     address: str | None = None,
     image_timeout: float = IMAGE_TIMEOUT,
 ) -> None:
-    """Does shards, with a progress bar on stderr and a summary of the whole run on stdout.
+    """Processes shards, with a progress bar on stderr and a summary of the whole run on stdout.
 
-    Raises what `cluster.run` does; after a signal, which is answered by a line on stderr, typer.Exit.
+    Raises what `cluster.run` raises. After a signal it prints a line on stderr and raises typer.Exit.
     """
     from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
 
@@ -70,14 +70,14 @@ def run_job(
         sys.stderr.write(f"maskmill: {stopped}\n")
         raise typer.Exit(128 + stopped.signal_number) from None
     except StorageError as error:
-        raise RunFailedError(f"{error}. What is done is kept: run the same command again to go on") from error
+        raise RunFailedError(f"{error}. Finished work is kept: run the same command again to resume") from error
     _print_summary(job.ledger, ended, time.monotonic() - started)
 
 
 def _run_with_progress_bar(
     job: Job, shards: Plan | list[Shard], device: str, address: str | None, image_timeout: float
 ) -> int:
-    """How many images ended. The bar counts images where their number is known, else shards."""
+    """Returns the number of processed images. The bar counts images if their number is known, otherwise shards."""
     from maskmill.jobs.progress import ProgressBar
     from maskmill.pipeline import cluster
     from maskmill.pipeline.progress import Progress as ImageProgress
@@ -112,7 +112,7 @@ def _count_images(shards: Plan | list[Shard]) -> int | None:
 
 
 def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
-    """The counts, and the next commands, which run as they are printed."""
+    """Prints the counts, and queries and commands that can be copied and run."""
     from maskmill.pipeline.sources.selection import counted
 
     totals = ledger.totals()
@@ -131,12 +131,16 @@ def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
         typer.echo(f"failures  SELECT image_id, error_step, error FROM {images} WHERE status <> 'ok'")
         typer.echo(f"retry     maskmill retry {shlex.quote(out)}")
     if out.startswith("s3://"):
-        typer.echo("note      DuckDB reads s3:// with its extension httpfs and a secret: CREATE SECRET (TYPE s3, ...)")
+        typer.echo(
+            "note      to read s3://, DuckDB needs the extension httpfs and a secret: CREATE SECRET (TYPE s3, ...)"
+        )
     elif "\\" in out:
-        typer.echo("note      run queries in the output folder: DuckDB takes the backslash in its path for a slash")
+        typer.echo(
+            "note      run queries in the output folder, because DuckDB reads the backslash in its path as a slash"
+        )
 
 
 def _tables(out: str) -> tuple[str, str]:
-    """Both tables as DuckDB takes them: a pattern of files, quoted."""
+    """Both tables as quoted file patterns for DuckDB."""
     root = "" if "\\" in out else re.sub(r"[\[*?]", r"[\g<0>]", out.replace("'", "''")) + "/"
     return f"'{root}masks/*.parquet'", f"'{root}images/*.parquet'"

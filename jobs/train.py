@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from maskmill.model.training.recipe import TrainingConfig
     from maskmill.model.training.session import Session
 
-# The losses are averaged over about as many steps before they are shown.
+# Number of steps in the moving average of the displayed losses.
 SMOOTHING = 20
 
 
@@ -49,7 +49,7 @@ def train(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="As --data, but not trained on: for the held-out figures in the log and the sample pictures.",
+            help="Held-out photographs with masks, as for --data: for figures in the log and sample pictures.",
             show_default=False,
         ),
     ] = None,
@@ -110,18 +110,18 @@ def train(
     recipe = replace(choose_recipe(variant, from_checkpoint=checkpoint is not None), seed=seed)
     if data_share is not None:
         if not data:
-            raise ConfigError("--data-share is the share of what --data names: give that too")
+            raise ConfigError("--data-share needs --data")
         recipe = replace(recipe, photograph_share=data_share)
     if steps is not None and steps > recipe.total_steps:
         raise ConfigError(f"--steps {steps}: the training of {model} ends at step {recipe.total_steps}")
     if any(stage.images % processes for stage in recipe.stages):
         fewest = min(stage.images for stage in recipe.stages)
-        raise ConfigError(f"--processes {processes}: they have to share steps of {fewest} images evenly")
+        raise ConfigError(f"--processes {processes}: must divide the {fewest} images of a step evenly")
     resolved = str(resolve_device(device))
     weights = None
     if checkpoint is not None:
         weights = embedded_checkpoint(model) if checkpoint == "embedded" else Path(checkpoint)
-        # Before any process starts, so that a wrong one is an error of one line.
+        # Checked before any process starts, so that a wrong checkpoint is a one-line error.
         read_start(variant, weights)
     session = Session(
         out,
@@ -137,7 +137,7 @@ def train(
 
 
 def _open_all(paths: Sequence[str]) -> dict[str, TrainingImages]:
-    """By the names that the log and the checkpoint have."""
+    """The data sets by the names that the log and the checkpoint use."""
     opened: dict[str, TrainingImages] = {}
     for path in paths:
         images = _open(path)
@@ -152,7 +152,7 @@ def _open(path: str) -> TrainingImages:
     file, colon, folder = path.rpartition(":")
     apart = bool(colon) and file.lower().endswith(".json")
     images = TrainingImages(open_annotations(file, Path(folder)) if apart else open_annotations(path))
-    images[0]  # a set of which nothing can be used is an error now, not after the first steps
+    images[0]  # raises now if the data set has no usable image, not after the first steps
     return images
 
 
@@ -186,7 +186,7 @@ def _run_with_progress_bar(session: Session, recipe: TrainingConfig, last: int) 
     if signals.count:
         # stdout is for results.
         plain_console(stderr=True).print(
-            f"maskmill: stopped after step {reached}: what is done is kept: run the same command again to go on"
+            f"maskmill: stopped after step {reached}; run the same command again to resume"
         )
         raise typer.Exit(128 + signals.last)
     console.print(
@@ -200,7 +200,7 @@ def _run_with_progress_bar(session: Session, recipe: TrainingConfig, last: int) 
 
 
 def _last_figures(log: Path) -> str:
-    """Of the held-out images, when they were last measured: one click (best of three), box, and how well it judges."""
+    """The last held-out figures in the log: IoU of one click (best of three), IoU of boxes, IoU correlation."""
     rows: list[dict[str, Any]] = []
     if log.exists():
         rows = [json.loads(line) for line in log.read_text().splitlines()]

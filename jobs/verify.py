@@ -36,7 +36,7 @@ def verify(
             masks += check.masks
             offences += len(check.offences)
             first += check.offences[: limit - len(first)]
-            bar.update(total=shards, completed=number)  # the first check is of the run around the shards
+            bar.update(total=shards, completed=number)  # the first check is of the run itself, not of a shard
     console = plain_console()
     for offence in first:
         console.print(offence)

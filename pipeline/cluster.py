@@ -23,7 +23,7 @@ from ray.util import metrics
 
 from maskmill.model.errors import CheckpointError, DeviceError
 from maskmill.pipeline.engine import Engine
-from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError, exception_line
+from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError, exception_line, one_line_cause
 from maskmill.pipeline.local_ray import local_environment
 from maskmill.pipeline.placement import Machine, Placement, place
 from maskmill.pipeline.plan import Plan
@@ -31,7 +31,7 @@ from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
 from maskmill.pipeline.signals import StopSignals
-from maskmill.pipeline.worker import Job, process_shard
+from maskmill.pipeline.worker import MAX_REASON_CHARACTERS, Job, process_shard
 
 SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and images of the next are read ahead
 MAX_AHEAD = 8  # images that are decoded at once: a small part of what a large machine could
@@ -403,7 +403,7 @@ class _Driver:
 def _reason(error: RayError) -> str:
     """One line of what Ray says at length."""
     if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
-        return f"{type(error.cause).__name__}: {' '.join(str(error.cause).split())}"
+        return f"{type(error.cause).__name__}: {one_line_cause(error.cause, MAX_REASON_CHARACTERS)}"
     if isinstance(error, OutOfMemoryError):
         return "its machine ran out of memory"
     if isinstance(error, RayActorError) and not error.actor_init_failed:

@@ -1,4 +1,4 @@
-"""What can go wrong in a run through no fault of the program.
+"""Errors of runs that have a cause outside the program.
 
 MaskmillError (model/errors.py)
 ├── ConfigError         (model/errors.py)
@@ -9,7 +9,7 @@ MaskmillError (model/errors.py)
 ├── ImageError          one image that cannot be decoded: becomes a failed row, never ends a run
 ├── RunMismatchError    an output that belongs to another configuration, other weights or another schema
 ├── RunFailedError      a run that cannot go on
-└── RunStoppedError     a run that somebody stopped
+└── RunStoppedError     a run that a signal stopped
 """
 
 import re
@@ -53,10 +53,10 @@ class RunFailedError(MaskmillError):
 
 
 class RunStoppedError(MaskmillError):
-    """A run that somebody stopped by a signal."""
+    """A run that a signal stopped."""
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__("stopped: what is done is kept: run the same command again to go on")
+        super().__init__("stopped; finished work is kept: run the same command again to resume")
         self.signal_number = signal_number
 
 

@@ -1,4 +1,4 @@
-"""Encoded image bytes to upright RGB pixels, or the reason why not."""
+"""Decodes image files to upright RGB pixels."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from maskmill.pipeline.decoding.tiff import check_size, is_tiff, read_tiff
 from maskmill.pipeline.errors import ImageError, one_line_cause
 from maskmill.pipeline.records import DecodedImage
 
-# Raster formats whose decoders come with every Pillow. No EPS or PDF, which would start other programs.
+# Raster formats that every build of Pillow decodes. Not EPS or PDF, which start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-MAX_REASON_CHARACTERS = 180  # of what a decoder says
+MAX_REASON_CHARACTERS = 180  # of a decoder's message
 _DECODERS = re.compile(r"(PIL|tifffile)\.")
 
-# They log what they find odd in a file; what matters becomes a failed row.
+# They log oddities of files. Errors that matter become failed rows.
 for _library in ("tifffile", "imagecodecs"):
     logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
 
-# EXIF orientation -> what turns the stored picture upright.
+# EXIF orientation -> the operation that turns the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,21 +44,20 @@ _UPRIGHT = {
 
 
 def decode_image(data: bytes, decoding: DecodingConfig) -> DecodedImage:
-    """The picture in a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM/PGM/PBM file. Thread-safe.
+    """Decodes a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM/PGM/PBM file. Thread-safe.
 
     - Several frames or pages: the first one.
-    - EXIF (in TIFF: the tag) orientation is applied; one that cannot be read is taken as upright. Colour profiles are
-      not applied.
-    - Transparency (alpha, or a transparent colour or palette entry) is laid over white, as a viewer shows it: the
-      colours that hide under it are arbitrary. Alpha that is zero everywhere is ignored, and so are extra samples of a
-      TIFF that are not declared as alpha.
-    - CMYK is converted by Pillow's formula, JPEGs as Adobe writes them (inverted).
-    - TIFFs with three or four bands show the first three as red, green and blue; more need `decoding.bands`.
-    - 16-bit unsigned samples keep their high byte: black stays black and white stays white, and nothing is stretched.
-      `decoding.value_range` maps samples of more than 8 bits otherwise; signed, 32-bit and float samples need it.
+    - The EXIF orientation (in TIFF: the tag) is applied; if it cannot be read, the image counts as upright. Colour
+      profiles are not applied.
+    - Transparency (alpha, or a transparent colour or palette entry) is composited over white, as image viewers do.
+      Alpha that is zero everywhere is ignored, and so are extra samples of a TIFF that are not declared as alpha.
+    - CMYK is converted by the formula of Pillow; in JPEGs it is inverted, as Adobe writes it.
+    - The first three bands of a TIFF are red, green and blue; with more than four, `decoding.bands` is needed.
+    - 16-bit unsigned samples keep their high byte, so black stays black and white stays white. `decoding.value_range`
+      replaces this for samples of more than 8 bits; signed, 32-bit and float samples need it.
 
-    Raises ImageError, with a reason that is the same for the same bytes, where the picture has more pixels than
-    allowed (seen before any pixel is decoded), is truncated or damaged, or needs a feature that is not supported.
+    Raises ImageError if the picture has too many pixels (checked before decoding), is truncated or damaged, or has a
+    feature that is not supported. The message is the same for the same bytes.
     """
     if not data:
         raise ImageError("the file is empty")
@@ -74,15 +73,15 @@ def decode_image(data: bytes, decoding: DecodingConfig) -> DecodedImage:
         pixels = _upright(picture, orientation)
     except ImageError:
         raise
-    except UnidentifiedImageError as error:  # its own text has the address of a buffer
+    except UnidentifiedImageError as error:  # its message has the memory address of a buffer
         raise ImageError(_why_not_identified(data)) from error
-    except Exception as error:  # damaged files make decoders raise anything: OSError, SyntaxError, struct.error...
+    except Exception as error:  # decoders raise any type on damage: OSError, SyntaxError, struct.error...
         raise ImageError(f"damaged image: {one_line_cause(error, MAX_REASON_CHARACTERS)}") from error
     return DecodedImage(pixels, hashlib.sha256(data).hexdigest())
 
 
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) of a Pillow image, by the rules of `decode_image`. ImageError for more than 8 bits."""
+    """RGB pixels (H, W, 3) of a Pillow image by the rules of `decode_image`. ImageError for more than 8 bits."""
     if image.mode == "F" or image.mode.startswith("I"):
         raise ImageError(f"a Pillow image of mode {image.mode} has more than 8 bits per sample; give the path instead")
     return _upright(_to_rgb(image, DEFAULT_DECODING), _orientation(image))
@@ -94,14 +93,14 @@ def _upright(picture: Image.Image, orientation: int) -> NDArray[np.uint8]:
 
 
 def _why_not_identified(data: bytes) -> str:
-    """What the plugin that knows the file's first bytes says about it: `Image.open` hides that."""
+    """The error of the Pillow plugin that accepts the first bytes of the file, which `Image.open` hides."""
     for form in FORMATS:
         factory, accept = Image.OPEN[form]
         if accept is not None and accept(data[:16]) is True:
             try:
                 factory(io.BytesIO(data), "").close()
             except Exception as error:  # noqa: BLE001 - the same as in decode_image
-                if "not identified" not in str(error):  # which names nothing
+                if "not identified" not in str(error):  # this message gives no reason
                     return f"{form}: {one_line_cause(error, MAX_REASON_CHARACTERS)}"
     return f"not a readable image of a known format ({', '.join(FORMATS)})"
 
@@ -116,7 +115,7 @@ def _read_with_pillow(data: bytes, decoding: DecodingConfig) -> tuple[Image.Imag
 
 
 def _read_deep_png(data: bytes, decoding: DecodingConfig) -> Image.Image:
-    """A PNG of 16 bits per sample, of which Pillow keeps 8 where there are colours."""
+    """Decodes a PNG with 16 bits per sample; Pillow would reduce its colours to 8 bits."""
     samples = imagecodecs.png_decode(data)
     samples_HWC = samples[..., None] if samples.ndim == 2 else samples
     count = 1 if samples_HWC.shape[2] < 3 else 3
@@ -142,17 +141,17 @@ def _to_rgb(image: Image.Image, decoding: DecodingConfig) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # noqa: BLE001 - damaged EXIF makes Pillow raise anything, and the pixels are sound
+    except Exception:  # noqa: BLE001 - Pillow raises any type for damaged EXIF; the pixels are still valid
         return 1
 
 
 def _prepare_decoders() -> None:
-    """Sets what Pillow and Python have for the whole process only; for each image, since other code may set it back.
+    """Sets process-wide options of Pillow and Python; called per image because other code can reset them.
 
-    The filter stays in place: catch_warnings would restore other threads' state. Decoders warn of damage that they can
-    read past, which is no news to the reader of a log of a million images.
+    The warning filter is not removed, because catch_warnings would restore the state of other threads. Decoders warn
+    about damage that they can tolerate, which would flood the log of a large run.
     """
-    # DecodingConfig.max_image_pixels takes its place: this one warns at 89 and refuses at 179 megapixels.
+    # Replaced by DecodingConfig.max_image_pixels: Pillow warns at 89 and raises at 179 megapixels.
     Image.MAX_IMAGE_PIXELS = None
     if ("ignore", None, Warning, _DECODERS, 0) not in warnings.filters:
         warnings.filterwarnings("ignore", module=_DECODERS.pattern)

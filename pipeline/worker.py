@@ -14,7 +14,7 @@ from functools import partial
 
 from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.engine import Engine
-from maskmill.pipeline.errors import ImageError
+from maskmill.pipeline.errors import ImageError, one_line_cause
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Ledger
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
@@ -249,5 +249,5 @@ def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
 
 def _reason(error: Exception) -> str:
     """One line, without addresses, so that the same failure reads the same."""
-    text = re.sub(r"0x[0-9a-fA-F]+", "0x...", " ".join(str(error).split()))
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x...", one_line_cause(error, MAX_REASON_CHARACTERS))
     return f"{type(error).__name__}: {text}"[:MAX_REASON_CHARACTERS]

@@ -1,10 +1,10 @@
-"""The interface of segment_anything 1.0: the same names, arguments, results and exceptions, in less time.
+"""The interface of segment_anything 1.0: the same names, arguments, results and exceptions, but faster.
 
     from maskmill.compat.segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 
-What differs: checkpoints load in every layout that maskmill reads and raise CheckpointError; images without masks give
-an empty list; `sam.image_encoder`, `prompt_encoder` and `mask_decoder` have the published weights by the published
-names, but other methods.
+Differences: checkpoints can have any layout that maskmill reads, and raise CheckpointError; an image without masks
+gives an empty list; `sam.image_encoder`, `prompt_encoder` and `mask_decoder` have weights with the published names, but
+other methods.
 """
 
 from maskmill.compat.segment_anything.automatic_mask_generator import SamAutomaticMaskGenerator

@@ -20,9 +20,9 @@ from maskmill.pipeline.records import OutputMode, StepTimer
 class SamAutomaticMaskGenerator:
     """Prompts a model with a grid of points and keeps the masks that pass the filters.
 
-    The arguments are attributes too, and may be changed between images. `pipeline.config.GeneratorConfig` explains
-    them. AssertionError where not exactly one of `points_per_side` and `point_grids` is given, or `output_mode` is
-    none of binary_mask, uncompressed_rle and coco_rle.
+    The arguments are also attributes, which can be changed between images. `pipeline.config.GeneratorConfig` explains
+    them. Raises AssertionError unless exactly one of `points_per_side` and `point_grids` is given and `output_mode` is
+    binary_mask, uncompressed_rle or coco_rle.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class SamAutomaticMaskGenerator:
         self.output_mode: OutputMode = output_mode
 
     def generate(self, image: NDArray[np.uint8]) -> list[dict[str, Any]]:
-        """A dictionary for each mask of an image, (H, W, 3) uint8: see `ImageMasks.to_dicts`.
+        """Returns one dictionary per mask of an image (H, W, 3) uint8: see `ImageMasks.to_dicts`.
 
-        Raises PromptError where the image is no such array, ConfigError where an argument is out of range.
+        Raises PromptError if the image is not such an array, ConfigError if an argument is out of range.
         """
         check_pixels(image)
         config = GeneratorConfig(

@@ -1,4 +1,4 @@
-"""The published builders and their table, and one for the embedded model."""
+"""The published builders and registry, and a builder of the embedded model."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Checkpoint = str | os.PathLike[str] | None
 
 
 def build_sam_vit_h(checkpoint: Checkpoint = None) -> Sam:
-    """ViT-H with the weights of a file, otherwise random ones. CheckpointError where the file does not fit."""
+    """ViT-H with the weights of a file, or with random weights. Raises CheckpointError if the file does not fit."""
     return _build("vit_h", checkpoint)
 
 
 def build_sam_vit_l(checkpoint: Checkpoint = None) -> Sam:
-    """ViT-L, as `build_sam_vit_h`."""
+    """ViT-L, like `build_sam_vit_h`."""
     return _build("vit_l", checkpoint)
 
 
 def build_sam_vit_b(checkpoint: Checkpoint = None) -> Sam:
-    """ViT-B, as `build_sam_vit_h`."""
+    """ViT-B, like `build_sam_vit_h`."""
     return _build("vit_b", checkpoint)
 
 
 def build_sam_mini(checkpoint: Checkpoint = None) -> Sam:
-    """maskmill's small model, by default with its embedded weights."""
+    """The small model of maskmill, by default with its embedded weights."""
     return _build("mini", checkpoint or EMBEDDED_WEIGHTS)
 
 

@@ -1,4 +1,4 @@
-"""`Sam` with the methods of the published one. The weights have the published names; inference is maskmill's.
+"""`Sam` with the published methods and weight names, and maskmill's inference.
 
 Shapes: B prompts, P points per prompt, C masks per prompt, H W image side in pixels, S input side, h w mask side.
 """
@@ -19,10 +19,10 @@ from maskmill.model.optimize import optimize
 
 
 class Sam(sam.Sam):
-    """A network in float32 on any device that `to` moves it to.
+    """A float32 network on any device.
 
-    The form for inference is derived at the first use and again after `to` and `load_state_dict`. Weights that are
-    changed in place after the first use need one of these.
+    The optimised network for inference is built at the first use, and again after `to` and `load_state_dict`. After an
+    in-place change of weights, call one of these two.
     """
 
     mask_threshold: float = 0.0
@@ -30,7 +30,9 @@ class Sam(sam.Sam):
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__(config)
-        self._inference: tuple[sam.Sam, ...] = ()  # one or none; in a tuple it is not a part of this module
+        self._inference: tuple[
+            sam.Sam, ...
+        ] = ()  # zero or one network; a tuple, so that torch does not register it as a submodule
 
     @property
     def pixel_mean(self) -> Tensor:
@@ -44,22 +46,22 @@ class Sam(sam.Sam):
 
     @torch.no_grad()
     def for_inference(self) -> sam.Sam:
-        """The same network in maskmill's form for inference, with `--precision exact`."""
+        """The same network optimised for inference with precision exact."""
         if not self._inference:
             self._inference = (optimize(self, "exact", self.device),)
         return self._inference[0]
 
     @torch.no_grad()
     def forward(self, batched_input: Sequence[Mapping[str, Any]], multimask_output: bool) -> list[dict[str, Tensor]]:
-        """The masks of several images and their prompts, all in the frame of the model's input.
+        """Masks of several images and their prompts, all in coordinates of the model input.
 
         Args:
-            batched_input: for each image `image` (3, h, w) and `original_size` (H, W); where they are given,
+            batched_input: per image `image` (3, h, w) and `original_size` (H, W); optionally
                 `point_coords` (B, P, 2) with `point_labels` (B, P), `boxes` (B, 4) and `mask_inputs` (B, 1, h, w).
-            multimask_output: three masks for each prompt, otherwise one.
+            multimask_output: return three masks per prompt instead of one.
 
         Returns:
-            For each image `masks` (B, C, H, W) boolean, `iou_predictions` (B, C) and `low_res_logits` (B, C, h, w).
+            Per image `masks` (B, C, H, W) boolean, `iou_predictions` (B, C) and `low_res_logits` (B, C, h, w).
         """
         inputs = torch.stack([self.preprocess(record["image"]) for record in batched_input])
         embeddings = self.for_inference().encode_images(inputs)
@@ -82,7 +84,7 @@ class Sam(sam.Sam):
         masks_B1hw: Tensor | None,
         multimask: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Logits (B, C, h, w) and predicted IoUs (B, C) of prompts in the frame of the model's input."""
+        """Logits (B, C, h, w) and predicted IoUs (B, C) of prompts in coordinates of the model input."""
         network = self.for_inference()
         decoded = network.decode_prompts(embedding, points_BP2, labels_BP, boxes_B4, masks_B1hw)
         wanted = slice(1, None) if multimask else slice(0, 1)
@@ -92,14 +94,14 @@ class Sam(sam.Sam):
         return network.decode_masks(decoded, keep_BM).unflatten(0, ious_BC.shape), ious_BC
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Normalised pixels (..., 3, S, S), zero-padded at the right and bottom, of RGB pixels (..., 3, h, w)."""
+        """Normalises RGB pixels (..., 3, h, w) and zero-pads them right and bottom to (..., 3, S, S)."""
         S, (height, width) = self.config.image_size, x.shape[-2:]
         return F.pad((x - self.pixel_mean) / self.pixel_std, (0, S - width, 0, S - height))
 
     def postprocess_masks(self, masks: Tensor, input_size: Sequence[int], original_size: Sequence[int]) -> Tensor:
-        """Logits (B, C, H, W) of the image from low-resolution ones (B, C, h, w).
+        """Upsamples low-resolution logits (B, C, h, w) to the image, (B, C, H, W).
 
-        `input_size` is that of the resized image without padding, `original_size` that of the image, (H, W) each.
+        Sizes are (height, width): `input_size` of the resized image without padding, `original_size` of the image.
         """
         S = self.config.image_size
         masks = F.interpolate(masks, (S, S), mode="bilinear", align_corners=False)
@@ -110,7 +112,7 @@ class Sam(sam.Sam):
         self._inference = ()
         return super().load_state_dict(state_dict, strict, assign)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # of `to`, `cuda`, `cpu` ...
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # called by `to`, `cuda`, `cpu` ...
         self._inference = ()
         return super()._apply(fn, recurse)
 

@@ -19,10 +19,10 @@ from maskmill.model.image_encoder import ImageEmbedding
 
 
 class SamPredictor:
-    """Masks of prompts on the image that was set last."""
+    """Predicts masks for prompts on the image that `set_image` encoded."""
 
-    original_size: tuple[int, ...]  # of the image, (H, W)
-    input_size: tuple[int, ...]  # of the resized image without padding, (h, w)
+    original_size: tuple[int, ...]  # image size (H, W)
+    input_size: tuple[int, ...]  # size (h, w) of the resized image without padding
 
     def __init__(self, sam_model: Sam) -> None:
         self.model = sam_model
@@ -30,7 +30,7 @@ class SamPredictor:
         self.reset_image()
 
     def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:
-        """Encodes an image, (H, W, 3) uint8. AssertionError where `image_format` is neither RGB nor BGR."""
+        """Encodes an image (H, W, 3) uint8. Raises AssertionError if `image_format` is not RGB or BGR."""
         if image_format not in ("RGB", "BGR"):
             raise AssertionError(f"image_format must be in ['RGB', 'BGR'], is {image_format}.")
         if image_format != self.model.image_format:
@@ -40,9 +40,9 @@ class SamPredictor:
 
     @torch.no_grad()
     def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
-        """Encodes an image, (1, 3, h, w), whose longest side `transform` has resized to that of the model's input.
+        """Encodes an image (1, 3, h, w) that `transform` has resized to the size of the model input.
 
-        `original_image_size` is (H, W) before that. AssertionError where the shape is another one.
+        `original_image_size` is (H, W) before resizing. Raises AssertionError for another shape.
         """
         S, shape = self.transform.target_length, transformed_image.shape
         if len(shape) != 4 or shape[1] != 3 or max(shape[2:]) != S:
@@ -62,15 +62,15 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[NDArray, NDArray[np.float32], NDArray[np.float32]]:
-        """The masks of one prompt, in pixels of the image.
+        """Predicts the masks of one prompt. Coordinates are pixels of the image.
 
         Args:
             point_coords: (P, 2) x, y.
             point_labels: (P,) 1 foreground, 0 background.
             box: (4,) x0, y0, x1, y1.
             mask_input: (1, h, w) low-resolution logits of an earlier call.
-            multimask_output: three masks, otherwise one.
-            return_logits: return masks as logits, not as booleans.
+            multimask_output: return three masks instead of one.
+            return_logits: return masks as logits instead of booleans.
 
         Returns:
             masks (C, H, W), predicted IoUs (C,) and low-resolution logits (C, h, w).
@@ -106,10 +106,10 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The masks of B prompts: `predict` for points (B, P, 2), labels (B, P), boxes (B, 4) and masks (B, 1, h, w).
+        """`predict` for B prompts: points (B, P, 2), labels (B, P), boxes (B, 4) and masks (B, 1, h, w).
 
-        Points and boxes are in the frame of the model's input, as `transform` makes them. Returns masks (B, C, H, W),
-        predicted IoUs (B, C) and low-resolution logits (B, C, h, w).
+        Points and boxes are in coordinates of the model input: convert them with `transform`. Returns masks
+        (B, C, H, W), predicted IoUs (B, C) and low-resolution logits (B, C, h, w).
         """
         self._require_image("before mask prediction")
         logits_BChw, ious_BC = self.model.decode(
@@ -119,13 +119,13 @@ class SamPredictor:
         return masks_BCHW if return_logits else masks_BCHW > self.model.mask_threshold, ious_BC, logits_BChw
 
     def get_image_embedding(self) -> Tensor:
-        """The embedding of the image, (1, channels, rows, columns). RuntimeError where no image is set."""
+        """The embedding of the image, (1, channels, rows, columns). Raises RuntimeError if no image is set."""
         self._require_image("to generate an embedding")
         return self._embedding.grid_BEHW
 
     @property
     def features(self) -> Tensor | None:
-        """The embedding of the image, or None. May be set to an embedding that was kept."""
+        """The embedding of the image, or None. Can be set to a stored embedding."""
         return self._embedding.grid_BEHW if self.is_image_set else None
 
     @features.setter
@@ -134,11 +134,11 @@ class SamPredictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return self.model.device
 
     def reset_image(self) -> None:
-        """Forgets the image."""
+        """Discards the embedding of the image."""
         self.is_image_set = False
         self._embedding = ImageEmbedding(torch.empty(0))
 
@@ -147,5 +147,5 @@ class SamPredictor:
             raise RuntimeError(f"An image must be set with .set_image(...) {purpose}.")
 
     def _tensor(self, array: NDArray | Sequence[float], dtype: torch.dtype) -> Tensor:
-        """(1, ...) on the model's device."""
+        """The array as a tensor (1, ...) on the device of the model."""
         return torch.as_tensor(array, dtype=dtype, device=self.device)[None]

@@ -1,1 +1,1 @@
-"""What Pillow cannot decode, or decodes wrongly: TIFF, 16-bit PNG and deep PNM; and samples of any depth to 8 bits."""
+"""Decoders for files that Pillow reads wrongly or not at all (TIFF, deep PGM/PPM), and conversion to 8 bits."""

@@ -1,4 +1,4 @@
-"""Colours and their opacity to an opaque RGB picture."""
+"""Composition of colours and alpha into an opaque RGB picture."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def rgb_picture(levels_HWC: NDArray[np.uint8]) -> Image.Image:
 
 
 def over_white(colours: Image.Image, alpha: Image.Image, premultiplied: bool = False) -> Image.Image:
-    """RGB `colours` over white, as a viewer shows them: the colours that hide under transparency are arbitrary.
+    """Composites RGB `colours` over white, as image viewers do; colours under full transparency are arbitrary.
 
-    `alpha` (mode L) that is zero everywhere is ignored: some programs write it for a channel that they do not use.
+    `alpha` (mode L) is ignored if it is zero everywhere, because some programs write an unused channel that way.
     """
     lowest, highest = alpha.getextrema()
     if highest == 0 or lowest == 255:

@@ -1,4 +1,4 @@
-"""Samples of any depth to 8 bits per sample.
+"""Conversion of samples of any depth to 8 bits.
 
 Shapes: H W image size, C samples per pixel.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from maskmill.pipeline.config import ValueRange
 from maskmill.pipeline.errors import ImageError
 
-_BLOCK_ROWS = 256  # mapped at once: float64 intermediates stay small
+_BLOCK_ROWS = 256  # rows converted at once, to limit the float64 intermediates
 
 
 def to_8_bits(
@@ -21,14 +21,14 @@ def to_8_bits(
 ) -> NDArray[np.uint8]:
     """Maps samples to 0..255.
 
-    - Unsigned integers of up to 8 bits: the whole range 0..`white` becomes 0..255. `value_range` does not apply.
-    - Unsigned integers of more bits: the high 8 bits (whole range, rounded, where `white` is not 2^n - 1).
+    - Unsigned integers of up to 8 bits: 0..`white` is scaled to 0..255. `value_range` does not apply.
+    - Unsigned integers of more bits: the high 8 bits; if `white` is not 2^n - 1, scaled to 0..255 and rounded.
     - With `value_range`: LOW and below become 0, HIGH and above become 255, linear and rounded in between. Percentiles
-      are taken of each channel of the image, without samples that are NaN, infinite or equal to `nodata`.
-    - NaN becomes 0, and so does `nodata` where `value_range` applies.
+      are computed per channel, without samples that are NaN, infinite or equal to `nodata`.
+    - NaN becomes 0; with `value_range`, `nodata` becomes 0 too.
 
-    `white` is the largest value that the samples can have, or None where that says nothing about brightness (signed,
-    32-bit and float samples). Raises ImageError where there is neither `white` nor `value_range`.
+    `white` is the largest possible sample, or None if that does not define white (signed, 32-bit and float samples).
+    Raises ImageError if both `white` and `value_range` are None.
     """
     if white == 255:
         return samples_HWC.astype(np.uint8, copy=False)
@@ -39,7 +39,7 @@ def to_8_bits(
         return np.stack(channels, axis=2)
     if white is None:
         raise ImageError(
-            f"{samples_HWC.dtype} samples have no defined white: choose one with --value-range LOW,HIGH or 2%,98%"
+            f"{samples_HWC.dtype} samples have no defined white: set the range with --value-range LOW,HIGH or 2%,98%"
         )
     bits = white.bit_length()
     if white == 2**bits - 1:
@@ -48,7 +48,7 @@ def to_8_bits(
 
 
 def alpha_to_8_bits(alpha_HW: NDArray[Any], white: int | None) -> NDArray[np.uint8]:
-    """Opacity 0..255. Float samples are opaque at 1.0, integers at the largest value of their type."""
+    """Alpha as 0..255. Opaque is 1.0 for floats and the largest value of the type for integers."""
     if alpha_HW.dtype.kind == "f":
         return (np.clip(np.nan_to_num(alpha_HW, nan=0.0), 0, 1) * 255 + 0.5).astype(np.uint8)
     return to_8_bits(alpha_HW[..., None], white or int(np.iinfo(alpha_HW.dtype).max), None)[..., 0]

@@ -1,10 +1,10 @@
-"""TIFF files to RGB pictures: tifffile finds the strips or tiles and decompresses them, colours are made here.
+"""Decodes TIFF files to RGB pictures: tifffile reads the strips or tiles, this module converts the colours.
 
-All TIFFs take this way, since Pillow reads part of them wrongly without an error (16-bit samples that are planar or
-min-is-white) and part not at all. Only what tests compare with a second decoder is let through. Anything else is an
-ImageError that names the feature.
+All TIFFs are read here, because Pillow reads some wrongly without an error (16-bit samples that are planar or
+min-is-white) and some not at all. Only features that tests compare with a second decoder are supported. Others raise
+ImageError with the name of the feature.
 
-Shapes: H W image size, S samples per pixel in the file, C bands that are chosen.
+Shapes: H W image size, S samples per pixel in the file, C chosen samples.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from maskmill.pipeline.errors import ImageError
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG, _WEBP = 7, 50001
-# The others are rare, or their headers may ask for any amount of memory.
+# Others are rare, or their headers can request unlimited memory.
 _COMPRESSIONS = {1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 50000, _WEBP}
-_PREDICTED = {5, 8, 32946, 50000}  # libtiff ignores a predictor for the others, tifffile does not
+_PREDICTED = {5, 8, 32946, 50000}  # for others libtiff ignores the predictor and tifffile applies it
 _NONE, _HORIZONTAL, _FLOATING_POINT = 1, 2, 3
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CIELAB = 0, 1, 2, 3, 5, 6, 8
 _COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _CIELAB: 3}
-_ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha among the extra samples
-_MAX_BANDS = 4  # of which the colours are known without being told
-# A strip or tile is decoded as a whole, with all bands. It may take this many bytes for each allowed pixel, or so many.
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # values of ExtraSamples for alpha
+_MAX_BANDS = 4  # with more, the user must choose the colours with --bands
+# Limits in bytes for a strip or tile, which is decoded whole with all bands; the larger one applies.
 _SEGMENT_BYTES_PER_PIXEL = 8
 _SEGMENT_BYTES = 64 * 2**20
 
 _MAX_REASON_CHARACTERS = 200
-# Width, length and depth of image and tile, compression, photometric interpretation, samples per pixel, rows per strip,
-# planar configuration, predictor.
+# Tags of width, length and depth of image and tile, compression, photometric interpretation, samples per pixel, rows
+# per strip, planar configuration, predictor.
 _SINGLE_VALUES = {256, 257, 259, 262, 277, 278, 284, 317, 322, 323, 32997, 32998}
 _INTEGERS = {3, 4, 16}  # types of TIFF tags: 16, 32 and 64 bits
 _MAX_ENTRIES = 4096  # tifffile refuses more
@@ -53,9 +53,9 @@ def is_tiff(data: bytes) -> bool:
 
 
 def read_tiff(data: bytes, decoding: DecodingConfig) -> tuple[Image.Image, int]:
-    """The first page as RGB, and its orientation (1..8, as in EXIF). What `decode_image` says holds.
+    """Decodes the first page to RGB by the rules of `decode_image`, and returns its orientation (1..8, as in EXIF).
 
-    Raises ImageError where a feature is not supported or data is missing; on damaged files also anything else.
+    Raises ImageError if a feature is not supported or data is missing, and other exceptions for some damaged files.
     """
     _check_single_values(data)
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -68,7 +68,7 @@ def read_tiff(data: bytes, decoding: DecodingConfig) -> tuple[Image.Image, int]:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises ImageError where a picture has no pixels, or too many."""
+    """Raises ImageError if a picture has no pixels or more than `max_pixels`."""
     if width < 1 or height < 1:
         raise ImageError(f"damaged image: {width} x {height} pixels")
     if width * height > max_pixels:
@@ -76,7 +76,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_single_values(data: bytes) -> None:
-    """Raises ImageError where a size of the first page is not one integer: tifffile would multiply whole arrays."""
+    """Raises ImageError if a size of the first page is not one integer; tifffile would multiply whole arrays."""
     order = "<" if data[:1] == b"I" else ">"
     big = 43 in data[2:4]
     (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)
@@ -90,7 +90,7 @@ def _check_single_values(data: bytes) -> None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which of the S samples of a pixel are its colours and its alpha."""
+    """Indices of the colours and of alpha among the S samples of a pixel."""
 
     colours: tuple[int, ...]
     alpha: int | None
@@ -102,7 +102,7 @@ class _Layout:
 
 
 def _check_features(page: Any, decoding: DecodingConfig) -> None:
-    """Raises ImageError where tifffile or the conversion to RGB below cannot do what the page needs."""
+    """Raises ImageError if the page has a feature that tifffile or this module does not support."""
 
     def refuse(feature: str) -> None:
         raise ImageError(f"not supported: TIFF with {feature}"[:_MAX_REASON_CHARACTERS])
@@ -127,7 +127,7 @@ def _check_features(page: Any, decoding: DecodingConfig) -> None:
         refuse(f"samples of {page.bitspersample} bits and compression {_name(page.compression)}")
     gray = page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
     if gray and page.compression == _JPEG and page.planarconfig == 1 and page.samplesperpixel > 1:
-        # libjpeg takes three samples for YCbCr where nothing says otherwise.
+        # libjpeg takes three samples for YCbCr by default.
         refuse(f"{page.samplesperpixel} bands of grey and JPEG compression")
     if page.photometric in (_PALETTE, _CMYK, _YCBCR) and _white(page) is None:
         refuse(f"{page.dtype} samples and photometric interpretation {_name(page.photometric)}")
@@ -141,12 +141,12 @@ def _check_features(page: Any, decoding: DecodingConfig) -> None:
 
 def _check_ycbcr(page: Any, refuse: Any) -> None:
     if page.samplesperpixel != 3 or page.bitspersample != 8:
-        refuse("YCbCr of other than three samples of 8 bits")
+        refuse("YCbCr that is not three samples of 8 bits")
     if page.compression == _JPEG:
         if page.planarconfig != 1:
             refuse("YCbCr in planes and JPEG compression")
-        return  # libjpeg makes it RGB
-    if tuple(page.tags.valueof(530, (2, 2))) != (1, 1):  # the default is subsampled
+        return  # libjpeg converts it to RGB
+    if tuple(page.tags.valueof(530, (2, 2))) != (1, 1):  # if the tag is missing, chroma is subsampled
         refuse("chroma subsampling without JPEG compression")
     if 529 in page.tags and not np.allclose(_rationals(page, 529), (0.299, 0.587, 0.114), atol=1e-4):
         refuse("YCbCr coefficients other than those of CCIR 601")
@@ -168,34 +168,34 @@ def _lay_out(page: Any, decoding: DecodingConfig) -> _Layout:
     if page.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) and samples > 1:
         if decoding.bands:
             if max(decoding.bands) > samples:
-                raise ImageError(f"{samples} bands: there is no band {max(decoding.bands)} as --bands says")
+                raise ImageError(f"{samples} bands: band {max(decoding.bands)} of --bands does not exist")
             return _Layout(tuple(band - 1 for band in decoding.bands), None, False)
         bands = samples - (alpha is not None)
         if bands > _MAX_BANDS:
-            raise ImageError(f"{bands} bands: choose those that are red, green and blue with --bands R,G,B")
+            raise ImageError(f"{bands} bands: choose red, green and blue with --bands R,G,B")
         if bands > 2:
-            colours = 3  # many programs write colours as grey with extra samples
+            colours = 3  # many programs write RGB as grey with extra samples
     if samples < colours or (alpha is not None and alpha < colours):
         raise ImageError(f"damaged image: {samples} samples per pixel, {len(extras)} of them extra")
     return _Layout(tuple(range(colours)), alpha, premultiplied)
 
 
 def _read_samples(page: Any, data: bytes, channels: tuple[int, ...], max_pixels: int) -> NDArray[Any]:
-    """The chosen samples (H, W, C) in the machine's byte order. Strips or tiles are decoded one after the other."""
+    """Reads the chosen samples (H, W, C) in native byte order, one strip or tile at a time."""
     height, width = page.imagelength, page.imagewidth
     rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
     planar = page.planarconfig == 2 and page.samplesperpixel > 1
     size = rows * columns * (1 if planar else page.samplesperpixel) * page.dtype.itemsize
     limit = max(_SEGMENT_BYTES, _SEGMENT_BYTES_PER_PIXEL * max_pixels)
     if size > limit:
-        raise ImageError(f"a strip or tile of {size} bytes: the limit is {limit} (8 * --max-image-pixels)")
+        raise ImageError(f"a strip or tile has {size} bytes: the limit is {limit} (8 * --max-image-pixels)")
     per_plane = math.ceil(height / rows) * math.ceil(width / columns)
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     if len(segments) < per_plane * (page.samplesperpixel if planar else 1):
         raise ImageError(f"damaged image: {len(segments)} strips or tiles, fewer than its size needs")
     tables = {"jpegtables": page.jpegtables} if page.compression == _JPEG else {}
     dtype = np.uint8 if page.dtype.kind == "b" else page.dtype
-    in_order = channels == tuple(range(len(channels)))  # a slice is not copied
+    in_order = channels == tuple(range(len(channels)))  # then a slice avoids a copy
     chosen = slice(len(channels)) if in_order else list(channels)
     samples_HWC = np.zeros((height, width, len(channels)), dtype)
     for plane in sorted(set(channels)) if planar else [0]:
@@ -203,7 +203,7 @@ def _read_samples(page: Any, data: bytes, channels: tuple[int, ...], max_pixels:
         for index in range(plane * per_plane, (plane + 1) * per_plane):
             start, length = segments[index]
             if not (start and length) or start + length > len(data):
-                raise ImageError("truncated image: a strip or tile is missing, or ends beyond the end of the file")
+                raise ImageError("truncated image: a strip or tile is missing or cut off")
             encoded = data[start : start + length]
             if page.compression in (_JPEG, _WEBP):
                 _check_embedded(encoded, rows * columns)
@@ -215,17 +215,17 @@ def _read_samples(page: Any, data: bytes, channels: tuple[int, ...], max_pixels:
 
 
 def _check_embedded(encoded: bytes, pixels: int) -> None:
-    """Raises ImageError where a JPEG or WebP picture in a strip or tile is larger than that, or ends early."""
+    """Raises ImageError if the JPEG or WebP data of a strip or tile has more than `pixels` pixels or is truncated."""
     try:
         image = Image.open(io.BytesIO(encoded), formats=("JPEG", "WEBP"))
     except UnidentifiedImageError as error:
-        raise ImageError("damaged image: a strip or tile whose JPEG or WebP data cannot be read") from error
+        raise ImageError("damaged image: the JPEG or WebP data of a strip or tile cannot be read") from error
     with image:
         if image.width * image.height > pixels:
-            raise ImageError(f"damaged image: a strip or tile of {image.width} x {image.height} pixels")
-        # libjpeg fills the rest with grey where the end of the image is missing.
+            raise ImageError(f"damaged image: a strip or tile has {image.width} x {image.height} pixels")
+        # libjpeg fills a truncated image with grey.
         if image.format == "JPEG" and b"\xff\xd9" not in encoded[-1000:]:
-            raise ImageError("truncated image: JPEG data without its end")
+            raise ImageError("truncated image: the JPEG data has no end marker")
 
 
 def _to_rgb(page: Any, layout: _Layout, samples_HWC: NDArray[Any], decoding: DecodingConfig) -> Image.Image:
@@ -251,7 +251,7 @@ def _to_rgb(page: Any, layout: _Layout, samples_HWC: NDArray[Any], decoding: Dec
 
 
 def _white(page: Any) -> int | None:
-    """The largest value of unsigned samples of up to 16 bits; None for others."""
+    """The largest possible value of unsigned samples of up to 16 bits; None for others."""
     unsigned = page.dtype.kind in "bu" and page.bitspersample <= 16
     return 2**page.bitspersample - 1 if unsigned else None
 
@@ -260,8 +260,8 @@ def _palette(page: Any) -> NDArray[np.uint8]:
     """The colours (2^bits, 3)."""
     colours_3N = np.asarray(page.colormap, np.uint16)
     if colours_3N.shape != (3, 2**page.bitspersample):
-        raise ImageError("damaged image: a palette that does not fit its samples")
-    # Some programs write 8-bit values. libtiff looks at them in the same way.
+        raise ImageError("damaged image: the size of the palette does not match the bits per sample")
+    # Some programs write 8-bit values; libtiff detects them in the same way.
     return np.ascontiguousarray((colours_3N if colours_3N.max() < 256 else colours_3N >> 8).astype(np.uint8).T)
 
 

@@ -1,4 +1,4 @@
-"""What images are read from. docs/0004 has what each kind of source gives."""
+"""Sources: where images are read from. docs/0004 describes each kind."""
 
 from maskmill.pipeline.sources.folder import ImageFolder
 from maskmill.pipeline.sources.kinds import KINDS

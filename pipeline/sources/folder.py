@@ -18,12 +18,12 @@ from maskmill.pipeline.storage import ReadableStorage
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images in a folder and the folders below it, by extension, sorted; or one of them.
+    """The image files in a folder and its subfolders, sorted by key; with `only`, just those keys.
 
-    image_id is the path relative to the folder: the key below `storage`, of which a store has each once. Links: see
-    LocalStorage. Hidden files, well-known rubbish, what `names` does not keep and files that are no images are left
-    out, with one warning that counts them. A folder that also holds tars is refused, since either could be what was
-    meant.
+    image_id is the path relative to the folder, which is the key in `storage` and therefore unique. Links: see
+    LocalStorage. Hidden files, system folders, label maps, files that `names` does not select and files without an
+    image extension are left out, with one warning that counts them. A folder that also has tars is an error, because
+    the user could mean either.
     """
 
     storage: ReadableStorage

@@ -1,6 +1,6 @@
-"""The kinds of sources: how each is recognised in a SOURCE, and how it is opened. One table, a row for each kind."""
+"""The table of kinds of sources: how each kind is recognised and opened."""
 
-# pyarrow ships no types: strict checking would find every line that touches it unknown.
+# pyarrow has no type stubs; strict checking would report each use of it.
 # pyright: standard
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from maskmill.pipeline.sources.source import Source
 from maskmill.pipeline.sources.tars import WebDatasetTars
 from maskmill.pipeline.storage import ReadableStorage
 
-# (store, SOURCE, keys of its files or None for all files that the store lists, images to keep) -> source
+# (store, SOURCE, keys of its files or None for all listed files, filter of image names) -> source
 Open = Callable[[ReadableStorage, str, tuple[str, ...] | None, NameFilter], Source]
 
 
@@ -28,13 +28,13 @@ class Kind:
     """One kind of source."""
 
     open: Open
-    fits_name: Callable[[str], bool]  # whether a file of this name can be one
-    fits_schema: Callable[[pa.Schema], bool] | None = None  # for Parquet files: whether the columns fit, too
+    fits_name: Callable[[str], bool]  # whether a file with this name can be of this kind
+    fits_schema: Callable[[pa.Schema], bool] | None = None  # for Parquet files: whether the columns fit too
     in_folders: bool = True  # whether a folder of such files is a source
     in_patterns: bool = False  # whether a pattern of such files is a source
 
 
-# By the name that plans record. A file is of the first kind that fits.
+# Keys are the names that plans record. A file has the first kind that fits.
 KINDS = {
     "folder": Kind(ImageFolder, is_image),
     "tars": Kind(WebDatasetTars, is_tar, in_patterns=True),

@@ -1,4 +1,4 @@
-"""Images by address, as a manifest lists them, in any mixture of stores."""
+"""Images listed by address in a manifest, in any mix of stores."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from maskmill.pipeline.sources.selection import ALL_NAMES, NameFilter
 from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import ReadableStorage, is_key, one_line, open_readable
 
-SUSPECTS = 1000  # ids of equal hashes that are looked at once more: enough to name a few
+SUSPECTS = 1000  # hashes of possibly repeated ids to compare in a second pass: enough for an error message
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The images that the file `uri`, in the folder `storage`, lists: local paths and s3:// addresses.
+    """The images that the manifest `uri`, a file in the folder `storage`, lists: local paths and s3:// addresses.
 
-    A path that is not absolute is relative to the folder of the manifest. Whether there is an image at an address is
-    only found in reading; its name does not matter.
+    Relative paths start at the folder of the manifest. Files can have any extension; planning does not check that they
+    exist.
 
-    image_id is the column of that name; where there is none, or nothing in it, the `uri` as it is written, without
-    `s3://` and cleaned as names in tars are. An id that is there twice is refused: the line is there twice by mistake,
-    or the manifest has to tell the two images apart. The addresses of the images go into the plan, so that the manifest
-    is read once. What `names` does not keep is left out.
+    image_id is the value of the column image_id. If that is missing or empty, it is the `uri` without `s3://`, cleaned
+    by `clean_path`. A repeated id is an error: the line is repeated by mistake, or the two images need different ids.
+    The plan stores the addresses of the images, so the manifest is read only once. Images that `names` does not select
+    are left out.
     """
 
     storage: ReadableStorage
@@ -54,12 +54,12 @@ class Manifest:
             uris = {image_id: address for _, image_id, address in some}
             yield Shard(index, self.uri, tuple(uris), uris=uris)
         if not hashes:
-            raise SourceError(f"{self.uri}: a manifest that lists no images{self.names.applied}")
+            raise SourceError(f"{self.uri}: the manifest lists no images{self.names.applied}")
         self._refuse_repeated_ids(hashes)
 
     def _entries(self) -> Iterator[tuple[int, str, str]]:
-        """Of each line its number, the image_id and the address."""
-        buckets: set[str] = set()  # those that can be opened
+        """Yields the line number, image_id and address of each image."""
+        buckets: set[str] = set()  # stores whose addresses have been checked
         for number, uri, given_id in read_lines(self.storage, self.uri.rpartition("/")[2]):
             try:
                 address = self._address(uri, buckets)
@@ -75,7 +75,7 @@ class Manifest:
         if "://" not in uri:
             store, folder = _split(self.storage.uri)
             store, path = ("", uri) if uri.startswith("/") else (store, f"{folder}/{uri}")
-            # On disk `..` may come after a link to a folder: only the disk knows where that leads.
+            # On disk `..` can follow a link to a folder, so only the operating system can resolve it.
             return store + (path if not store and ".." in path.split("/") else posixpath.normpath(path))
         store, key = _split(uri)
         if store not in buckets:
@@ -112,18 +112,20 @@ class Manifest:
     def _fetch(self, address: str) -> bytes | Failure:
         key = address.removeprefix(f"{self.storage.uri}/")
         if key != address and is_key(key):
-            # A folder that vanished with the manifest is no fault of its images.
+            # If the folder of the manifest disappears, this raises an error of the store, not of each image.
             return fetch(self.storage, key)
         store, path = _split(address)
         folder = "" if store else _hidden_folder(path)
         key = path.removeprefix(f"{folder}/")
         if not is_key(key):
-            return Failure("fetch", f"{one_line(address)}: not an address that can be read: a part is empty or hidden")
+            return Failure(
+                "fetch", f"{one_line(address)}: not a readable address: a part of the path is empty or hidden"
+            )
         return fetch(open_readable(store or folder or "/"), key)
 
 
 def _split(address: str) -> tuple[str, str]:
-    """The store, "" for the disk, and the path in it, which begins with a slash where there is one."""
+    """Splits an address into the store ("" for the disk) and the path, with its leading slash."""
     scheme, found, rest = address.partition("://")
     if not found:
         return "", address
@@ -132,7 +134,7 @@ def _split(address: str) -> tuple[str, str]:
 
 
 def _hidden_folder(path: str) -> str:
-    """As much of a path as no key can hold, which is up to the last hidden folder in it; "" where there is none."""
+    """The path up to its last hidden folder, which cannot be part of a key; "" if no folder is hidden."""
     *folders, _ = path.split("/")
     hidden = [position for position, folder in enumerate(folders, 1) if folder.startswith(".")]
     return "/".join(folders[: hidden[-1]]) if hidden else ""

@@ -1,6 +1,6 @@
-"""The lines of manifests: csv with a header, jsonl, or Parquet, each with a column `uri` and perhaps `image_id`."""
+"""Reads manifests: csv with a header, jsonl or Parquet, with a column `uri` and optionally `image_id`."""
 
-# pyarrow ships no types: strict checking would find every line that touches it unknown.
+# pyarrow has no type stubs; strict checking would report each use of it.
 # pyright: standard
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ ROWS_AT_ONCE = 4096
 
 
 class Line(NamedTuple):
-    """A line as the manifest has it."""
+    """One line of a manifest."""
 
-    number: int  # from 1; of a Parquet file the row, from 0
+    number: int  # from 1; in a Parquet file the row, from 0
     uri: str
-    image_id: str  # "" where the manifest gives none
+    image_id: str  # "" if the manifest has none
 
 
 def read_lines(storage: ReadableStorage, key: str) -> Iterator[Line]:
-    """The lines of the manifest, one after the other. SourceError, with the number of the line, for a bad one."""
+    """Yields the lines of a manifest. Raises SourceError with the line number if a line is invalid."""
     address = f"{storage.uri}/{key}"
     if is_parquet(key):
         yield from _parquet_lines(storage, key, address)
@@ -40,12 +40,12 @@ def read_lines(storage: ReadableStorage, key: str) -> Iterator[Line]:
 
 
 def is_manifest(schema: pa.Schema) -> bool:
-    """Whether a Parquet file is a manifest: it has strings named `uri`."""
+    """Whether a Parquet file is a manifest: it has a string column `uri`."""
     return is_string(schema, "uri")
 
 
 def bad_line(address: str, number: int, what: str) -> SourceError:
-    """The error for one line of the manifest at `address`."""
+    """The error for an invalid line of the manifest at `address`."""
     return SourceError(f"{address}: {'row' if is_parquet(address) else 'line'} {number}: {what}")
 
 
@@ -66,7 +66,7 @@ def _csv_lines(text: Iterator[str], address: str) -> Iterator[Line]:
     try:
         header = [name.strip() for name in next(reader, [])]
         if header.count("uri") != 1 or header.count("image_id") > 1:
-            raise bad_line(address, 1, "the header names no column uri, or one name twice")
+            raise bad_line(address, 1, "the header has no column uri, or has a column twice")
         for values in reader:
             if len(values) == len(header):
                 fields = dict(zip(header, values, strict=True))
@@ -108,7 +108,7 @@ def _parquet_lines(storage: ReadableStorage, key: str, address: str) -> Iterator
 
 
 def _fits(schema: pa.Schema, name: str) -> bool:
-    """Whether a column holds strings or integers, or is not there."""
+    """Whether a column has strings or integers, or is missing."""
     index = schema.get_field_index(name)
     if index < 0:
         return name not in schema.names
@@ -121,9 +121,9 @@ def _line(address: str, number: int, uri: Any, image_id: Any) -> Line:
     if not isinstance(uri, str) or not uri:
         raise bad_line(address, number, "no uri")
     if not isinstance(image_id, str | None):
-        raise bad_line(address, number, "an image_id that is no text")
+        raise bad_line(address, number, "the image_id is not text")
     try:
         (uri + (image_id or "")).encode()
-    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
-        raise bad_line(address, number, "text that is not Unicode") from error
+    except UnicodeEncodeError as error:  # JSON can contain half of a surrogate pair
+        raise bad_line(address, number, "the text is not valid Unicode") from error
     return Line(number, uri, image_id or "")

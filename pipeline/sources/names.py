@@ -1,4 +1,4 @@
-"""Names of images and of what holds them, and the limit for one image: what all kinds of sources have in common."""
+"""Shared by all kinds of sources: file extensions, image ids, parallel fetching and the size limit of an image."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from maskmill.pipeline.errors import ObjectError, SourceError
 from maskmill.pipeline.records import Failure
 from maskmill.pipeline.storage import ReadableStorage, utf8_text
 
-# By name, in any case, since opening every file of a large folder to look would take as long as the run. The raster
-# formats that pipeline/images.py decodes.
+# The raster formats that pipeline/images.py decodes, recognised by extension, in upper or lower case: opening each file
+# of a large folder to detect its format would take as long as the run.
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 TAR_EXTENSIONS = (".tar", ".tar.gz", ".tgz")
 PARQUET_EXTENSIONS = (".parquet",)
-LIST_EXTENSIONS = (".csv", ".jsonl")  # of manifests; a Parquet file may be one too
-# No image within the pixel limit is larger encoded; what is, is something else under an image's name.
+LIST_EXTENSIONS = (".csv", ".jsonl")  # manifests; a Parquet file can be one too
+# Images within the pixel limit are smaller; a larger file is not an image, whatever its name.
 MAX_ENCODED_BYTES = 512 * 2**20
-# Images of a shard that are fetched at once, where each is an object of its own: 160 a second at 50 ms for an answer.
+# Concurrent fetches of one shard if each image is an object: 160 images a second at 50 ms latency.
 FETCHES = 8
 
 
 def is_image(key: str) -> bool:
-    """Whether a path names an image: by its extension, and no part of it is hidden."""
+    """Whether a path has the extension of an image and no hidden part."""
     return _is(key, IMAGE_EXTENSIONS)
 
 
 def is_tar(key: str) -> bool:
-    """Whether a path names a tar, in the same way."""
+    """Whether a path has the extension of a tar and no hidden part."""
     return _is(key, TAR_EXTENSIONS)
 
 
 def is_parquet(key: str) -> bool:
-    """Whether a path names a Parquet file, in the same way."""
+    """Whether a path has the extension of a Parquet file and no hidden part."""
     return _is(key, PARQUET_EXTENSIONS)
 
 
 def is_list(key: str) -> bool:
-    """Whether a path names a manifest that is text, in the same way."""
+    """Whether a path has the extension of a text manifest and no hidden part."""
     return _is(key, LIST_EXTENSIONS)
 
 
@@ -52,17 +52,17 @@ def _is(key: str, extensions: tuple[str, ...]) -> bool:
 
 
 def listed(extensions: tuple[str, ...]) -> str:
-    """Extensions as a message has them."""
+    """Extensions for a message."""
     return ", ".join(extension.removeprefix(".") for extension in extensions)
 
 
 def clean_path(path: str) -> str:
-    """A path without the parts that are empty, `.` or `..`: whoever makes files of image ids stays in his folder."""
+    """A path without empty parts, `.` and `..`, so that files named by image ids stay in one folder."""
     return "/".join(part for part in utf8_text(path).split("/") if part not in ("", ".", ".."))
 
 
 def unique(image_id: str, seen: dict[str, int]) -> str:
-    """The id, with `#2`, `#3`... where it came before. `seen` holds the ids so far; it begins empty."""
+    """Adds `#2`, `#3`... to a repeated id. `seen` holds the ids so far, and starts empty."""
     if image_id not in seen:
         seen[image_id] = 1
         return image_id
@@ -74,7 +74,7 @@ def unique(image_id: str, seen: dict[str, int]) -> str:
 
 
 def fetch(storage: ReadableStorage, key: str) -> bytes | Failure:
-    """One encoded image. StorageError where the store cannot be reached."""
+    """Reads one encoded image. Raises StorageError if the store cannot be reached."""
     try:
         with storage.open(key) as stream:
             size = stream.seek(0, os.SEEK_END)
@@ -87,7 +87,7 @@ def fetch(storage: ReadableStorage, key: str) -> bytes | Failure:
 
 
 def fetch_ahead(fetch: Callable[[str], bytes | Failure], names: Iterable[str]) -> Iterator[bytes | Failure]:
-    """What `fetch` makes of each name, in order, FETCHES of them at once: a store takes its time to answer."""
+    """Yields the results of `fetch` in order, with FETCHES calls at once to hide the latency of the store."""
     with ThreadPoolExecutor(FETCHES) as threads:
         window: deque[Future[bytes | Failure]] = deque()
         for name in names:
@@ -99,20 +99,20 @@ def fetch_ahead(fetch: Callable[[str], bytes | Failure], names: Iterable[str]) -
 
 
 def too_large(size: int) -> Failure:
-    """What becomes of an image of `size` bytes, where that is over the limit."""
+    """The Failure of an image with more bytes than the limit."""
     return Failure("fetch", f"{size} bytes: the limit for an encoded image is {MAX_ENCODED_BYTES}")
 
 
 def refuse_nested(storage: ReadableStorage, key: str, holds_images: Callable[[str], bool]) -> None:
-    """SourceError where the file `key` lies below another one, as an object can: their images could share an id."""
+    """Raises SourceError if an object is below another one (a.tar/b.tar): their images could have the same id."""
     for parent in PurePosixPath(key).parents:
         if holds_images(parent.name) and storage.exists(str(parent)):
-            raise SourceError(f"{storage.uri}/{key}: lies below {parent}, which is a file itself: keep them apart")
+            raise SourceError(f"{storage.uri}/{key}: is below {parent}, which is itself a file: move one of them")
 
 
 def mixed(uri: str, kind: str, others: str, extension: str) -> SourceError:
-    """The error for a folder that holds images of some kind in two ways: the `others` can be named by a pattern."""
+    """The error for a folder that has two kinds of sources, such as images and tars."""
     return SourceError(
-        f"{uri}: holds both {kind} and {others}: leave the {others} out with --exclude '*{extension}', or name them "
+        f"{uri}: has both {kind} and {others}: leave the {others} out with --exclude '*{extension}', or select them "
         f"with a pattern such as {uri}/*{extension}"
     )

@@ -1,4 +1,4 @@
-"""From what a user writes for SOURCE, or what a plan records of it, to the source."""
+"""Opens a source: from the user's SOURCE, or from a plan."""
 
 from __future__ import annotations
 
@@ -31,24 +31,25 @@ _WILDCARDS = re.compile(r"[*?[{]")
 
 @dataclass(frozen=True)
 class _Place:
-    """What is at an address: perhaps a folder, perhaps a file, perhaps neither, so that it can be a pattern."""
+    """What exists at an address: a folder, a file, or neither (then the address can be a pattern)."""
 
     uri: str
-    folder: ReadableStorage | None  # if it is one
-    parent: ReadableStorage  # the folder that the name is in
+    folder: ReadableStorage | None  # None if it is not a folder
+    parent: ReadableStorage  # the folder that contains `name`
     name: str
     is_file: bool
 
 
 def open_source(uri: str, names: NameFilter = ALL_NAMES) -> Source:
-    """The images that `names` keeps of those at a path or at s3://bucket/prefix. Its files tell its kind: kinds.KINDS.
+    """Opens the images at an address that `names` selects. The files decide the kind: see kinds.KINDS.
 
-    A folder (on S3: a prefix) of images, of tars, or of Parquet files with images; one of these files; a manifest; or a
-    pattern of tars or of Parquet files: an address whose last part has wildcards (`train-*.tar`) or one range
-    (`train-{000..009}.tar`). A Parquet file with a column of images is images, else with a column `uri` a manifest.
+    SOURCE is a folder (on S3: a prefix) of images, of tars, or of Parquet files with images; one of these files; a
+    manifest; or a pattern of tars or of Parquet files: an address with wildcards (`train-*.tar`) or one range
+    (`train-{000..009}.tar`) in its last part. A Parquet file with a column of images is a source of images; otherwise,
+    with a column `uri`, it is a manifest.
 
-    Raises SourceError where there is no such thing, or nothing to read in it, and StorageError where the store cannot
-    be reached, or is of another kind.
+    Raises SourceError if SOURCE does not exist or has nothing to read, StorageError if the store cannot be reached or
+    its scheme is unknown.
     """
     place = _in_a_store(uri) if "://" in uri else _on_disk(uri)
     if place.folder:
@@ -62,10 +63,10 @@ def open_source(uri: str, names: NameFilter = ALL_NAMES) -> Source:
 
 
 def open_planned(planned: PlannedSource) -> Source:
-    """The source of a plan. Its files are neither listed nor recognised again: the plan says what they are.
+    """Opens the source of a plan. It does not list or recognise files again, because the plan records them.
 
-    Raises SourceError where its folder, or the one file that it is, is gone: then every image would be missing. The
-    images of a manifest can be anywhere: they are only looked for when they are read.
+    Raises SourceError if the folder or file of the source no longer exists, because then all images are missing. The
+    images of a manifest can be anywhere, so they are not checked here.
     """
     storage = _storage_at(planned.root)
     name = _name_in(planned)
@@ -73,15 +74,16 @@ def open_planned(planned: PlannedSource) -> Source:
         there = storage.exists(name) if name and not _WILDCARDS.search(name) else _is_there(storage)
         if not there:
             raise SourceError(
-                f"{planned.uri}: the images of the run are no longer there: if they have moved, --source says where to"
+                f"{planned.uri}: the images of the run are no longer there: if they have moved, give their new place "
+                "with --source"
             )
     return KINDS[planned.kind].open(storage, planned.uri, None, planned.names)
 
 
 def moved(planned: PlannedSource, uri: str) -> PlannedSource:
-    """The source of a plan after it has moved to `uri`, which names what SOURCE named: the folder, file or pattern.
+    """The source of a plan after a move to `uri`: the new address of the same folder, file or pattern.
 
-    Raises ConfigError where the name of the file or pattern is another: the ids of the images begin with it.
+    Raises ConfigError if the name of the file or pattern has changed, because image ids begin with it.
     """
     uri = source_uri(uri)
     name = _name_in(planned)
@@ -89,17 +91,19 @@ def moved(planned: PlannedSource, uri: str) -> PlannedSource:
         return replace(planned, uri=uri, root=uri)
     folder, _, new_name = uri.rpartition("/")
     if new_name != name:
-        raise ConfigError(f"--source {uri}: the run was made of {planned.uri}: name {name} in its new folder")
+        raise ConfigError(
+            f"--source {uri}: the run was made from {planned.uri}: give the new folder followed by /{name}"
+        )
     return replace(planned, uri=uri, root=folder or "/")
 
 
 def source_uri(uri: str) -> str:
-    """SOURCE as a run remembers it: an absolute path, or an address without a slash at its end. Opens nothing."""
+    """SOURCE as a run records it: an absolute path, or an address without a trailing slash. Sends no request."""
     return open_readable(uri).uri if "://" in uri else utf8_text(str(_path(uri)))
 
 
 def _name_in(planned: PlannedSource) -> str:
-    """The file or pattern in the root that SOURCE names; "" where it names the root itself."""
+    """The file name or pattern at the end of SOURCE; "" if SOURCE is the root itself."""
     return "" if planned.uri == planned.root else planned.uri.rpartition("/")[2]
 
 
@@ -108,12 +112,12 @@ def _storage_at(root: str) -> ReadableStorage:
 
 
 def _is_there(storage: ReadableStorage) -> bool:
-    """Whether a folder exists, or any object of a prefix."""
+    """Whether the folder exists, or the prefix has any object."""
     return storage.root.is_dir() if isinstance(storage, LocalStorage) else any(islice(storage.list(), 1))
 
 
 def _path(uri: str) -> Path:
-    # The text that a run remembers of a name that is not UTF-8 is no name itself.
+    # A run records a name that is not UTF-8 with escapes, which `file_name` converts back.
     return Path(uri if os.path.lexists(uri) else file_name(uri)).absolute()
 
 
@@ -136,7 +140,7 @@ def _in_a_store(uri: str) -> _Place:
 
 def _open_folder(folder: ReadableStorage, uri: str, names: NameFilter) -> Source:
     left_out = LeftOut(names)
-    other_columns = ""  # of the first Parquet file, if it has no images: it tells about the images or tars beside it
+    other_columns = ""  # of the first Parquet file without images; such files can be metadata beside images or tars
     for item in folder.list(skip=left_out.skips):
         if is_parquet(item.key) and other_columns:
             continue
@@ -157,7 +161,7 @@ def _open_file(place: _Place, names: NameFilter) -> Source:
         return kind.open(place.parent, place.uri, (place.name,), names)
     if columns:
         raise SourceError(
-            f"{place.uri}: no column holds images, and none is the uri of a manifest: there are {columns}"
+            f"{place.uri}: no column has images or the addresses of a manifest (uri): the columns are {columns}"
         )
     raise SourceError(
         f"{place.uri}: neither an image ({listed(IMAGE_EXTENSIONS)}) nor a tar ({listed(TAR_EXTENSIONS)}), "
@@ -166,7 +170,7 @@ def _open_file(place: _Place, names: NameFilter) -> Source:
 
 
 def _kind_of(storage: ReadableStorage, key: str) -> tuple[Kind | None, str]:
-    """The kind of source that a file is, or None; and the columns of a Parquet file, for a message."""
+    """The kind of source of a file, or None; and the columns of a Parquet file, for an error message."""
     fitting = [kind for kind in KINDS.values() if kind.fits_name(key)]
     if not is_parquet(key):
         return next(iter(fitting), None), ""
@@ -176,11 +180,11 @@ def _kind_of(storage: ReadableStorage, key: str) -> tuple[Kind | None, str]:
 
 
 def _matching(place: _Place) -> tuple[str, ...]:
-    """The files of one folder that match a pattern, in order. SourceError where one in a range is missing."""
+    """The files of one folder that match a pattern, sorted. Raises SourceError if a file of a range is missing."""
     if braces := re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", place.name):
         head, first, last, tail = braces.groups()
         if int(last) - int(first) >= MAX_RANGE:
-            raise SourceError(f"{place.uri}: a range of more than {MAX_RANGE} files")
+            raise SourceError(f"{place.uri}: the range has more than {MAX_RANGE} files")
         names = [f"{head}{number:0{len(first)}d}{tail}" for number in range(int(first), int(last) + 1)]
         there = set(_names(place.parent, head))
         if missing := [name for name in names if name not in there]:
@@ -191,8 +195,8 @@ def _matching(place: _Place) -> tuple[str, ...]:
 
 
 def _names(folder: ReadableStorage, prefix: str) -> Iterator[str]:
-    """The names of the files in a folder that begin with `prefix`, and perhaps others; not those in folders below."""
-    if isinstance(folder, LocalStorage):  # its listing would go through all folders below
+    """Names of the files directly in a folder, at least those that start with `prefix`."""
+    if isinstance(folder, LocalStorage):  # LocalStorage.list would also walk all subfolders
         yield from map(utf8_text, os.listdir(folder.root) if folder.root.is_dir() else ())
         return
     for item in folder.list(prefix):

@@ -1,6 +1,6 @@
-"""Images as bytes in the rows of Parquet files, as Hugging Face datasets and img2dataset have them."""
+"""Images stored as bytes in Parquet files, as Hugging Face datasets and img2dataset write them."""
 
-# pyarrow ships no types: strict checking would find every line that touches it unknown.
+# pyarrow has no type stubs; strict checking would report each use of it.
 # pyright: standard
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from maskmill.pipeline.sources.selection import ALL_NAMES, LeftOut, NameFilter
 from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import ReadableStorage
 
-# Binary columns whose names say that they hold images. A struct that has `bytes` says it by its type.
+# Names of binary columns of images. A struct with a field `bytes` is recognised by its type.
 BINARY_NAMES = ("image", "img", "image_bytes", "bytes", *(extension[1:] for extension in IMAGE_EXTENSIONS))
 PATH_NAMES = ("path", "file_name", "__key__", "key")
 PATHS_AT_ONCE = 4096
@@ -49,7 +49,7 @@ _Row = tuple[int, bytes | Failure]
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a Parquet file has its images: names of columns, or of leaves of columns, as pyarrow takes them."""
+    """The columns of images in a Parquet file; `data` and `path` can name fields of a struct (`image.bytes`)."""
 
     image: str
     data: str
@@ -57,11 +57,11 @@ class Columns:
 
 
 def image_columns(schema: pa.Schema) -> Columns | None:
-    """The columns that hold images and their paths; None where no column looks like images.
+    """Finds the columns of images and of their paths. Returns None if no column has images.
 
-    Images are in the column `image` if that is a struct with binary `bytes` or is itself binary, else in the first
-    column that is such a struct or is binary and has one of BINARY_NAMES. Paths are the struct's `path`, else the first
-    of PATH_NAMES that is a column; only strings count.
+    A column has images if it is a struct with a binary field `bytes`, or is binary with one of BINARY_NAMES. The column
+    `image` comes first, then the order in the file. Paths are the field `path` of the struct, or else the first column
+    of PATH_NAMES; both must be strings.
     """
     fitting = [name for name in schema.names if schema.get_field_index(name) >= 0 and _holds_images(schema.field(name))]
     if not fitting:
@@ -87,16 +87,15 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """The images in Parquet files. A shard is rows of one file: some row groups, or a piece of a large one.
+    """The images in Parquet files. A shard is rows of one file: several row groups, or a part of a large one.
 
-    image_id is the file's path relative to the source, a slash, and the row's path, cleaned as names in tars are, with
-    `#2`, `#3`... where it came before in the file; or the row's number, from 0, where it has no path. So ids are unique
-    in a file, and in a run because no file of a source lies below another. The address of an image is that of the file,
-    `#`, and the row's number.
+    image_id is the path of the file relative to the source, a slash, and the path in the row, cleaned by `clean_path`,
+    or else the row number from 0. Repeated ids get `#2`, `#3`... Ids are unique in a run because no file of a source is
+    below another. The address of an image is the address of the file, `#` and the row number.
 
-    Planning reads the footers and the paths, and raises SourceError where a file is damaged or has no images: nobody
-    could tell how many are missing. In reading, images in damaged pages are Failures, as are rows without bytes and
-    those of a file that has changed. A page is decoded whole: the writer of a file decides how much memory that takes.
+    Planning reads the footers and paths. It raises SourceError if a file is damaged or has no images, because the
+    number of missing images would be unknown. Reading gives a Failure for each row that is in a damaged page, has no
+    bytes, or is in a file that has changed. Memory depends on the page size of the file: pages are decoded whole.
     """
 
     storage: ReadableStorage
@@ -117,14 +116,14 @@ class ParquetImages:
                 columns = image_columns(file.schema_arrow)
                 if columns is None:
                     raise SourceError(
-                        f"{address}: no column holds images: there are {columns_there(file.schema_arrow)}"
+                        f"{address}: no column has images: the columns are {columns_there(file.schema_arrow)}"
                     )
                 paths = enumerate(_paths(key, file, columns))
                 seen: dict[str, int] = {}
                 for size in _shard_sizes(_group_sizes(file), images_per_shard):
                     some = list(itertools.islice(paths, size))
                     if len(some) < size:
-                        raise SourceError(f"{address}: damaged: it has fewer paths than rows")
+                        raise SourceError(f"{address}: damaged: fewer paths than rows")
                     kept = [(row, path) for row, path in some if not left_out.skips_image(path)]
                     if uris := {unique(path, seen): f"{address}#{row}" for row, path in kept}:
                         yield Shard(next(indices), address, tuple(uris), uris=uris)
@@ -151,7 +150,7 @@ def _group_sizes(file: pq.ParquetFile) -> list[int]:
 
 
 def _paths(key: str, file: pq.ParquetFile, columns: Columns) -> Iterator[str]:
-    """Of each row the path of the file and, below it, that of the image: perhaps the same for several rows."""
+    """Yields for each row the path of the file joined with that of the image. Paths can repeat."""
     if columns.path is None:
         yield from (f"{key}/{row}" for row in range(file.metadata.num_rows))
         return
@@ -162,9 +161,9 @@ def _paths(key: str, file: pq.ParquetFile, columns: Columns) -> Iterator[str]:
 
 
 def _shard_sizes(groups: Iterable[int], images_per_shard: int) -> Iterator[int]:
-    """How many rows each shard has: row groups are joined while they fit, larger ones are cut into equal pieces.
+    """Yields the number of rows of each shard: small row groups are joined, large ones are cut into equal pieces.
 
-    No piece has fewer than `images_per_shard` rows: a group that holds less than twice as many stays whole.
+    A piece has at least `images_per_shard` rows, so a group of less than twice that number is not cut.
     """
     joined = 0
     for size in groups:
@@ -182,8 +181,8 @@ def _shard_sizes(groups: Iterable[int], images_per_shard: int) -> Iterator[int]:
 
 
 def _or_failures(wanted: list[int], values: Iterator[_Row]) -> Iterator[_Row]:
-    """What reading the wanted rows gives, and Failures for those that it did not come to."""
-    done, reason = 0, "the file has changed since the run was planned: it has no such row"
+    """Yields the rows that can be read, then a Failure for each wanted row after an error or the end of the file."""
+    done, reason = 0, "the file has changed since the run was planned: this row is missing"
     try:
         for row in values:
             yield row
@@ -200,18 +199,18 @@ def _read(storage: ReadableStorage, key: str, wanted: list[int]) -> Iterator[_Ro
     with open_parquet(storage, key) as file:
         columns = image_columns(file.schema_arrow)
         if columns is None:
-            raise ValueError("it has changed since the run was planned: no column holds images")
+            raise ValueError("it has changed since the run was planned: no column has images")
         end = 0
         for group, size in enumerate(_group_sizes(file)):
             start, end = end, end + size
             within = [row for row in wanted if start <= row < end]
-            if within:  # what is damaged in one group leaves the next as it is
+            if within:  # damage in one group does not affect the next
                 yield from _or_failures(within, _read_group(file, columns, group, start, within))
 
 
 def _read_group(file: pq.ParquetFile, columns: Columns, group: int, start: int, wanted: list[int]) -> Iterator[_Row]:
     left = set(wanted)
-    # One at a time: how large they are is only known when they are there.
+    # One row at a time: the size of a row is unknown until it is decoded.
     for row, values in enumerate(rows(file, [columns.data], at_once=1, group=group), start):
         if row in left:
             left.remove(row)

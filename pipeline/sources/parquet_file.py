@@ -1,6 +1,6 @@
-"""Parquet files that others wrote, read in bounded memory and without trust."""
+"""Reads untrusted Parquet files in bounded memory."""
 
-# pyarrow ships no types: strict checking would find every line that touches it unknown.
+# pyarrow has no type stubs; strict checking would report each use of it.
 # pyright: standard
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import pyarrow.parquet as pq
 from maskmill.pipeline.errors import SourceError, one_line_cause
 from maskmill.pipeline.storage import ReadableStorage, one_line
 
-# What pyarrow raises where a file is damaged, besides what the store raises. ArrowInvalid is a ValueError.
+# What pyarrow raises for damaged files (errors of the store come through). ArrowInvalid is a ValueError.
 DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
-BUFFER = 1 << 18  # bytes of each column that are fetched at once
+BUFFER = 1 << 18  # bytes per read of a column
 
 
 @contextmanager
 def open_parquet(storage: ReadableStorage, key: str) -> Generator[pq.ParquetFile]:
-    """The file, to be read by `rows`. Raises one of DAMAGE where it is no Parquet, and StorageError."""
+    """Opens a file for `rows`. Raises one of DAMAGE if it is not valid Parquet, and StorageError."""
     with storage.open(key) as stream:
         size = stream.seek(0, os.SEEK_END)
-        # Buffers, since otherwise a column chunk is fetched whole. No fetching ahead and no threads: pyarrow's threads
-        # now and then abort the process when it exits.
+        # Buffers, because otherwise pyarrow reads whole column chunks. No prefetching and no threads, because threads
+        # of pyarrow sometimes abort the process at exit.
         options = {"buffer_size": BUFFER, "pre_buffer": False, "page_checksum_verification": True}
         with pq.ParquetFile(pa.PythonFile(stream, mode="r"), **options) as file:
             groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -36,15 +36,15 @@ def open_parquet(storage: ReadableStorage, key: str) -> Generator[pq.ParquetFile
 
 
 def rows(file: pq.ParquetFile, columns: list[str], at_once: int, group: int | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of the file or of one row group, decoded `at_once`, with these columns or leaves of columns (`a.b`).
+    """Yields the rows of the file or of one row group as dictionaries, decoding `at_once` rows per batch.
 
-    A leaf has the name of its column. Strings come as bytes, since what is not UTF-8 would raise. Raises one of DAMAGE,
-    and StorageError.
+    `columns` are columns or fields of structs (`a.b`); the key of a field in the row is its column (`a`). Strings are
+    returned as bytes, because invalid UTF-8 would raise. Raises one of DAMAGE, and StorageError.
     """
     groups = range(file.num_row_groups) if group is None else [group]
     for batch in file.iter_batches(at_once, row_groups=list(groups), columns=columns, use_threads=False):
         batch = pa.RecordBatch.from_arrays([_as_bytes(column) for column in batch.columns], batch.schema.names)
-        batch.validate(full=True)  # offsets that lead out of a buffer would end the process
+        batch.validate(full=True)  # offsets outside a buffer would crash the process
         yield from batch.to_pylist()
 
 
@@ -57,20 +57,20 @@ def _as_bytes(column: pa.Array) -> pa.Array:
 
 
 def is_string(schema: pa.Schema, name: str) -> bool:
-    """Whether there is one column of this name, and it holds strings."""
-    index = schema.get_field_index(name)  # -1 for a name that is there twice, too
+    """Whether exactly one column has this name, and it has strings."""
+    index = schema.get_field_index(name)  # -1 for a missing or repeated name
     return index >= 0 and (pa.types.is_string(schema.types[index]) or pa.types.is_large_string(schema.types[index]))
 
 
 @contextmanager
 def sound(address: str) -> Generator[None]:
-    """Turns damage of a file that is needed for planning into SourceError."""
+    """Converts errors of DAMAGE to SourceError, for files that planning reads."""
     try:
         yield
     except DAMAGE as error:
-        raise SourceError(f"{address}: damaged, or no Parquet: {one_line_cause(error)}") from error
+        raise SourceError(f"{address}: damaged, or not Parquet: {one_line_cause(error)}") from error
 
 
 def columns_there(schema: pa.Schema) -> str:
-    """The columns of a file as a message has them."""
+    """The columns of a file for an error message."""
     return one_line(", ".join(f"{field.name} ({field.type!s:.200})" for field in list(schema)[:20]))

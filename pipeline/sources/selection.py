@@ -1,4 +1,4 @@
-"""Which files of a source are taken: patterns of the user, well-known rubbish, and a count of what is left out."""
+"""Selects the files of a source: patterns of the user, exclusion of system files, counts of what is left out."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from maskmill.pipeline.sources.names import is_parquet, is_tar
 
 logger = logging.getLogger(__name__)
 
-# Folders that systems put beside photographs: Synology, QNAP, macOS zips, Windows, ext4. Never anybody's photographs.
+# Folders that systems create: Synology, QNAP, macOS zips, Windows, ext4. They hold thumbnails or deleted files.
 RUBBISH_FOLDERS = frozenset(
     ("@eaDir", "#recycle", "@Recycle", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 )
-LABEL_MAP = ".seg.png"  # WebDataset's name for the segmentation beside a photograph
-# A folder with one of these is the output of a run: ledger.RUN_KEY and plan.PLAN_KEY, which import this package.
+LABEL_MAP = ".seg.png"  # extension of WebDataset for the segmentation of a photograph
+# Files of a run's output: ledger.RUN_KEY and plan.PLAN_KEY, not imported because those modules import this package.
 OUTPUT_MARKS = ("_plan.parquet", "_run.json")
-MAX_REASONS = 8  # that one line lists
+MAX_REASONS = 8  # reasons listed in one line
 
 
 @dataclass(frozen=True)
 class NameFilter:
-    """Patterns that select images by their path relative to SOURCE (in a tar: path of the tar / name of the member).
+    """Patterns that select images by path relative to SOURCE (in a tar: path of the tar / name of the member).
 
-    A pattern names files or folders, as in .gitignore: `thumbs` is everything in any folder of this name, `val-*.tar`
-    every image of these tars. `*`, `?` and `[...]` match within one name, `**` any number of folders; case matters. A
-    pattern that starts with a slash counts from SOURCE, others from any folder. Raises ConfigError where one is empty.
+    A pattern matches files or folders, as in .gitignore: `thumbs` matches everything in folders of this name,
+    `val-*.tar` all images in these tars. `*`, `?` and `[...]` match within one name, `**` matches any number of
+    folders; case matters. A pattern with a leading slash is relative to SOURCE, others match in any folder. Raises
+    ConfigError if a pattern is empty.
     """
 
-    include: tuple[str, ...] = ()  # an image has to match one of these, where there are any
-    exclude: tuple[str, ...] = ()  # and none of these
+    include: tuple[str, ...] = ()  # if not empty, an image must match one of these
+    exclude: tuple[str, ...] = ()  # an image must match none of these
 
     def __post_init__(self) -> None:
         if not all(pattern.strip("/") for pattern in (*self.include, *self.exclude)):
@@ -41,21 +42,21 @@ class NameFilter:
 
     @staticmethod
     def from_json(fields: Mapping[str, list[str]]) -> NameFilter:
-        """What `dataclasses.asdict` and JSON made these fields of."""
+        """The inverse of `dataclasses.asdict` after a round trip through JSON."""
         return NameFilter(**{name: tuple(patterns) for name, patterns in fields.items()})
 
     def excludes(self, path: str) -> bool:
-        """Whether a path, or a folder that it is in, matches a pattern in `exclude`."""
+        """Whether a path, or a folder above it, matches a pattern in `exclude`."""
         return any(_matches(path, pattern) for pattern in self.exclude)
 
     def keeps(self, path: str) -> bool:
-        """Whether the image at a path is wanted."""
+        """Whether the image at a path is selected."""
         included = not self.include or any(_matches(path, pattern) for pattern in self.include)
         return included and not self.excludes(path)
 
     @property
     def applied(self) -> str:
-        """The end of a sentence that says what patterns there are: empty, or " with --include '*.jpg'"."""
+        """The patterns for the end of an error message: empty, or " with --include '*.jpg'"."""
         named = (("include", self.include), ("exclude", self.exclude))
         options = [f"--{option} '{pattern}'" for option, patterns in named for pattern in patterns]
         return f" with {' '.join(options)}" if options else ""
@@ -70,7 +71,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def _begins_with(parts: list[str], patterns: list[str]) -> bool:
-    """Whether the first parts of a path match the patterns, one by one; `**` matches any number of parts."""
+    """Whether the leading parts of a path match the patterns one by one; `**` matches any number of parts."""
     if not patterns:
         return True
     first, *others = patterns
@@ -80,7 +81,7 @@ def _begins_with(parts: list[str], patterns: list[str]) -> bool:
 
 
 def reason_to_skip(path: str, names: NameFilter) -> str | None:
-    """Why an image found at `path` is left out, in a word for the count; None where it is taken."""
+    """The reason to leave out the image at `path`, as a short label for counts; None if it is selected."""
     if reason := _rubbish(path):
         return reason
     if names.excludes(path):
@@ -99,20 +100,20 @@ def _rubbish(path: str) -> str | None:
 
 @dataclass
 class LeftOut:
-    """Decides for one listing which names are skipped, and counts them by reason. A folder counts as one."""
+    """Decides which names one listing skips, and counts them by reason. A folder counts as one."""
 
     names: NameFilter
     counts: Counter[str] = field(default_factory=Counter[str])
-    _output: str = "/"  # the folder that was last found to be the output of a run, with a slash
+    _output: str = "/"  # the last folder found to be the output of a run, with a trailing slash
 
     def skips(self, key: str) -> bool:
-        """Whether to leave out a file, or a whole folder (its key ends with a slash). Keys come in order."""
+        """Whether to skip a file or a whole folder (its key ends with a slash). Call it in the order of keys."""
         folder, _, name = key.rpartition("/")
         if folder and name in OUTPUT_MARKS:
             self._output = f"{folder}/"
         if key.startswith(self._output):
             reason = "outputs of maskmill"
-        elif key.endswith("/") or is_tar(key) or is_parquet(key):  # what it holds is matched one by one
+        elif key.endswith("/") or is_tar(key) or is_parquet(key):  # its images are matched one by one
             reason = reason_to_skip(key.rstrip("/"), replace(self.names, include=()))
         else:
             reason = reason_to_skip(key, self.names)
@@ -121,24 +122,24 @@ class LeftOut:
         return reason is not None
 
     def skips_image(self, path: str) -> bool:
-        """The same for an image inside a file."""
+        """Whether to skip an image inside a tar or Parquet file."""
         if reason := reason_to_skip(path, self.names):
             self.counts[reason] += 1
         return reason is not None
 
     @property
     def summary(self) -> str:
-        """What was left out and why, as a message has it; empty for nothing."""
+        """What was left out and why, for a message; empty if nothing was."""
         return f"left out {counted(self.counts, 'files or folders')}" if self.counts else ""
 
     def warn(self, uri: str) -> None:
-        """One line about the source at `uri`, where anything was left out."""
+        """Logs one warning about the source at `uri` if anything was left out."""
         if self.counts:
             logger.warning("%s: %s", uri, self.summary)
 
 
 def counted(counts: Mapping[str, int], unit: str) -> str:
-    """Counts by reason as a message has them, the largest first."""
+    """Counts by reason for a message, the largest first."""
     ordered = Counter(counts).most_common()
     rest = sum(count for _, count in ordered[MAX_REASONS:])
     shown = [f"{reason}: {count}" for reason, count in ordered[:MAX_REASONS]] + [f"others: {rest}"] * bool(rest)

@@ -1,4 +1,4 @@
-"""What a source of images is, and what a plan records of it."""
+"""The Source interface, and the record of a source in a plan."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ from maskmill.pipeline.sources.selection import ALL_NAMES, NameFilter
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """The source of a plan: all that is needed, besides a shard, to read the images of that shard."""
+    """The record of a source in a plan. With a shard, it is enough to read the images of that shard."""
 
     kind: str  # a name in kinds.KINDS
-    uri: str  # SOURCE, as the user means it: a folder, a file or a pattern of files
-    root: str  # address of the store: every key is relative to it
-    names: NameFilter = ALL_NAMES  # images that it keeps
+    uri: str  # SOURCE: the address of a folder, a file or a pattern of files
+    root: str  # address of the store; keys are relative to it
+    names: NameFilter = ALL_NAMES  # selects the images
 
     @staticmethod
     def from_json(text: str | bytes) -> PlannedSource:
-        """What `dataclasses.asdict` and JSON made the text of. TypeError, KeyError or ValueError where it is none."""
+        """The inverse of `dataclasses.asdict` and JSON. Raises TypeError, KeyError or ValueError for other text."""
         fields = json.loads(text)
         return PlannedSource(names=NameFilter.from_json(fields.pop("names")), **fields)
 
 
 class Source(Protocol):
-    """Images in a fixed order, in shards. Implementations are picklable: they travel to the actors.
+    """Images in a fixed order, in shards. Implementations can be pickled, because Ray sends them to the workers.
 
-    What cannot be read is a record that holds a Failure instead of bytes. Only a store that cannot be reached raises
-    from `read`: StorageError, but never ObjectError. Then the shard has to be read again.
+    `read` returns an image that cannot be read as a record with a Failure instead of bytes. It raises only if the store
+    cannot be reached: StorageError, never ObjectError. The shard must then be read again.
     """
 
     @property
     def uri(self) -> str:
-        """SOURCE, as a run remembers it. `open_source` makes the same source of it, anywhere."""
+        """SOURCE as a run records it: `open_source` opens the same source from it in any working directory."""
         ...
 
     @property
     def planned(self) -> PlannedSource:
-        """What the plan records: `open_planned` makes a source of it that reads the same shards."""
+        """The record for the plan: `open_planned` opens from it a source that reads the same shards."""
         ...
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
-        """The shards, the same for the same contents. SourceError, possibly after some shards, if it is unfit.
+        """Yields the shards, the same ones for the same contents.
 
-        It takes the memory of a few shards (and 8 bytes for each line of a manifest), however many there are.
+        Raises SourceError, possibly after some shards, if the source is invalid. Memory: a few shards, and 8 bytes per
+        line of a manifest.
         """
         ...
 
     def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
-        """The images of one shard, in the order of the source: those that it lists, where it lists any.
+        """Yields the images of one shard in the order of the source; of a tar, all images in it.
 
-        Images that only reading finds and that are left out are counted in `left_out`, by reason.
+        `left_out` counts, by reason, the images in a tar that are left out.
         """
         ...

@@ -1,4 +1,4 @@
-"""Images in tars, as WebDataset has them."""
+"""Images in tars, as WebDataset writes them."""
 
 from __future__ import annotations
 
@@ -42,27 +42,28 @@ from maskmill.pipeline.sources.selection import ALL_NAMES, LeftOut, NameFilter, 
 from maskmill.pipeline.sources.source import PlannedSource
 from maskmill.pipeline.storage import ReadableStorage
 
-# Bytes of what precedes a member and is read whole.
+# Limits in bytes for headers, which are read whole.
 _MAX_NAME = 2**20
 _MAX_PAX_HEADER = 64 * 2**20
 _PAX_RECORD = re.compile(rb"(\d{1,10}) ([^=]{1,1000})=")
-_SPARSE = "GNU.sparse."  # what begins like this says that the member is stored in pieces
+_SPARSE = "GNU.sparse."  # prefix of the pax keywords of sparse files
 
 
 @dataclass(frozen=True)
 class WebDatasetTars:
-    """The images in tars, one shard per tar, each read once from start to end, compressed (gz, bz2, xz) or not.
+    """The images in tars, plain or compressed (gz, bz2, xz). One tar is one shard, read once from start to end.
 
-    image_id is the tar's path relative to the source, a slash, and the member's name. In the name, parts that are
-    empty, `.` or `..` are left out (nothing is ever extracted, but somebody may make files of the ids), and a name that
-    came before gets `#2`, `#3`... in order of appearance. So ids are unique in a tar, and in a run because no tar of a
-    source lies below another. Members without an image's extension are left out, as are hidden ones, well-known rubbish
-    and what `names` does not keep: these are counted. A link or any other special member under an image's name is a
-    Failure: it is not followed. Tars that were concatenated are read to their end.
+    image_id is the path of the tar relative to the source, a slash, and the name of the member without empty parts, `.`
+    and `..` (nothing is extracted, but users may create files named by the ids). Repeated names get `#2`, `#3`... Ids
+    are unique in a run because no tar of a source is below another.
 
-    Where the archive is missing, damaged, ends early or has no images (and none was left out), the images read so far
-    stand, one Failure follows, and nothing more. It has the id of the image inside which reading broke off, unless that
-    is one to skip, else the path of the tar alone.
+    Members without an image extension are ignored. Hidden files, system folders, label maps and images that `names`
+    does not select are left out and counted. A link or other special member with an image extension is a Failure.
+    Concatenated tars are read to the end.
+
+    If the archive is missing, damaged, truncated or without images (and none was left out), `read` yields the images
+    before the error and then one Failure. Its id is the image in which reading failed, unless the shard skips that
+    image; otherwise it is the path of the tar.
     """
 
     storage: ReadableStorage
@@ -111,12 +112,12 @@ class WebDatasetTars:
                     yield self._record(reading, data)
                     reading = tar_key
                 if not seen and not left_out:
-                    yield self._record(tar_key, Failure("fetch", "the archive has no images in it"))
+                    yield self._record(tar_key, Failure("fetch", "the archive has no images"))
         except ObjectError as error:
             yield self._record(tar_key if reading in shard.skip else reading, Failure("fetch", str(error)))
         except StorageError:
             raise
-        except Exception as error:  # noqa: BLE001 - damage makes TarFile raise anything, TypeError from a cut gzip header
+        except Exception as error:  # noqa: BLE001 - TarFile raises any type on damage: TypeError for a truncated gzip header
             failure = Failure("fetch", f"the archive cannot be read further: {one_line_cause(error).rstrip(':')}")
             yield self._record(tar_key if reading in shard.skip else reading, failure)
 
@@ -125,7 +126,7 @@ class WebDatasetTars:
 
 
 class _StrictTarInfo(TarInfo):
-    """Makes a damaged or missing header an error; TarFile itself takes it for the end of the archive, silently."""
+    """Raises for a damaged or missing header, which TarFile would silently take for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tarfile: TarFile) -> Self:
@@ -150,7 +151,7 @@ class _StrictTarInfo(TarInfo):
             raise _PaddingError("truncated header")
         return super().frombuf(buf, encoding, errors)
 
-    def _proc_member(self, tarfile: TarFile) -> TarInfo:  # the method that is there to be overridden
+    def _proc_member(self, tarfile: TarFile) -> TarInfo:  # documented for overriding
         assert isinstance(tarfile, _Archive)
         tarfile.ended = False
         if self.type in (GNUTYPE_LONGNAME, GNUTYPE_LONGLINK):
@@ -158,10 +159,10 @@ class _StrictTarInfo(TarInfo):
         return super()._proc_member(tarfile)  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
 
     def _proc_pax(self, tarfile: TarFile) -> TarInfo:
-        """The member that follows a pax header, as TarFile makes it, which would also decode and keep what is not
-        needed: the extended attributes of a Mac take megabytes."""
+        """The member after a pax header, like TarFile, but without decoding and keeping unused keywords: extended
+        attributes from macOS take megabytes."""
         headers = _pax_headers(self, tarfile)
-        if self.type == XGLTYPE:  # for all members that follow
+        if self.type == XGLTYPE:  # a global header applies to all following members
             tarfile.pax_headers = {**tarfile.pax_headers, **headers}
             return self.fromtarfile(tarfile)
         try:
@@ -178,25 +179,25 @@ class _StrictTarInfo(TarInfo):
 
 
 class _Archive(TarFile):
-    """A tar that is read on after an end marker, as `tar --ignore-zeros` does: what follows may be another tar."""
+    """Continues after an end marker, as `tar --ignore-zeros` does, because another tar can follow."""
 
     tarinfo = _StrictTarInfo
     encoding = "utf-8"
     ignore_zeros = True
-    ended = False  # after a block of zeros, before the next header
+    ended = False  # True between a block of zeros and the next header
 
     def next(self) -> TarInfo | None:
-        # TarFile would keep the header of every member of an archive of any length.
+        # TarFile would keep the headers of all members in memory.
         self.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # not in the stubs
         return super().next()
 
 
 class _PaddingError(HeaderError):
-    """The rest of a file is zeros and shorter than a block."""
+    """The last block of the file is incomplete and has only zeros."""
 
 
 def _pax_headers(info: Any, tarfile: Any) -> dict[str, str]:
-    """What a pax header says of the name, the size and sparse storage. ReadError where it is damaged or too large."""
+    """The path, size and sparse keywords of a pax header. Raises ReadError if it is damaged or too large."""
     if not 0 <= info.size <= _MAX_PAX_HEADER:
         raise ReadError(f"a pax header of {info.size} bytes: the limit is {_MAX_PAX_HEADER}")
     data = tarfile.fileobj.read(info._block(info.size))[: info.size]
@@ -223,7 +224,7 @@ def _check_name(size: int) -> None:
 
 
 def _open_tar(stream: BinaryIO) -> TarFile:
-    """The archive, decompressed as its first bytes say."""
+    """Opens the archive; the first bytes decide the compression."""
     start = stream.read(6)
     stream.seek(0)
     if start.startswith(b"\x1f\x8b"):
@@ -231,16 +232,16 @@ def _open_tar(stream: BinaryIO) -> TarFile:
     if not start.startswith((b"BZh", b"\xfd7zXZ\0")):
         return _Archive(fileobj=stream)
     decompressed: Any = (BZ2File if start.startswith(b"BZh") else LZMAFile)(stream)
-    # Else they take damage between two compressed streams for the end, silently.
+    # Without this, damage between two compressed streams would silently end the archive.
     decompressed._buffer.raw._trailing_error = ()
     return _Archive(fileobj=decompressed)
 
 
 def _member_data(tar: TarFile, member: TarInfo) -> bytes | Failure:
     if not member.isreg() or member.issparse():
-        return Failure("fetch", "a link or another special member of the archive, which is not followed")
+        return Failure("fetch", "a link or other special member of the archive, which is not followed")
     if member.size > MAX_ENCODED_BYTES:
         return too_large(member.size)
     stream = tar.extractfile(member)
-    assert stream is not None, "regular members have contents"
+    assert stream is not None, "a regular member has contents"
     return stream.read()

@@ -1,6 +1,6 @@
-"""A ReadableStorage as a read-only pyarrow file system, for data sets of Parquet files."""
+"""A store as a read-only pyarrow file system, for data sets of Parquet files."""
 
-# pyarrow ships no types: strict checking would find every line that touches it unknown.
+# pyarrow has no type stubs; strict checking would report each use of it.
 # pyright: standard
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maskmill.pipeline.storage.local import LocalStorage
 
 
 def arrow_file_system(storage: ReadableStorage) -> arrow.FileSystem:
-    """The objects of a store as files, their keys as paths. Picklable. A folder is read by pyarrow itself."""
+    """A picklable file system with the keys of `storage` as paths. For a local folder it is pyarrow's own."""
     if isinstance(storage, LocalStorage):
         return arrow.SubTreeFileSystem(str(storage.root), arrow.LocalFileSystem())
     return arrow.PyFileSystem(_Objects(storage))
@@ -42,7 +42,7 @@ class _Objects(arrow.FileSystemHandler):
     open_input_stream = open_input_file
 
     def _refuse(self, *_: Any) -> NoReturn:
-        raise OSError(f"{self.storage.uri}: only known objects can be read here")
+        raise OSError(f"{self.storage.uri}: this file system only opens files by path")
 
     get_file_info_selector = create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = _refuse
     delete_file = move = copy_file = open_output_stream = open_append_stream = _refuse

@@ -1,4 +1,4 @@
-"""What a key is, and how keys and file names are shown."""
+"""Keys: validation, conversion from and to file names, and display."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ESCAPED = re.compile(rb"\\x(5c|[89a-f][0-9a-f])")
 
 
 def is_key(key: str) -> bool:
-    """Whether `key` is one that the Storage interface allows."""
+    """Whether `key` is valid: see ReadableStorage."""
     try:
         key.encode()
     except UnicodeEncodeError:  # half of a surrogate pair
@@ -18,19 +18,19 @@ def is_key(key: str) -> bool:
 
 
 def utf8_text(name: str) -> str:
-    """A file name as text that can be encoded: bytes that are not UTF-8 become \\xhh.
+    """Converts a file name to valid UTF-8 text: other bytes become \\xhh.
 
-    Different names give different texts: a backslash that would look like the beginning of such an escape becomes one.
+    Different names give different texts: a backslash that would read as the start of such an escape is escaped too.
     """
     escaped = re.sub(rb"\\(?=x(?:5c|[89a-f][0-9a-f]))", rb"\\x5c", os.fsencode(name))
     return escaped.decode("utf-8", "backslashreplace")
 
 
 def file_name(text: str) -> str:
-    """The file name that `utf8_text` made the text of."""
+    """The inverse of `utf8_text`."""
     return os.fsdecode(_ESCAPED.sub(lambda byte: bytes.fromhex(byte[1].decode()), text.encode()))
 
 
 def one_line(text: str) -> str:
-    """The text with its line breaks, and all else that cannot be shown, written as escapes."""
+    """Replaces line breaks and other characters that cannot be printed by escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""The local disk behind the Storage interface."""
+"""The Storage interface on a local folder."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from maskmill.pipeline.storage.keys import file_name, is_key, one_line, utf8_tex
 
 logger = logging.getLogger(__name__)
 
-# What the system says of one file in a folder that works. All else (no space, stale handle, timeout) is the store's.
+# Errors that concern one file. Others (no space, stale handle, timeout) concern the whole store.
 _ONE_FILE = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EIO),
 }
 
-# What file systems say to a call that they do not have; EPERM: FAT, exFAT and FUSE to hard links.
+# Errors of file systems that lack a call; EPERM is what FAT, exFAT and FUSE return for hard links.
 _UNSUPPORTED = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 def rename_noreplace(source: Path, target: Path) -> None:
-    """Renames a file in one step, for file systems without hard links. FileExistsError where `target` exists.
+    """Renames a file atomically, for file systems without hard links. Raises FileExistsError if `target` exists.
 
-    OSError with ENOSYS where the system has no such call, with EINVAL where the file system does not support it.
+    Raises OSError with ENOSYS if the system lacks renameat2, with EINVAL if the file system does not support the flag.
     """
-    # glibc has it since 2.28.
+    # In glibc since 2.28.
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -45,23 +45,23 @@ def rename_noreplace(source: Path, target: Path) -> None:
         raise OSError(number, os.strerror(number), str(target))
 
 
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of Linux
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # Linux constants
 
 
 @dataclass(frozen=True)
 class LocalStorage:
-    """A folder. It must exist: one that vanishes under a run is an error, not a new and empty store.
+    """A folder. It must exist: a folder that disappears during a run is an error, not a new, empty store.
 
-    - Files and folders whose names start with a dot are not objects. That hides the temporary files of writes in
-      progress (and those of killed writers) from every listing, and .DS_Store, ._photo.jpg and .git with them.
-    - A link to a file is an object, wherever it points: collections of links are common. A link to a folder is
-      followed, but no folder is listed twice: one below the root has its own path, another one that of the first link
-      to it in the order of keys. A warning counts the others. Devices, pipes and sockets are no objects.
-    - In the key of a file whose name is not UTF-8 the bytes that are not are written as \\xhh.
+    - Files and folders with names that start with a dot are not objects. So listings omit the temporary files of
+      unfinished writes, .DS_Store, ._photo.jpg and .git.
+    - A link to a file is an object, whatever its target: collections of links are common. Links to folders are
+      followed, but each folder is listed once: under its own path if it is below the root, otherwise under the first
+      link to it in key order. A warning counts the other links. Devices, pipes and sockets are not objects.
+    - Bytes of a file name that are not UTF-8 appear in its key as \\xhh.
     """
 
     root: Path
-    # How a finished file gets its name; each fails where the name is taken. The first that the file system has is used.
+    # Give a finished file its name; fail if the name exists. The first call that the file system supports is used.
     placing: Sequence[Callable[[Path, Path], None]] = field(
         default=(os.link, rename_noreplace), repr=False, kw_only=True
     )
@@ -79,7 +79,7 @@ class LocalStorage:
                 yield item
         if linked.repeated:
             logger.warning(
-                "%s: %d linked folders were left out, since they are listed under another name, such as %s",
+                "%s: %d linked folders were left out because they are listed under another name, such as %s",
                 *(self.uri, len(linked.repeated), linked.repeated[0]),
             )
 
@@ -90,11 +90,11 @@ class LocalStorage:
         with self._explained(path):
             try:
                 with os.scandir(path) as entries:
-                    # Names only: there may be millions, and an entry takes a kilobyte.
+                    # Names only: a folder can have millions of entries, and a DirEntry takes a kilobyte.
                     names = [entry.name + "/" * _is_folder(entry) for entry in entries]
             except (FileNotFoundError, NotADirectoryError):
                 return
-        # A folder sorts with its slash, so that keys come in order: `a.jpg` before `a/b.jpg` before `a0.jpg`.
+        # Folder names end with a slash so that keys are sorted: `a.jpg`, `a/b.jpg`, `a0.jpg`.
         names.sort(key=utf8_text)
         for name in names:
             key = f"{folder}/{utf8_text(name)}" if folder else utf8_text(name)
@@ -137,12 +137,12 @@ class LocalStorage:
         path = self._path(key)
         with self._explained(path):
             if path.exists():
-                return False  # spares a late copy of a shard the writing
+                return False  # avoids writing when another copy of the shard has been committed
             with self._temporary(path, data) as temporary:
                 return self._place(temporary, path)
 
     def _place(self, temporary: Path, path: Path) -> bool:
-        """Gives the file the name `path`. False where that is taken."""
+        """Gives the file the name `path`. Returns False if the name exists."""
         for place in self.placing:
             try:
                 place(temporary, path)
@@ -184,7 +184,7 @@ class LocalStorage:
         return [self]
 
     def make(self) -> None:
-        """Creates the folder where it does not exist."""
+        """Creates the folder if it does not exist."""
         with self._explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
 
@@ -195,7 +195,7 @@ class LocalStorage:
 
     @contextmanager
     def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
-        """A file beside `path`, so on the same file system, that holds `data` safely on disk; gone afterwards."""
+        """A file next to `path` (same file system) with `data` synced to disk; deleted on exit."""
         self._make_folders(path.parent)
         temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
         try:
@@ -209,11 +209,11 @@ class LocalStorage:
 
     @contextmanager
     def _explained(self, path: Path, one_file: type[StorageError] = StorageError) -> Iterator[None]:
-        """Turns OSError into StorageError; into `one_file` where only the file at `path` is at fault."""
+        """Converts OSError to StorageError, or to `one_file` if the error concerns only the file at `path`."""
         try:
             yield
         except OSError as error:
-            # A folder that was deleted or unmounted is no fault of the files that were in it.
+            # If the root was deleted or unmounted, the error concerns the store, not one file.
             lost = error.errno == errno.ENOENT and not os.path.isdir(self.root)
             kind = one_file if error.errno in _ONE_FILE and not lost else StorageError
             where = self.root if lost else path
@@ -229,14 +229,14 @@ class LocalStorage:
 
 @dataclass
 class _LinkedFolders:
-    """The folders that one listing has reached through links."""
+    """Folders that one listing has visited, to detect those that links reach again."""
 
     root: str  # real path of the folder that is listed
-    listed: set[tuple[int, int]]  # identities of the root and of the folders so far
-    repeated: list[str] = field(default_factory=list[str])  # keys of those that were reached again
+    listed: set[tuple[int, int]]  # (device, inode) of the root and of the folders visited
+    repeated: list[str] = field(default_factory=list[str])  # keys of folders reached again
 
     def is_repeated(self, path: str, key: str, is_link: bool) -> bool:
-        """Whether the folder at `path`, a link or below one, has another key."""
+        """Whether the folder at `path` (a link, or below a link) is listed under another key."""
         identity = _identity(path)
         if identity in self.listed or (is_link and self._is_below_root(os.path.realpath(path))):
             self.repeated.append(key)
@@ -245,7 +245,7 @@ class _LinkedFolders:
         return False
 
     def _is_below_root(self, path: str) -> bool:
-        """Not hidden, so that it is listed there."""
+        """Whether `path` is below the root and not hidden, so that the listing has it under its own path."""
         root = os.path.join(self.root, "")
         return path.startswith(root) and not any(part.startswith(".") for part in path.removeprefix(root).split("/"))
 
@@ -258,27 +258,27 @@ def _identity(path: str | Path) -> tuple[int, int]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # of what a link points to: reading it will tell
+    except OSError:  # from a link's target; reading it reports the error
         return False
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # for a writer, where the path is a pipe
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for a writer
 
 
 def _size(path: str) -> int | None:
-    """Bytes of a file; 0 for a link to nowhere, which fails when it is read; None for what is no object."""
+    """Size of a file in bytes; 0 for a broken link (reading it fails); None if it is not an object."""
     try:
         status = os.stat(path)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
-        return 0 if os.path.islink(path) else None  # None: deleted since it was listed
+        return 0 if os.path.islink(path) else None  # None: deleted after it was listed
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in the folder survive a crash, not only the files' contents, as far as the file system can."""
+    """Syncs a folder, so that new file names survive a crash. Does nothing if the file system cannot sync folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A seekable stream over an object that is fetched by ranges and goes on where a connection broke."""
+"""A seekable stream over a remote object: fetches byte ranges and resumes after a lost connection."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol, TypeVar
 
 from maskmill.pipeline.errors import ObjectError, StorageError
 
-CHUNK = 1 << 20  # bytes asked of a connection at once: what is fetched again when it breaks
-SKIP = 4 << 20  # bytes; a shorter way forward is read over, which is faster than another request
+CHUNK = 1 << 20  # bytes per read from a connection: the most that is fetched again after a failure
+SKIP = 4 << 20  # bytes; a shorter seek forward reads and discards, which is faster than a new request
 
 T = TypeVar("T")
 
 
 class Body(Protocol):
-    """What comes over one connection."""
+    """The response body of one connection."""
 
     def read(self, amount: int) -> bytes: ...
 
@@ -23,30 +23,30 @@ class Body(Protocol):
 
 
 class Guard(Protocol):
-    """Runs a step, and again where that makes sense; turns what cannot be helped into StorageError."""
+    """Runs a step with retries. Raises StorageError if it still fails."""
 
     def __call__(self, step: Callable[[], T]) -> T: ...
 
 
 class BrokenStreamError(Exception):
-    """A connection that ended before its time."""
+    """A connection that closed before the end of the response."""
 
 
-# From which byte on, and of which version, None for whatever there is -> the rest, its length in bytes, its version.
+# (first byte, version or None for the current one) -> body from that byte to the end, its length in bytes, its version
 Fetch = Callable[[int, str | None], tuple[Body, int, str]]
 
 
 class RangeStream(io.RawIOBase):
-    """The bytes of one version of the object `name`; sequential reading is one request for as long as it holds.
+    """The bytes of one version of the object `name`. Sequential reads share one request until the connection breaks.
 
-    `fetch` asks the store; each step goes through `guard`, and one that failed has dropped its connection. Raises what
-    `guard` does, ObjectError where the object was replaced, StorageError where the store does not keep to ranges.
+    `fetch` sends a request. `guard` runs each read; a failed read closes its connection, so a retry sends another.
+    Raises what `guard` raises; ObjectError if the object was replaced; StorageError if the store ignores ranges.
     """
 
     def __init__(self, name: str, fetch: Fetch, guard: Guard):
-        self._body: Body | None = None  # first: close() may come after a failed __init__
+        self._body: Body | None = None  # set first: Python calls close() after a failed __init__
         self._name, self._fetch, self._guard = name, fetch, guard
-        self._position = self._fetched = 0  # where the reader is, and where the connection is
+        self._position = self._fetched = 0  # byte offsets of the reader and of the connection
         self._body, self._size, self._version = guard(lambda: fetch(0, None))
 
     def readable(self) -> bool:
@@ -58,7 +58,7 @@ class RangeStream(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
-            raise ValueError(f"position {start + offset} lies before the object's first byte")
+            raise ValueError(f"position {start + offset} is before the first byte of the object")
         self._position = start + offset
         return self._position
 
@@ -93,7 +93,7 @@ class RangeStream(io.RawIOBase):
         assert self._body is not None
         chunk = self._body.read(amount)
         if not chunk:
-            raise BrokenStreamError(f"the store ended its answer at byte {self._fetched} of {self._size}")
+            raise BrokenStreamError(f"the store ended its response at byte {self._fetched} of {self._size}")
         self._fetched += len(chunk)
         return chunk
 
@@ -102,9 +102,9 @@ class RangeStream(io.RawIOBase):
         self._body, rest, version = self._fetch(self._position, self._version)
         self._fetched = self._position
         if version != self._version:
-            raise ObjectError(f"{self._name}: was replaced while it was read")
+            raise ObjectError(f"{self._name}: was replaced while it was being read")
         if rest != self._size - self._position:
-            raise StorageError(f"{self._name}: the store answers a request for a range with something else")
+            raise StorageError(f"{self._name}: the store does not return the requested byte range")
 
     def _drop(self) -> None:
         if self._body is not None:

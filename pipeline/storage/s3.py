@@ -1,4 +1,4 @@
-"""S3, and the stores that speak its language, behind the Storage interface. docs/0003 has the reasons."""
+"""The Storage interface on S3 and S3-compatible stores. Design: docs/0003."""
 
 from __future__ import annotations
 
@@ -46,21 +46,23 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _POSITIONS = ("ContinuationToken", "KeyMarker", "UploadIdMarker")
-_ENDPOINT = "the endpoint in AWS_ENDPOINT_URL, or the AWS configuration, is no address of the form https://host:port"
-BUFFER = 1 << 20  # bytes a stream fetches at least
-WRITER = "maskmill-writer"  # the object's metadata that say which call of `create` made it
+_ENDPOINT = (
+    "the endpoint in AWS_ENDPOINT_URL, or the AWS configuration, is not an address of the form https://host:port"
+)
+BUFFER = 1 << 20  # bytes that a stream reads at once
+WRITER = "maskmill-writer"  # metadata key; the value identifies the call of `create` that made the object
 
 
 def open_s3(uri: str) -> S3Storage:
-    """The store at s3://bucket or s3://bucket/prefix. The endpoint is what the environment says here, on every machine.
+    """Opens s3://bucket or s3://bucket/prefix. Workers use the endpoint from the environment of this process.
 
-    Raises StorageError where `uri` or the endpoint is no such address.
+    Raises StorageError if `uri` or the endpoint is invalid.
     """
     scheme, _, rest = uri.partition("://")
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.rstrip("/")
-    if "@" in bucket or ":" in bucket:  # not quoted: what stands here may be a secret
-        raise StorageError("s3:// is followed by a bucket's name: an endpoint or credentials belong in the environment")
+    if "@" in bucket or ":" in bucket:  # the message does not quote it: it can be a secret
+        raise StorageError("s3:// takes the name of a bucket: put an endpoint or credentials in the environment")
     if scheme != "s3" or not re.fullmatch(r"[A-Za-z0-9._-]+", bucket) or (prefix and not is_key(prefix)):
         raise StorageError(f"{one_line(uri)}: not an address of the form s3://bucket or s3://bucket/prefix")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
@@ -73,23 +75,23 @@ def _is_endpoint(text: str) -> bool:
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and parts.port != 0 and "@" not in text
-    except ValueError:  # what stands for the port is none
+    except ValueError:  # invalid port
         return False
 
 
 @dataclass(frozen=True)
 class S3Storage:
-    """The objects of a bucket whose keys start with `prefix` and a slash; a listing names them without that.
+    """The objects of a bucket below `prefix`. Keys are relative to the prefix.
 
-    - Objects whose keys the Storage interface does not allow, `folder/` markers among them, are in no listing.
-    - It holds no credentials: every process finds its own, in the way of every AWS tool.
-    - A client belongs to one process and all its threads, whatever was pickled or forked.
+    - Listings omit objects with invalid keys (see ReadableStorage), such as `folder/` markers.
+    - It holds no credentials: each process looks them up as AWS tools do.
+    - Each process has its own client, shared by its threads and not inherited by pickling or forking.
     """
 
     bucket: str
     prefix: str = ""
-    endpoint: str | None = None  # None: AWS, or what the machine's own AWS configuration says
-    part_size: int = 64 << 20  # bytes; a larger object is created in parts of this size
+    endpoint: str | None = None  # None: AWS, or the endpoint of the machine's AWS configuration
+    part_size: int = 64 << 20  # bytes; larger objects are uploaded in parts of this size
     patience: Patience = field(default=Patience(), repr=False)
 
     @property
@@ -100,7 +102,7 @@ class S3Storage:
         previous, no_paths = "", 0
         for item in self._listed("list_objects_v2", "Contents", self._root + prefix):
             key = item["Key"].removeprefix(self._root)
-            if key < previous:  # as directory buckets do
+            if key < previous:  # directory buckets do not sort
                 raise StorageError(
                     f"{self.uri}: the store lists {one_line(key)} after {one_line(previous)}: not sorted"
                 )
@@ -113,7 +115,9 @@ class S3Storage:
             elif "//" in f"/{key}":
                 no_paths += 1
         if no_paths:
-            logger.warning("%s: %d objects were left out whose keys have an empty part, as in a//b", self.uri, no_paths)
+            logger.warning(
+                "%s: %d objects were left out because their keys have an empty part, as in a//b", self.uri, no_paths
+            )
 
     def read(self, key: str) -> bytes:
         with self.open(key) as stream:
@@ -164,14 +168,14 @@ class S3Storage:
             for upload in self._listed("list_multipart_uploads", "Uploads", self._root):
                 if upload["Initiated"] < oldest:
                     self._abort(upload["Key"], upload["UploadId"])
-        except StorageError as error:  # who may write may not always do this, and what stays does no harm
-            logger.warning("leftovers stay: %s", error)
+        except StorageError as error:  # listing or aborting uploads can be denied; leftovers do no harm
+            logger.warning("leftovers of killed processes were not removed: %s", error)
 
     def commit_paths(self) -> Sequence[Storage]:
         return [self, replace(self, part_size=0)]
 
-    # Creating. A response may be lost although its request took effect, so that its repetition finds the object there.
-    # Who made that is told by its metadata.
+    # Create. If a request succeeds but its response is lost, the retry finds the object. The metadata of the object
+    # then shows whether this call created it.
 
     def _create_whole(self, name: str, data: bytes, writer: str) -> bool:
         try:
@@ -184,7 +188,7 @@ class S3Storage:
     def _create_in_parts(self, name: str, data: bytes, writer: str) -> bool:
         size = self.part_size or len(data)
         there = self._writer(name) if len(data) > size else None
-        if there is not None:  # spares a late copy of a shard the upload
+        if there is not None:  # avoids the upload when another copy of the shard has been committed
             return there == writer
         begun = self._call("create_multipart_upload", Key=name, Metadata={WRITER: writer})
         upload = {"Key": name, "UploadId": begun["UploadId"]}
@@ -205,32 +209,32 @@ class S3Storage:
         return completed
 
     def _refused(self, error: ClientError, name: str, writer: str) -> bool:
-        """Whether the object is ours although the store refused to create it. Raises where that is no answer."""
+        """After a refused create: whether an earlier try of this call created the object. Raises for other errors."""
         code, status = code_of(error), status_of(error)
         if status in (404, 405, 501) and code not in ("NoSuchBucket", "NoSuchUpload"):
             raise StorageError(f"{unsafe(self.uri)} ({cause(error)})")
         if status == 409:
-            raise UnsettledError("another writer is at it") from error
-        if status != 412 and code != "NoSuchUpload":  # completed already, or aborted
+            raise UnsettledError("another client is writing the object") from error
+        if status != 412 and code != "NoSuchUpload":  # NoSuchUpload: already completed, or aborted
             raise error
         there = self._writer(name)
         if there is None:
-            raise UnsettledError("the store said that it is there, and then that it is not") from error
+            raise UnsettledError("the store reported first that the object exists, then that it does not") from error
         return there == writer
 
     def _writer(self, name: str) -> str | None:
-        """Which call of `create` made the object; "" where another program did, None where there is no object."""
+        """The id of the `create` call that made the object; "" if another program did; None if there is no object."""
         try:
             return self._client.head_object(Bucket=self.bucket, Key=name)["Metadata"].get(WRITER, "")
         except ClientError as error:
             if status_of(error) == 404:
                 return None
-            if status_of(error) < 500:  # a HEAD is refused without a reason, this for the same one
+            if status_of(error) < 500:  # a HEAD response has no error code; this request fails with one
                 self._client.list_objects_v2(Bucket=self.bucket, Prefix=name, MaxKeys=1)
             raise
 
     def _abort(self, Key: str, UploadId: str) -> None:
-        """Gives the store's room back, if it can be had: otherwise a later sweep does."""
+        """Deletes the uploaded parts. If that fails, a later `sweep` does it."""
         with suppress(BotoCoreError, ClientError):
             self._client.abort_multipart_upload(Bucket=self.bucket, Key=Key, UploadId=UploadId)
 
@@ -244,7 +248,7 @@ class S3Storage:
         return self._persist(lambda: getattr(self._client, operation)(Bucket=self.bucket, **arguments))
 
     def _listed(self, operation: str, items: str, prefix: str) -> Iterator[dict[str, Any]]:
-        """What the store lists below the prefix, page by page."""
+        """Lists the items below the prefix, page by page."""
         position: dict[str, str] = {}
         while True:
             with self._explained("list", ""):
@@ -259,13 +263,13 @@ class S3Storage:
 
     @contextmanager
     def _explained(self, doing: str, key: str, one_object: type[StorageError] = StorageError) -> Iterator[None]:
-        """Turns what botocore raises into StorageError; into `one_object` where only the object is at fault."""
+        """Converts errors of botocore to StorageError, or to `one_object` if they concern only this object."""
         try:
             yield
         except TROUBLE as error:
             kind = one_object if concerns_one_object(error) else StorageError
             where = one_line(f"{self.uri}/{key}" if key else self.uri)
-            # From None: what a credential helper said may stand in botocore's error, and so in a traceback.
+            # From None: the botocore error, shown in a traceback, can contain the output of a credential helper.
             raise kind(f"{where}: cannot {doing}: {cause(error)}") from None
 
     @property
@@ -280,14 +284,14 @@ class S3Storage:
 
 @functools.cache
 def _client(endpoint: str | None, patience: Patience, process: int) -> Any:
-    """The client of this process: neither pickles nor forks can carry one over."""
+    """The S3 client of this process; a client cannot be pickled or used after a fork."""
     config = Config(
         connect_timeout=patience.connect,
         read_timeout=patience.read,
-        max_pool_connections=64,  # only as many are opened as there are threads
+        max_pool_connections=64,  # a limit: connections are opened as threads need them
         tcp_keepalive=True,
-        retries={"total_max_attempts": 1, "mode": "standard"},  # botocore's own would hide that a response was lost
-        # Older MinIO, Ceph and R2 do not know the newer checksums. All check the SHA-256 of the body, which is signed.
+        retries={"total_max_attempts": 1, "mode": "standard"},  # retries of botocore would hide lost responses
+        # Older MinIO, Ceph and R2 do not support the newer checksums. All check the signed SHA-256 of the body.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )

@@ -1,4 +1,4 @@
-"""What can go wrong with S3: what passes and is waited for, what does not, and how it is told in one line."""
+"""Errors of S3: which are temporary and retried, which are not, and a one-line message for each."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a store is waited for, all in seconds.
+    """Timeouts and retry delays, in seconds.
 
-    `total` is what one request and its repetitions may take from the first failure on. Before each repetition comes a
-    pause of random length, up to a limit that doubles from `first_pause` to `longest_pause`. After `quiet` seconds
-    without success the log says that the store is being tried.
+    `total` limits the time for all retries of a request, counted from its first failure. Each retry waits for a random
+    time up to a limit that doubles from `first_pause` to `longest_pause`. A request that takes longer than `quiet` is
+    logged as a warning. `connect` and `read` are the timeouts of one connection.
     """
 
     total: float = 180.0
@@ -47,23 +47,23 @@ class Patience:
 
 
 class UnsettledError(Exception):
-    """The store's answers contradict each other, or another writer is just at the object: passes."""
+    """Temporary: responses of the store contradict each other, or another client is writing the object."""
 
 
 class GaveUpError(Exception):
-    """Trouble that did not pass in time."""
+    """A temporary error that lasted longer than Patience.total."""
 
 
 TROUBLE = (BotoCoreError, ClientError, ResponseParserError, HTTPError, BrokenStreamError, UnsettledError, GaveUpError)
-_PASSING = (
+_TEMPORARY = (
     *(NoConnectionError, HTTPClientError, IncompleteReadError, ResponseParserError, HTTPError),
     *(BrokenStreamError, UnsettledError),
 )
-_PASSING_CODES = {
+_TEMPORARY_CODES = {
     *("RequestTimeout", "OperationAborted", "Throttling", "ThrottlingException", "RequestLimitExceeded"),
     *("IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"),  # damaged on its way
 }
-_PASSING_STATUS = {429, 500, 502, 503, 504}
+_TEMPORARY_STATUS = {429, 500, 502, 503, 504}
 
 _ABSENT = ("NoSuchKey", "404")
 _FORBIDDEN = ("AccessDenied", "403")
@@ -74,28 +74,31 @@ _EXPIRED = ("ExpiredToken", "TokenRefreshRequired")
 _REGION = ("301", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException")
 _CAUSES = {
     **dict.fromkeys(_ABSENT, "no such object"),
-    **dict.fromkeys(_FORBIDDEN, "these credentials may not (nor tell an absent object without the right to list)"),
-    **dict.fromkeys(_REPLACED, "it was replaced meanwhile"),
-    **dict.fromkeys(_CREDENTIALS, "the store does not know these credentials: correct AWS_ACCESS_KEY_ID and so on"),
+    **dict.fromkeys(_FORBIDDEN, "access denied (S3 also says so of a missing object if these credentials cannot list)"),
+    **dict.fromkeys(_REPLACED, "it was replaced while it was being read"),
+    **dict.fromkeys(
+        _CREDENTIALS, "the store does not know these credentials: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    ),
     **dict.fromkeys(_EXPIRED, "the credentials have expired: renew them"),
-    **dict.fromkeys(_REGION, "the bucket lies in another region: name it in AWS_DEFAULT_REGION"),
-    "NoSuchBucket": "there is no such bucket: create it, or correct the address",
-    "RequestTimeTooSkewed": "the clock of this machine is wrong: set it",
+    **dict.fromkeys(_REGION, "the bucket is in another region: set AWS_DEFAULT_REGION"),
+    "NoSuchBucket": "no such bucket: create it or correct the address",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong: correct it",
 }
 
 
 def persist(step: Callable[[], T], patience: Patience, store: str) -> T:
-    """The step's result, repeated while it fails of what passes. GaveUpError after all of the patience.
+    """Runs `step`, repeats it after temporary errors, and returns its result.
 
-    Whatever else the step raises comes through at once. `store` names the store and its endpoint in the log.
+    Raises GaveUpError after `patience.total` seconds of temporary errors, and any other error at once. `store` names
+    the store and its endpoint in log messages.
     """
     trouble = "no answer yet"
     give_up, limit = None, patience.first_pause
 
-    def tell() -> None:
+    def warn() -> None:
         logger.warning("%s: a request takes longer than %g s: %s", store, patience.quiet, trouble)
 
-    clock = threading.Timer(patience.quiet, tell)
+    clock = threading.Timer(patience.quiet, warn)
     clock.daemon = True
     clock.start()
     try:
@@ -103,7 +106,7 @@ def persist(step: Callable[[], T], patience: Patience, store: str) -> T:
             try:
                 return step()
             except TROUBLE as error:
-                if not _passes(error):
+                if not _is_temporary(error):
                     raise
                 trouble = cause(error)
                 now, pause = time.monotonic(), random.uniform(0, limit)
@@ -118,25 +121,27 @@ def persist(step: Callable[[], T], patience: Patience, store: str) -> T:
 
 
 def cause(error: BaseException) -> str:
-    """One line, without secrets."""
+    """The cause of an error in one line, without secrets."""
     if isinstance(error, ClientError):
         code = code_of(error)
         said = error.response.get("Error", {}).get("Message", "")
         return f"{_CAUSES.get(code) or ' '.join(said.split())} ({code})"
     if isinstance(error, NoCredentialsError):
-        return "no credentials: give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine a role"
+        return (
+            "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or use an instance role"
+        )
     if isinstance(error, CredentialRetrievalError):
-        return f"credentials cannot be had from {error.kwargs['provider']}"
+        return f"no credentials from {error.kwargs['provider']}"
     return one_line_cause(error)
 
 
 def concerns_one_object(error: BaseException) -> bool:
-    """Whether the store works, and only this object is missing or may not be read."""
+    """Whether the store works, but this object is missing or access to it is denied."""
     return isinstance(error, ClientError) and code_of(error) in _ONE_OBJECT
 
 
 def code_of(error: ClientError) -> str:
-    """The store's word for the error; the HTTP status where the answer had no room for it."""
+    """The error code of S3; the HTTP status if the response has no body."""
     return error.response.get("Error", {}).get("Code", "")
 
 
@@ -145,7 +150,7 @@ def status_of(error: ClientError) -> int:
     return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
-def _passes(error: BaseException) -> bool:
+def _is_temporary(error: BaseException) -> bool:
     if isinstance(error, ClientError):
-        return status_of(error) in _PASSING_STATUS or code_of(error) in _PASSING_CODES
-    return isinstance(error, _PASSING)
+        return status_of(error) in _TEMPORARY_STATUS or code_of(error) in _TEMPORARY_CODES
+    return isinstance(error, _TEMPORARY)

@@ -1,6 +1,6 @@
-"""The Python API: load a model, generate the masks of an image, click on an image, open a run.
+"""The Python API: load a model, generate the masks of an image, prompt an image, open a run.
 
-It loads no Ray, and pyarrow only to open a run. `maskmill/__init__.py` exports it.
+It does not import Ray, and imports pyarrow only to open a run. `maskmill/__init__.py` exports it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def load_model(
     device: str = "auto",
     precision: str = "exact",
 ) -> Sam:
-    """A network with its weights, ready for inference.
+    """Loads a network with its weights, ready for inference.
 
     Args:
         variant: mini, vit_b, vit_l or vit_h.
-        checkpoint: a `.pth`, `.bin` or `.safetensors` file; without one, mini takes the embedded weights.
-        device: cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.
+        checkpoint: a `.pth`, `.bin` or `.safetensors` file. Default for mini: the embedded weights.
+        device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
         precision: exact computes in float32, as published. fast pre-selects masks in float16 or bf16, where the device
             has instructions for it: nearly always the same masks.
 
@@ -55,17 +55,17 @@ def load_model(
 
 
 def generate(image: ImageLike, model: Sam, preset: str | None = None, **overrides: Any) -> ImageMasks:
-    """The masks of everything in an image.
+    """Generates the masks of everything in an image.
 
     Args:
-        image: an RGB array (H, W, 3) uint8, a Pillow image, or the path of an image file. Of the latter two, EXIF
-            orientation is applied and transparency is laid over white.
+        image: an RGB array (H, W, 3) uint8, a Pillow image, or the path of an image file. For the latter two,
+            the EXIF orientation is applied and transparency is composited over white.
         model: from `load_model`.
-        preset: official (the defaults of `SamAutomaticMaskGenerator`), sa1b or mini; the model's own when left out.
-        overrides: fields of `GeneratorConfig` that differ from the preset: points_per_side=16, pred_iou_thresh=0.9 ...
+        preset: official (the defaults of `SamAutomaticMaskGenerator`), sa1b or mini. Default: the preset of the model.
+        overrides: fields of `GeneratorConfig` to change: points_per_side=16, pred_iou_thresh=0.9 ...
 
     Raises:
-        PromptError: an array of another shape or type, or something that is no image at all.
+        PromptError: an array of another shape or type, or an object that is not an image.
         ImageError: an image file that is missing or cannot be decoded.
         ConfigError: an unknown preset or option, or a value out of range.
     """
@@ -76,22 +76,22 @@ def generate(image: ImageLike, model: Sam, preset: str | None = None, **override
 
 
 def encode(image: ImageLike, model: Sam) -> EncodedImage:
-    """Encodes an image once; `predict` of what is returned then takes points, a box or a mask, as often as you like.
+    """Encodes an image. Call `predict` on the result, any number of times, with points, a box or a mask.
 
-    `image` and `model` are those of `generate`, and so is what is raised.
+    Takes the same `image` and `model` as `generate`, and raises the same errors.
     """
     _check_model(model)
     return encode_image(model, _pixels(image))
 
 
 def open_run(uri: str | os.PathLike[str]) -> Run:
-    """The output of `maskmill generate` in a folder or at s3://bucket/prefix, whether or not the run has ended.
+    """Opens the output of `maskmill generate`, finished or not, in a folder or at s3://bucket/prefix.
 
     Raises:
-        RunMismatchError: there is no run.
+        RunMismatchError: the folder or prefix has no run.
         StorageError: the store cannot be reached.
     """
-    from maskmill.pipeline.finished import open_finished_run  # pyarrow takes a while, and masks do not need it
+    from maskmill.pipeline.finished import open_finished_run  # imported here because pyarrow takes long to import
     from maskmill.pipeline.storage import open_storage
 
     return open_finished_run(open_storage(os.fspath(uri)))
@@ -103,7 +103,7 @@ def _pixels(image: ImageLike) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         try:
             return to_pixels(image)
-        except (OSError, ValueError) as error:  # Pillow reads the file only now
+        except (OSError, ValueError) as error:  # Pillow reads the file lazily
             raise ImageError(f"the Pillow image cannot be read: {one_line_cause(error)}; open it again") from error
     if not isinstance(image, np.ndarray):
         kind = type(image).__name__

@@ -1,6 +1,6 @@
-"""Where compiled code is cached: where numba and Triton put it, or in a private folder where that cannot be written.
+"""Cache folders of compiled code: the defaults of numba and Triton, or a private folder if those are not writable.
 
-In a container the package is often read-only, and the user has no home folder.
+In a container the package is often read-only and the user has no home folder.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _numba_config: Any = config
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` that caches on disk and releases the GIL. Raises OSError where no temporary folder can be written.
+    """`numba.njit` with a cache on disk and without the GIL. Raises OSError if no temporary folder is writable.
 
-    numba itself tries NUMBA_CACHE_DIR, the folder of the source file and the user's cache folder.
+    numba first tries NUMBA_CACHE_DIR, the folder of the source file and the user's cache folder.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
             return numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # none of these folders can be written
+        except RuntimeError:  # none of these folders is writable
             _numba_config.CACHE_DIR = str(private_folder() / "numba")
             return numba.njit(nogil=True, cache=True, **options)(function)
 
@@ -36,24 +36,24 @@ def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def choose_triton_cache() -> None:
-    """Sets TRITON_CACHE_DIR where Triton could not write its default, a folder in the user's home.
+    """Sets TRITON_CACHE_DIR if Triton cannot write its default, a folder in the user's home.
 
-    To be called before the first kernel. Raises OSError where no temporary folder can be written.
+    Call it before the first kernel. Raises OSError if no temporary folder is writable.
     """
     if not ({"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys() or home_is_writable()):
         os.environ["TRITON_CACHE_DIR"] = str(private_folder() / "triton")
 
 
 def home_is_writable() -> bool:
-    """Whether files can be created in the user's home folder. False where there is none."""
-    home = os.path.expanduser("~")  # "~" itself where neither HOME nor the password database has one
+    """Whether files can be created in the user's home folder. False if there is none."""
+    home = os.path.expanduser("~")  # unchanged if neither HOME nor the password database has one
     return os.path.isabs(home) and os.access(home, os.W_OK | os.X_OK)
 
 
 def private_folder() -> Path:
-    """A folder in the temporary folder that only this user can write: whoever can write a cache can run code.
+    """A folder in the temporary folder that only this user can write, because cached code is executed.
 
-    All processes of the user get the same one. Raises OSError where it cannot be had.
+    All processes of the user share it. Raises OSError if it cannot be created or is not private.
     """
     folder = Path(tempfile.gettempdir(), f"maskmill-{os.getuid()}")
     with suppress(FileExistsError):

@@ -90,7 +90,7 @@ def test_a_run_is_refused_when_its_images_are_gone(tmp_path: Path):
     photographs.rename(tmp_path / "moved")
     with pytest.raises(
         MaskmillError,
-        match="photographs: the images of the run are no longer there: if they have moved, --source says where to",
+        match=r"photographs: the images of the run are no longer there: .* give their new place with --source",
     ):
         open_annotations(out)
 

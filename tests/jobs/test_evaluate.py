@@ -77,7 +77,7 @@ def test_evaluate_judges_a_run_whose_images_have_moved(
     command = ["evaluate", "--data", str(tmp_path / "out"), "--out", str(tmp_path / "report")]
     command += ["--checkpoint", str(weights), "--only", "clicks", "--processes", "2"]
     assert main(command) == 1
-    assert "--source says where to" in capsys.readouterr().err
+    assert "give their new place with --source" in capsys.readouterr().err
     assert main([*command, "--source", str(tmp_path / "moved")]) == 0
     assert "1 of out (0 skipped)" in capsys.readouterr().out
 
@@ -90,7 +90,7 @@ def test_evaluate_judges_a_run_whose_images_have_moved(
         ("--model", "vit_b", "vit_b needs a checkpoint file"),
         ("--device", "abacus", "there is no device 'abacus'"),
         ("--data", "missing", "missing: no such file or folder"),
-        ("--out", "photographs/0.jpg", "0.jpg: cannot be made"),
+        ("--out", "photographs/0.jpg", "0.jpg: cannot be created"),
     ],
 )
 def test_evaluate_is_refused_in_one_line_when_an_option_is_wrong(

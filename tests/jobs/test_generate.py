@@ -257,7 +257,7 @@ def test_run_goes_on_when_it_was_stopped(photographs: Path, tmp_path: Path, how:
     assert driver.returncode == (130 if how == signal.SIGINT else -how)
     if how == signal.SIGINT:
         assert errors.splitlines()[-1] == (
-            "maskmill: stopped: what is done is kept: run the same command again to go on"
+            "maskmill: stopped; finished work is kept: run the same command again to resume"
         )
     job, plan = open_fake_job(tmp_path)
     assert len(job.ledger.committed()) == 2

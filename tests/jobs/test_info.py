@@ -64,5 +64,5 @@ def test_info_shows_the_path_as_it_is_when_it_has_brackets(tmp_path: Path) -> No
 def test_info_refuses_what_is_none_of_the_models(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save(random_sam(SMALL_CONFIGS["grid7"]).state_dict(), path)
-    with pytest.raises(CheckpointError, match="is none of the models vit_b"):
+    with pytest.raises(CheckpointError, match="is not one of the models vit_b"):
         info(path)

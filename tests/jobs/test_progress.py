@@ -14,7 +14,7 @@ def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_log_gets_a_line_with_how_far_it_is(capsys: pytest.CaptureFixture[str]):
     with ProgressBar("starting", "images", 4, line_seconds=0) as bar:
         bar.update(advance=1, description="generating", figures="70 masks")
-        bar.tell("maskmill: skipped: [1] of them")
+        bar.print("maskmill: skipped: [1] of them")
         assert list(bar.track("ab")) == ["a", "b"]
     first, told, _, third = _lines(capsys)
     assert first.startswith("maskmill: generating 1 of 4 images, 0:00:00")

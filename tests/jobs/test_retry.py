@@ -69,9 +69,7 @@ def test_run_goes_on_with_images_that_have_moved(
     arguments = ["--checkpoint", str(weights), "--device", "cpu"]
     generate = [*arguments, "--points-per-side", "1"]
     assert main(["generate", str(photographs), out, *generate, "--source", new]) == 1
-    assert (
-        f"--source is for a run that has begun, and {out} holds none: give {new} as SOURCE" in capsys.readouterr().err
-    )
+    assert f"--source is for resuming a run, but {out} has no run: give {new} as SOURCE" in capsys.readouterr().err
     (photographs / "p1.png").write_bytes(b"no image")
     assert main(["generate", str(photographs), out, *generate]) == 0
     for table in ("masks", "images"):
@@ -86,7 +84,7 @@ def test_run_goes_on_with_images_that_have_moved(
     assert "Where the images have moved, SOURCE stays as it was, and --source says where they are now" in error
     for command in (["generate", str(photographs), out, *generate], ["retry", out, *arguments]):
         assert main(command) == 1
-        assert "if they have moved, --source says where to" in capsys.readouterr().err
+        assert "if they have moved, give their new place with --source" in capsys.readouterr().err
 
     assert main(["generate", str(photographs), out, *generate, "--source", new]) == 0
     assert "images    3 (2 ok, 1 failed)" in capsys.readouterr().out

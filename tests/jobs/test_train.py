@@ -50,7 +50,7 @@ def test_train_saves_the_step_at_work_when_it_is_interrupted(tmp_path: Path, cap
     assert main([*command, "--steps", "50"]) == 130
     thread.join()
     printed = capsys.readouterr()
-    assert "stopped after step 1: what is done is kept: run the same command again to go on" in printed.err
+    assert "stopped after step 1; run the same command again to resume" in printed.err
     assert not printed.out
     assert main([*command, "--steps", "1"]) == 0
     assert "was reached before" in capsys.readouterr().out
@@ -66,11 +66,11 @@ def test_train_saves_the_step_at_work_when_it_is_interrupted(tmp_path: Path, cap
         (["--model", "vit_x"], 1, "there is no model 'vit_x'; choose one of"),
         (["--model", "vit_b", "--checkpoint", "embedded"], 1, "vit_b needs a checkpoint file"),
         (["--checkpoint", "{empty}/nowhere.pth"], 1, "nowhere.pth"),
-        (["--data-share", "0.5"], 1, "--data-share is the share of what --data names"),
+        (["--data-share", "0.5"], 1, "--data-share needs --data"),
         (["--data", "{coco}", "--data-share", "1.5"], 2, "--data-share"),
         (["--steps", "1000000"], 1, "--steps 1000000: the training of mini ends at step"),
         (["--seed", "1000"], 2, "--seed"),  # its scenes are those held out
-        (["--processes", "3"], 1, "--processes 3: they have to share steps of 4 images evenly"),
+        (["--processes", "3"], 1, "--processes 3: must divide the 4 images of a step evenly"),
     ],
 )
 def test_train_is_refused_in_one_line_when_a_flag_is_wrong(

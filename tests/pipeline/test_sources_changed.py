@@ -232,7 +232,9 @@ def test_nothing_is_done_when_the_source_is_gone(tmp_path: Path, make: Make):
     before = {path: path.read_bytes() for path in begun.out.rglob("*.parquet")}
     shutil.rmtree(begun.source)
     for act in (lambda: runs.run(begun.uri, begun.out), lambda: runs.retry(begun.out)):
-        with pytest.raises(SourceError, match="no longer there: if they have moved, --source says where to"):
+        with pytest.raises(
+            SourceError, match="no longer there: if they have moved, give their new place with --source"
+        ):
             act()
     assert {path: path.read_bytes() for path in begun.out.rglob("*.parquet")} == before
 
@@ -273,7 +275,9 @@ def test_addresses_outside_the_folder_of_a_manifest_stay_when_it_has_moved(tmp_p
 @pytest.mark.parametrize("make", [one_tar, tar_pattern, one_parquet, manifest])
 def test_source_that_has_moved_is_refused_under_another_name(tmp_path: Path, make: Make):
     begun = begin(tmp_path, make)
-    with pytest.raises(ConfigError, match=f"--source .*: name {begun.name.replace('*', '[*]')} in its new folder"):
+    with pytest.raises(
+        ConfigError, match=f"--source .*: give the new folder followed by /{begun.name.replace('*', '[*]')}"
+    ):
         runs.retry(begun.out, moved_to=str(begun.source / "other.tar"))
 
 

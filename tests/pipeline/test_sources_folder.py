@@ -146,7 +146,9 @@ def test_linked_folder_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     expected = {"a.jpg": b"photos/a.jpg", "again/b.jpg": b"disk2/b.jpg", "again/deep/c.jpg": b"disk2/deep/c.jpg"}
     with caplog.at_level(logging.WARNING):
         assert contents(open_source(str(tmp_path / "photos"))) == expected
-    assert "2 linked folders were left out, since they are listed under another name, such as again/loop" in caplog.text
+    assert (
+        "2 linked folders were left out because they are listed under another name, such as again/loop" in caplog.text
+    )
 
 
 def test_output_of_a_run_is_no_image_when_it_lies_below_the_source(tmp_path: Path, caplog: pytest.LogCaptureFixture):

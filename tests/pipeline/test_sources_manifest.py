@@ -128,9 +128,9 @@ def test_repeated_ids_are_refused_by_name(tmp_path: Path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "line 1: the header names no column uri"),
-        (b"url\na.jpg\n", "line 1: the header names no column uri"),
-        (b"uri,uri\na,b\n", "line 1: the header names no column uri"),
+        (b"", "line 1: the header has no column uri"),
+        (b"url\na.jpg\n", "line 1: the header has no column uri"),
+        (b"uri,uri\na,b\n", "line 1: the header has no column uri"),
         (b"uri\n", "lists no images"),
         (b"uri,label\na.jpg,1\nb.jpg\n", "line 3: 1 values, but the header has 2"),
         (b"uri,label\na.jpg,1\n,2\n", "line 3: no uri"),
@@ -138,10 +138,10 @@ def test_repeated_ids_are_refused_by_name(tmp_path: Path):
         (b'uri\n"a.jpg\nb.jpg\n', "line 3: not csv"),
         (b'uri\n"a"b.jpg\n', "line 2: not csv"),
         (b"uri\n" + b"x" * 2_000_000, "line 2: longer than"),
-        (b"uri\nhttp://user:secret@example.org/a.jpg\n", "line 2: http:// is no store"),
-        (b"uri\na.jpg\nftp://example.org/a.jpg\n", "line 3: ftp:// is no store"),
+        (b"uri\nhttp://user:secret@example.org/a.jpg\n", "line 2: http:// is not supported"),
+        (b"uri\na.jpg\nftp://example.org/a.jpg\n", "line 3: ftp:// is not supported"),
         (b"uri\ns3://bucket\n", "line 2: s3://bucket is a bucket, not an object"),
-        (b"uri\ns3://user:secret@bucket/a.jpg\n", "belong in the environment"),
+        (b"uri\ns3://user:secret@bucket/a.jpg\n", "put an endpoint or credentials in the environment"),
         (b"uri\n../..\n", "line 2: ../.. names no file"),
     ],
 )
@@ -164,9 +164,9 @@ def test_bad_csv_is_one_line_with_its_number(tmp_path: Path, data: bytes, messag
         (b'{"uri": null}', "no uri"),
         (b'{"uri": ""}', "no uri"),
         (b'{"uri": ["a.jpg"]}', "no uri"),
-        (b'{"uri": "a.jpg", "image_id": true}', "an image_id that is no text"),
-        (b'{"uri": "a.jpg", "image_id": {}}', "an image_id that is no text"),
-        (b'{"uri": "\\ud800.jpg"}', "text that is not Unicode"),
+        (b'{"uri": "a.jpg", "image_id": true}', "the image_id is not text"),
+        (b'{"uri": "a.jpg", "image_id": {}}', "the image_id is not text"),
+        (b'{"uri": "\\ud800.jpg"}', "the text is not valid Unicode"),
         (b'{"uri": "\xff.jpg"}', "not UTF-8"),
     ],
 )
@@ -184,8 +184,8 @@ def test_bad_jsonl_is_one_line_with_its_number(tmp_path: Path, line: bytes, mess
         ({"uri": ["a.jpg", ""]}, "row 1: no uri"),
         ({"uri": pa.array([b"\xff"]).view(pa.string())}, "row 0: not UTF-8"),
         ({"uri": ["a.jpg"], "image_id": [1.5]}, "image_id of strings or integers"),
-        ({"uri": [b"a.jpg"]}, "none is the uri of a manifest"),
-        ({"url": ["a.jpg"]}, "none is the uri of a manifest"),
+        ({"uri": [b"a.jpg"]}, "or the addresses of a manifest (uri)"),
+        ({"url": ["a.jpg"]}, "or the addresses of a manifest (uri)"),
     ],
 )
 def test_bad_parquet_manifest_is_one_line(tmp_path: Path, columns: dict[str, Any], message: str):

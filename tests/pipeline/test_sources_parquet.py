@@ -86,14 +86,14 @@ def test_columns_are_found_in_the_layouts_that_are_about(tmp_path: Path, columns
     ],
 )
 def test_file_is_refused_with_its_columns_when_none_holds_images(tmp_path: Path, columns: dict[str, Any]):
-    with pytest.raises(SourceError, match=rf"no column holds images.*{next(iter(columns))} \("):
+    with pytest.raises(SourceError, match=rf"no column has images.*{next(iter(columns))} \("):
         parquet_source(tmp_path, parquet_bytes(columns))
 
 
 def test_column_that_is_there_twice_is_refused(tmp_path: Path):
     schema = pa.schema([("image", pa.binary()), ("image", pa.binary())])
     pq.write_table(pa.Table.from_arrays([pa.array([b"x"])] * 2, schema=schema), tmp_path / "a.parquet")
-    with pytest.raises(SourceError, match="no column holds images"):
+    with pytest.raises(SourceError, match="no column has images"):
         open_source(str(tmp_path / "a.parquet"))
 
 
@@ -188,7 +188,7 @@ def test_rows_are_failures_when_the_file_is_gone_or_another(tmp_path: Path):
     for data, reason in [
         (None, "No such file"),
         (b"PAR1", "cannot be read further"),
-        (parquet_bytes({"x": [1, 2, 3]}), "no column holds images"),
+        (parquet_bytes({"x": [1, 2, 3]}), "no column has images"),
     ]:
         path.unlink()
         if data is not None:
@@ -200,7 +200,7 @@ def test_rows_are_failures_when_the_file_is_gone_or_another(tmp_path: Path):
     path.write_bytes(hugging_face([(BYTES[0], None)]))
     first, *others = source.read(shard)
     assert first.data == BYTES[0]
-    assert all(isinstance(record.data, Failure) and "has no such row" in record.data.reason for record in others)
+    assert all(isinstance(record.data, Failure) and "this row is missing" in record.data.reason for record in others)
 
 
 def test_other_row_groups_stand_when_a_page_is_damaged(tmp_path: Path):

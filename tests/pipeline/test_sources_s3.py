@@ -136,7 +136,7 @@ def test_tar_below_another_is_refused_and_one_in_a_folder_of_such_a_name_is_not(
     address = put({"x/a.tar/b.tar": tar_bytes({"x.jpg": b"1"})})
     assert contents(open_source(f"{address}/x")) == {"a.tar/b.tar/x.jpg": b"1"}
     put({"x/a.tar": tar_bytes({"b.tar/x.jpg": b"2"})})
-    with pytest.raises(SourceError, match="lies below"):
+    with pytest.raises(SourceError, match="is below"):
         shards(open_source(f"{address}/x"))
 
 

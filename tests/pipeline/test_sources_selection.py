@@ -157,7 +157,7 @@ def test_numbers_of_repeated_members_do_not_depend_on_patterns(tmp_path: Path):
 def test_folder_of_images_and_tars_is_read_when_one_kind_is_excluded(tmp_path: Path):
     write(tmp_path, "a.jpg", "c.jpg")
     (tmp_path / "b.tar").write_bytes(tar_bytes({"x.jpg": b""}))
-    with pytest.raises(SourceError, match=r"holds both images and tars: leave the tars out with --exclude '\*\.tar'"):
+    with pytest.raises(SourceError, match=r"has both images and tars: leave the tars out with --exclude '\*\.tar'"):
         shards(open_source(str(tmp_path)))
     assert list(contents(open_source(str(tmp_path), NameFilter(exclude=("*.tar",))))) == ["a.jpg", "c.jpg"]
     assert list(contents(open_source(str(tmp_path), NameFilter(exclude=("/*.jpg",))))) == ["b.tar/x.jpg"]

@@ -90,7 +90,7 @@ def test_tar_is_read_when_it_is_compressed(tmp_path: Path, mode: str, name: str)
 
 
 def test_tar_without_images_is_a_failure(tmp_path: Path):
-    failure = Failure("fetch", "the archive has no images in it")
+    failure = Failure("fetch", "the archive has no images")
     assert contents(tar_source(tmp_path, tar_bytes({"a.txt": b""}))) == {"a.tar": failure}
     assert contents(tar_source(tmp_path, tar_bytes({}))) == {"a.tar": failure}
 
@@ -423,6 +423,6 @@ class Bucket(LocalStorage):
 
 def test_tar_below_another_tar_is_refused(tmp_path: Path):
     bucket = Bucket(tmp_path, ("a.tar", "a.tar/b.tar"))
-    with pytest.raises(SourceError, match=r"a\.tar/b\.tar: lies below a\.tar, which is a file itself"):
+    with pytest.raises(SourceError, match=r"a\.tar/b\.tar: is below a\.tar, which is itself a file"):
         shards(WebDatasetTars(bucket, "bucket"))
     assert len(shards(WebDatasetTars(Bucket(tmp_path, ("x.tar/y.tar", "x.tar/z.tar")), "bucket"))) == 2

@@ -1,1 +1,1 @@
-"""What the published notebooks import from `segment_anything.utils`."""
+"""The parts of `segment_anything.utils` that the published notebooks import."""

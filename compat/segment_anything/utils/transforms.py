@@ -1,4 +1,4 @@
-"""`ResizeLongestSide`: images, points and boxes to the frame of the model's input.
+"""`ResizeLongestSide`: converts images, points and boxes to the model input.
 
 Shapes: H W image side in pixels, h w side of the resized image.
 """
@@ -21,21 +21,21 @@ class ResizeLongestSide:
         self.target_length = target_length
 
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(h, w, 3) uint8, of (H, W, 3)."""
+        """Resizes an image (H, W, 3) uint8 to (h, w, 3)."""
         return Frame(*image.shape[:2], self.target_length).resize(image).numpy()
 
     def apply_coords(self, coords: NDArray, original_size: tuple[int, ...]) -> NDArray[np.float64]:
-        """Points (..., 2) x, y; `original_size` is (H, W)."""
+        """Scales points (..., 2) x, y; `original_size` is (H, W)."""
         return coords.astype(np.float64) * self._scale(original_size)
 
     def apply_boxes(self, boxes: NDArray, original_size: tuple[int, ...]) -> NDArray[np.float64]:
-        """Boxes (B, 4) XYXY; `original_size` is (H, W)."""
+        """Scales boxes (B, 4) XYXY; `original_size` is (H, W)."""
         return self.apply_coords(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
 
     def apply_image_torch(self, image: Tensor) -> Tensor:
-        """(B, 3, h, w) of (B, 3, H, W) float. The model was trained with `apply_image`, whose pixels differ a little.
+        """Resizes (B, 3, H, W) float to (B, 3, h, w). Pixels differ slightly from `apply_image`, used in training.
 
-        The published method takes B and 3 for the size of the image; this one H and W.
+        The published method wrongly takes B and 3 as the image size; this one takes H and W.
         """
         size = self.get_preprocess_shape(*image.shape[-2:], self.target_length)
         return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
@@ -51,7 +51,7 @@ class ResizeLongestSide:
 
     @staticmethod
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        """(h, w) of an image of (H, W)."""
+        """The resized size (h, w) of an image of size (H, W)."""
         return Frame(oldh, oldw, long_side_length).resized
 
     def _scale(self, original_size: tuple[int, ...]) -> NDArray[np.float64]:
