@@ -40,8 +40,8 @@ def generate(
         typer.Option(
             metavar="PATTERN",
             help="Only images with a matching path. Repeatable; fixed when a run begins. A pattern such as *.jpg, "
-            "train or train/2* matches files, folders or tars at any depth, or with a leading slash relative to SOURCE; "
-            "** matches any number of folders.",
+            "train or train/2* matches files, folders or tars at any depth, or with a leading slash relative to "
+            "SOURCE; ** matches any number of folders.",
             show_default=False,
         ),
     ] = None,

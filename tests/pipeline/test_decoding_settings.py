@@ -33,7 +33,7 @@ def test_bands_are_counted_in_the_reason_when_none_are_named_or_one_is_missing()
     data = write(noise(7, 8), photometric="minisblack")
     with pytest.raises(ImageError, match=r"7 bands: choose .* with --bands R,G,B"):
         decode(data)
-    with pytest.raises(ImageError, match="7 bands: there is no band 8"):
+    with pytest.raises(ImageError, match="7 bands: band 8 of --bands does not exist"):
         decode(data, bands=(8, 1, 1))
 
 
