@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import lru_cache, partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,12 +18,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maskmill.annotations import AnnotationError
-from maskmill.annotations.parts import read_counts, read_footer
 from maskmill.evaluation import overlap
-from maskmill.filters import rle
 from maskmill.pipeline.errors import RunMismatchError
-from maskmill.pipeline.ledger import REQUESTS_AT_ONCE, Ledger, flatten, read_run
-from maskmill.pipeline.plan import read_plan
+from maskmill.pipeline.finished import Run, open_finished_run
+from maskmill.pipeline.ledger import flatten
 from maskmill.pipeline.storage import Storage
 
 _COLUMNS = ("image_id", "shard", "image_height", "image_width", "sha256", "status")
@@ -35,11 +30,9 @@ _IMAGES_AT_ONCE = 1024  # as Python objects
 
 @dataclass(frozen=True, eq=False)
 class RunIndex:
-    """The images that have ended in a run, finished or not, without their masks: about 150 bytes each."""
+    """The images that a run has processed so far, without their masks: about 150 bytes each."""
 
-    storage: Storage
-    settings: Mapping[str, Any]  # what decided the masks, as `_run.json` has it
-    shards: int  # in the plan
+    run: Run
     shards_done: int
     images: pa.Table  # some columns of IMAGES; one row per image
 
@@ -48,30 +41,21 @@ class RunIndex:
 
     @property
     def failed(self) -> int:
-        """How many of the images failed or were quarantined."""
+        """The number of images that failed or were quarantined."""
         return len(self.images.filter(pc.field("status") != "ok"))
 
 
 def index_run(storage: Storage) -> RunIndex:
-    """The run in `storage`, by its plan and the footers of its parts.
+    """Reads the images of the run in `storage`.
 
-    Raises RunMismatchError where there is no run, AnnotationError where no shard of it is done or a part is damaged,
-    StorageError where the store cannot be reached.
+    Raises RunMismatchError if there is no run, AnnotationError if none of its shards is done, ObjectError if a part is
+    damaged, and StorageError if the store cannot be reached.
     """
-    settings = read_run(storage)
-    names = [shard.name for shard in read_plan(storage)]
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-        chains = list(threads.map(partial(_read_chain, storage), names))
-    done = [tables for tables in chains if tables]
-    if not done:
-        raise AnnotationError(f"{storage.uri}: a run of which no shard is done")
-    return RunIndex(storage, settings, len(names), len(done), pa.concat_tables(chain.from_iterable(done)))
-
-
-def _read_chain(storage: Storage, shard_name: str) -> list[pa.Table]:
-    """The images in each part of a shard. Those of an earlier part that are not ok have their rows in its retry."""
-    tables = [read_footer(storage, part).select(_COLUMNS) for part in Ledger(storage, identity="").parts_of(shard_name)]
-    return [*(images.filter(pc.field("status") == "ok") for images in tables[:-1]), *tables[-1:]]
+    run = open_finished_run(storage)
+    tables = [done.images.select(_COLUMNS) for done in run.done_shards()]
+    if not tables:
+        raise AnnotationError(f"{storage.uri}: no shard of this run is done yet")
+    return RunIndex(run, len(tables), pa.concat_tables(tables))
 
 
 def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -128,7 +112,7 @@ def pair_images(a: RunIndex, b: RunIndex, limit: int) -> Pairs:
         left_out[reason] = LeftOut(len(image_ids), tuple(image_ids[:limit].to_pylist()))
         pairs = pairs.filter(~holds)
     if left_out["only in A"].images == len(a) and left_out["only in B"].images == len(b):
-        ids = " and ".join(f"{run.images['image_id'][0]} in {run.storage.uri}" for run in (a, b))
+        ids = " and ".join(f"{index.images['image_id'][0]} in {index.run.storage.uri}" for index in (a, b))
         raise RunMismatchError(f"the runs have no image in common: their ids are such as {ids}")
     return Pairs(a, b, pairs, left_out)
 
@@ -168,21 +152,15 @@ def _ratio(part: float, whole: int) -> float | None:
 def compare_images(pairs: Pairs, threshold: float) -> Iterator[tuple[str, Agreement]]:
     """The id of each image and how far its masks agree. Holds one part of each run at a time.
 
-    Raises AnnotationError where a part or a mask is damaged, StorageError where the store cannot be reached.
+    Raises ObjectError if a part or a mask is damaged, and StorageError if the store cannot be reached.
     """
-    # Images that follow each other are in the same part.
-    read_a, read_b = (lru_cache(maxsize=1)(partial(read_counts, run.storage)) for run in (pairs.a, pairs.b))
+    read_a, read_b = pairs.a.run.rle_reader(), pairs.b.run.rle_reader()
     for batch in pairs.table.to_batches(max_chunksize=_IMAGES_AT_ONCE):
         for row in batch.to_pylist():
             image_id, height, width = row["image_id"], row["image_height_A"], row["image_width_A"]
-            counts_N, counts_K = (
-                masks.filter(pc.field("image_id") == image_id)["rle_counts"].to_pylist()
-                for masks in (read_a(row["shard_A"]), read_b(row["shard_B"]))
-            )
-            for run, counts in ((pairs.a, counts_N), (pairs.b, counts_K)):
-                _, _, faults = rle.measure(counts, np.full(len(counts), height), np.full(len(counts), width))
-                for mask_id, fault in faults.items():
-                    raise AnnotationError(f"{run.storage.uri}: {image_id}, mask {mask_id}: the RLE {fault}")
+            counts_N, counts_K = read_a(row["shard_A"], image_id), read_b(row["shard_B"], image_id)
+            pairs.a.run.check_rles(image_id, counts_N, height, width)
+            pairs.b.run.check_rles(image_id, counts_K, height, width)
             yield image_id, agree(counts_N, counts_K, height, width, threshold)
 
 

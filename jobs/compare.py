@@ -49,15 +49,15 @@ def compare(
     report: dict[str, Any] = {
         "runs": [
             {
-                "run": run.storage.uri,
-                "shards": run.shards,
-                "shards_done": run.shards_done,
-                "images": len(run),
-                "failed": run.failed,
+                "run": index.run.storage.uri,
+                "shards": len(index.run.plan),
+                "shards_done": index.shards_done,
+                "images": len(index),
+                "failed": index.failed,
             }
-            for run in (a, b)
+            for index in (a, b)
         ],
-        "settings": settings_that_differ(a.settings, b.settings),
+        "settings": settings_that_differ(a.run.settings, b.run.settings),
         "not_compared": {reason: asdict(images) for reason, images in pairs.left_out.items()},
         "iou": iou,
         "agreement": {**asdict(total), "shares": total.shares},

@@ -40,13 +40,14 @@ def retry(
     from maskmill.model.checkpoint import load_model
     from maskmill.pipeline.engine import SamFactory
     from maskmill.pipeline.errors import RunMismatchError
+    from maskmill.pipeline.finished import open_finished_run
     from maskmill.pipeline.ledger import reopen_run
     from maskmill.pipeline.sources import open_planned
     from maskmill.pipeline.storage import open_storage
     from maskmill.pipeline.worker import Job
 
     check_device(device)
-    identity, ledger, plan = reopen_run(open_storage(out))
+    identity, ledger = reopen_run(open_storage(out))
     config = identity.config
     weights_sha256 = load_model(config.model, checkpoint).sha256
     if weights_sha256 != identity.weights_sha256:
@@ -54,11 +55,11 @@ def retry(
             f"{out}: made with other weights: sha256 {identity.weights_sha256}, not {weights_sha256}: "
             "give the checkpoint of the run"
         )
-    plan = plan.at(moved_to)
-    shards = ledger.retries(plan)
+    run = open_finished_run(ledger.storage, moved_to)
+    shards = run.retries()
     engine = SamFactory(config, checkpoint and checkpoint.absolute(), weights_sha256, device)
-    job = Job(open_planned(plan.source), ledger, engine, config.decoding)
+    job = Job(open_planned(run.plan.source), ledger, engine, config.decoding)
     run_job(job, shards, device, address, image_timeout)
-    if left := len(plan) - len(ledger.committed()):
+    if left := len(run.plan) - len(ledger.committed()):
         console = plain_console()
-        console.print(f"not done  {left} of {len(plan)} shards: continue with `maskmill generate`")
+        console.print(f"not done  {left} of {len(run.plan)} shards: continue with `maskmill generate`")

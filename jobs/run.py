@@ -113,9 +113,10 @@ def _count_images(shards: Plan | list[Shard]) -> int | None:
 
 def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
     """Prints the counts, and queries and commands that can be copied and run."""
+    from maskmill.pipeline.finished import open_finished_run
     from maskmill.pipeline.sources.selection import counted
 
-    totals = ledger.totals()
+    totals = open_finished_run(ledger.storage).totals()
     out = ledger.storage.uri
     ok = totals.images - totals.failed
     typer.echo(f"images    {totals.images} ({ok} ok, {totals.failed} failed)")

@@ -16,19 +16,10 @@ import pyarrow.compute as pc
 
 from maskmill.filters import rle
 from maskmill.pipeline.errors import one_line_cause
-from maskmill.pipeline.ledger import RUN_KEY, images_key, masks_key
+from maskmill.pipeline.ledger import RUN_KEY
+from maskmill.pipeline.parts import images_key, masks_key
 from maskmill.pipeline.records import STEPS, Shard
-from maskmill.pipeline.table import (
-    IDENTITY_KEY,
-    IMAGES,
-    MASKS,
-    SCHEMA_VERSION,
-    SCHEMA_VERSION_KEY,
-    read_images,
-    read_left_out,
-    read_metadata,
-    read_parquet,
-)
+from maskmill.pipeline.table import IMAGES, MASKS, SCHEMA_VERSION, read_footer, read_parquet
 
 Row = dict[str, Any]
 # What reading a damaged part can raise.
@@ -108,12 +99,10 @@ def _read_part(chain: Chain, part: Shard) -> _Tables | str:
     if not data.startswith(b"PAR1"):  # pyarrow looks at the end only, other readers do not
         return "damaged: does not begin like a Parquet file"
     try:
-        footer = read_metadata(io.BytesIO(data))
-        if footer[IDENTITY_KEY] != chain.identity or footer[SCHEMA_VERSION_KEY] != str(SCHEMA_VERSION):
+        footer = read_footer(io.BytesIO(data))
+        if footer.identity != chain.identity or footer.schema_version != str(SCHEMA_VERSION):
             return f"belongs to another run than {RUN_KEY} describes"
-        images = read_images(io.BytesIO(data))
-        masks = read_parquet(data)
-        left_out = read_left_out(io.BytesIO(data)).total()
+        images, masks = footer.images, read_parquet(data)
         # Offsets that lead out of a buffer would end the process, not raise, where their values are read.
         images.validate(full=True)
         masks.validate(full=True)
@@ -124,7 +113,7 @@ def _read_part(chain: Chain, part: Shard) -> _Tables | str:
             return f"the {name} table has other columns than maskmill writes"
         if nulls := [field.name for field in schema if not field.nullable and table[field.name].null_count]:
             return f"the {name} table has nulls in {', '.join(nulls)}"
-    return _Tables(images, masks, left_out)
+    return _Tables(images, masks, footer.left_out.total())
 
 
 def _membership(

@@ -4,25 +4,23 @@
 # pyright: standard
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maskmill.filters import rle
 from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.errors import SourceError
+from maskmill.pipeline.finished import open_finished_run
 from maskmill.pipeline.images import decode_image
-from maskmill.pipeline.ledger import Ledger, masks_key, read_run
 from maskmill.pipeline.overlay import draw_masks
-from maskmill.pipeline.plan import read_plan
 from maskmill.pipeline.records import ImageRecord
 from maskmill.pipeline.sources import open_planned
 from maskmill.pipeline.storage import Storage
-from maskmill.pipeline.table import read_images, read_parquet
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,45 +40,39 @@ class Overlay:
 def overlays(storage: Storage, image_ids: Collection[str] = (), moved_to: str | None = None) -> Iterator[Overlay]:
     """Draws the given images of the run in `storage`, or all that are done so far, in the order of the plan.
 
-    Raises RunMismatchError where `storage` holds no run, SourceError where an image, or all of the source, is gone, and
-    where a given image is not among the images that are done. The images are read from `moved_to`, if it is given.
+    The images are read from `moved_to`, if it is given. Raises RunMismatchError if `storage` holds no run, SourceError
+    if the source or an image is gone or a given image is not done, and ObjectError if a part is damaged.
     """
-    run = read_run(storage)
-    decoding = DecodingConfig.from_json(run["config"].get("decoding", {}))
-    plan = read_plan(storage).at(moved_to)
-    source = open_planned(plan.source)
-    ledger = Ledger(storage, identity="")
+    run = open_finished_run(storage, moved_to)
+    source = open_planned(run.plan.source)
     missing = set(image_ids)
-    for shard in plan:
-        for name in ledger.parts_of(shard.name):
-            part = storage.read(masks_key(name))
-            done = [row["image_id"] for row in read_images(io.BytesIO(part)).to_pylist() if row["status"] == "ok"]
-            wanted = [image_id for image_id in done if not image_ids or image_id in image_ids]
-            if not wanted:
-                continue
-            missing.difference_update(wanted)
-            # Only a tar has to be read from its beginning.
-            for record in source.read(shard if shard.image_ids is None else replace(shard, image_ids=tuple(wanted))):
-                if record.image_id in wanted:
-                    wanted.remove(record.image_id)
-                    yield _overlay(record, part, decoding)
-            if wanted:
-                raise SourceError(f"{shard.uri}: {wanted[0]} is missing from it now")
+    for done in run.done_shards():
+        shard, images = done.shard, done.images.filter(pc.field("status") == "ok")
+        parts = dict(zip(images["image_id"].to_pylist(), images["shard"].to_pylist(), strict=True))
+        wanted = {image_id: part for image_id, part in parts.items() if not image_ids or image_id in image_ids}
+        if not wanted:
+            continue
+        missing -= wanted.keys()
+        # Single images can be read from a folder; a tar is read from its start.
+        for record in source.read(shard if shard.image_ids is None else replace(shard, image_ids=tuple(wanted))):
+            if part := wanted.pop(record.image_id, None):
+                yield _overlay(record, run.mask_rows(part, record.image_id), run.decoding)
+        if wanted:
+            raise SourceError(f"{shard.uri}: {next(iter(wanted))} is missing from it now")
     if missing:
         raise SourceError(
             f"{storage.uri}: no masks of {', '.join(sorted(missing))}: not done yet, failed, or no such image"
         )
 
 
-def _overlay(record: ImageRecord, part: bytes, decoding: DecodingConfig) -> Overlay:
+def _overlay(record: ImageRecord, masks: pa.Table, decoding: DecodingConfig) -> Overlay:
     if not isinstance(record.data, bytes):
         raise SourceError(f"{record.source_uri}: {record.data.reason}")
     pixels = decode_image(record.data, decoding).pixels
-    table = read_parquet(part, ["image_id", "area", "rle_counts"])
-    table = table.filter(pc.field("image_id") == record.image_id).sort_by([("area", "descending")])
+    largest_first = masks.sort_by([("area", "descending")])["rle_counts"].to_pylist()
     height, width = pixels.shape[:2]
     try:
-        masks = [rle.decode(counts.as_py(), height, width) for counts in table["rle_counts"]]
+        drawn = draw_masks(pixels, [rle.decode(counts, height, width) for counts in largest_first])
     except ValueError as error:
         raise SourceError(f"{record.image_id}: {error}") from error
-    return Overlay(record.image_id, len(table), draw_masks(pixels, masks))
+    return Overlay(record.image_id, len(masks), drawn)

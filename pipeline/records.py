@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskmill.pipeline.errors import ConfigError
+from maskmill.pipeline.parts import part_name
 
 Clock = Callable[[], float]
 Status = Literal["ok", "failed", "quarantined"]
@@ -42,8 +43,8 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The shard's name in part names: `part-<name>.parquet`."""
-        return f"{self.index:05d}-retry-{self.retry}" if self.retry else f"{self.index:05d}"
+        """The name of the part that holds the results of this shard."""
+        return part_name(self.index, self.retry)
 
     def is_archive(self, image_id: str) -> bool:
         """Whether this is the id of the row that says why the shard's tar cannot be read: the path of the tar."""

@@ -14,6 +14,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -109,34 +110,30 @@ def images_part(part: bytes, superseded: bool = False) -> bytes:
 
     A part that is `superseded` has been retried: its images that were not ok have their rows in the retry.
     """
-    images = read_images(io.BytesIO(part))
-    left_out = json.dumps(read_left_out(io.BytesIO(part)), sort_keys=True)
-    if superseded:
-        images = images.filter(pc.field("status") == "ok")
+    footer = read_footer(io.BytesIO(part))
+    images = footer.images.filter(pc.field("status") == "ok") if superseded else footer.images
+    left_out = json.dumps(footer.left_out, sort_keys=True)
     return _to_parquet(images, ["image_id"], len(images), {LEFT_OUT_KEY: left_out})
 
 
-def read_images(part: BinaryIO) -> pa.Table:
-    """The images rows in the footer of a part, in the schema IMAGES, sorted by image_id. Reads the footer only.
+@dataclass(frozen=True, eq=False)
+class Footer:
+    """The key-value metadata in the footer of a part."""
 
-    Raises pyarrow.ArrowInvalid or KeyError where the file is no part.
-    """
-    with pa.ipc.open_stream(base64.b64decode(read_metadata(part)[IMAGES_KEY])) as stream:
-        return stream.read_all()
-
-
-def read_left_out(part: BinaryIO) -> Counter[str]:
-    """How many images were left out, by reason, as a part or an images part says it in its footer."""
-    return Counter(json.loads(read_metadata(part).get(LEFT_OUT_KEY, "{}")))
+    identity: str  # sha256 of the run's identity
+    schema_version: str
+    images: pa.Table  # rows of the images table, in the schema IMAGES, sorted by image_id
+    left_out: Counter[str]  # reason -> images in a tar that are not part of the run
 
 
-def read_metadata(part: BinaryIO) -> dict[str, str]:
-    """The key-value metadata in the footer of a part: IMAGES_KEY, IDENTITY_KEY and SCHEMA_VERSION_KEY among it.
-
-    Raises pyarrow.ArrowInvalid where the file is no Parquet.
-    """
-    metadata = pq.read_metadata(part).metadata or {}
-    return {key.decode(): value.decode() for key, value in metadata.items()}
+def read_footer(part: BinaryIO) -> Footer:
+    """Reads the footer of a part, not its rows. Raises pyarrow.ArrowInvalid or KeyError if the file is not a part."""
+    encoded = pq.read_metadata(part).metadata or {}
+    metadata = {key.decode(): value.decode() for key, value in encoded.items()}
+    with pa.ipc.open_stream(base64.b64decode(metadata[IMAGES_KEY])) as stream:
+        images = stream.read_all()
+    left_out = Counter(json.loads(metadata.get(LEFT_OUT_KEY, "{}")))
+    return Footer(metadata[IDENTITY_KEY], metadata[SCHEMA_VERSION_KEY], images, left_out)
 
 
 def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:

@@ -5,26 +5,24 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import re
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Set
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 
 from maskmill.model.errors import MaskmillError
 from maskmill.pipeline.checks import Chain, Check, check_shard
 from maskmill.pipeline.errors import ObjectError
-from maskmill.pipeline.ledger import RUN_KEY, images_key, masks_key, read_run
+from maskmill.pipeline.ledger import RUN_KEY, read_run
+from maskmill.pipeline.parts import images_key, masks_key, part_at, part_name, retry_of, shard_of
 from maskmill.pipeline.plan import PLAN_KEY, Plan, read_plan
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.storage import PROBE_PREFIX, Storage
 
-_RETRY = re.compile(r"(?:masks|images)/part-(\d+)-retry-([1-9]\d*)\.parquet")
 SHARDS_AT_ONCE = 16  # most of the time of each goes into waiting for the store
 # From so many on, processes are worth the seconds that they need to start. Of 300 parts with 3200 masks, on two cores:
 # 10 s with two processes, 19 s with one, 18 s with threads, which wait for each other.
@@ -78,7 +76,7 @@ def _fetch(storage: Storage, keys: Set[str], shard: Shard, retries: Mapping[str,
     """The objects of a shard. StorageError where the store cannot be reached."""
     last = retries.get(shard.name, 0)
     objects: dict[str, bytes | str] = {}
-    for name in (replace(shard, retry=retry).name for retry in range(last + 1)):
+    for name in (part_name(shard.index, retry) for retry in range(last + 1)):
         for key in keys & {masks_key(name), images_key(name)}:
             try:
                 objects[key] = storage.read(key)
@@ -88,9 +86,10 @@ def _fetch(storage: Storage, keys: Set[str], shard: Shard, retries: Mapping[str,
 
 
 def _last_retries(keys: Set[str]) -> dict[str, int]:
+    """The number of the last retry of each shard that has a part."""
     retries: dict[str, int] = {}
-    for match in filter(None, map(_RETRY.fullmatch, keys)):
-        retries[match[1]] = max(retries.get(match[1], 0), int(match[2]))
+    for part in filter(None, map(part_at, keys)):
+        retries[shard_of(part)] = max(retries.get(shard_of(part), 0), retry_of(part))
     return retries
 
 
@@ -110,12 +109,8 @@ def _planned(shard: Shard) -> tuple[str, ...]:
 
 
 def _stray_objects(plan: Plan, keys: Set[str]) -> Iterator[str]:
-    strays = {key for key in keys if not key.startswith(PROBE_PREFIX)} - {RUN_KEY, PLAN_KEY}
-    retries: dict[str, set[str]] = {}
-    for key in strays:
-        if match := _RETRY.fullmatch(key):
-            retries.setdefault(match[1], set()).add(key)
-    for shard in plan:
-        strays -= {masks_key(shard.name), images_key(shard.name), *retries.get(shard.name, ())}
-    for key in sorted(strays):
-        yield f"{key}: does not belong to the run"
+    shards = {shard.name for shard in plan}
+    for key in sorted(keys - {RUN_KEY, PLAN_KEY}):
+        part = part_at(key)
+        if not key.startswith(PROBE_PREFIX) and (part is None or shard_of(part) not in shards):
+            yield f"{key}: does not belong to the run"

@@ -10,6 +10,7 @@ from typing import Any
 
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
 from maskmill.pipeline.engine import Engine
+from maskmill.pipeline.finished import open_finished_run
 from maskmill.pipeline.ledger import Identity, open_run, reopen_run
 from maskmill.pipeline.plan import PLAN_KEY, Plan
 from maskmill.pipeline.records import Shard
@@ -62,10 +63,10 @@ def run(
 
 def retry(out: str | Path, moved_to: str | None = None) -> list[Shard]:
     """Does the images again that failed, and returns the shards these were."""
-    identity, ledger, plan = reopen_run(open_storage(str(out)))
-    plan = plan.at(moved_to)
-    shards = ledger.retries(plan)
-    job = Job(open_planned(plan.source), ledger, ENGINE, identity.config.decoding, frozen_clock)
+    identity, ledger = reopen_run(open_storage(str(out)))
+    run = open_finished_run(ledger.storage, moved_to)
+    shards = run.retries()
+    job = Job(open_planned(run.plan.source), ledger, ENGINE, identity.config.decoding, frozen_clock)
     run_local(job, shards, lambda progress: None)
     return shards
 

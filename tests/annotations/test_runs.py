@@ -12,8 +12,9 @@ import pytest
 from maskmill.annotations import AnnotatedImage, AnnotationError, open_annotations
 from maskmill.model.errors import MaskmillError
 from maskmill.pipeline.config import DEFAULT_DECODING
+from maskmill.pipeline.errors import ObjectError
 from maskmill.pipeline.images import decode_image
-from maskmill.pipeline.ledger import masks_key
+from maskmill.pipeline.parts import masks_key
 from tests import runs
 from tests.fakes import picture
 
@@ -76,7 +77,7 @@ def test_a_run_in_progress_has_the_images_that_are_done(tmp_path: Path):
     photographs, out = tmp_path / "photographs", tmp_path / "out"
     _write_pictures(photographs)
     runs.begin(photographs, out)
-    with pytest.raises(AnnotationError, match="a run of which no image is done"):
+    with pytest.raises(AnnotationError, match="no image of this run is done yet"):
         open_annotations(out)
     runs.run(photographs, out)
     (out / masks_key("00001")).unlink()
@@ -105,5 +106,5 @@ def test_a_part_is_named_when_it_is_damaged(tmp_path: Path):
     with pytest.raises(AnnotationError, match=r"masks/part-00000\.parquet: "):
         images[0]
     assert len(images[4]) == 3
-    with pytest.raises(AnnotationError, match=r"masks/part-00000\.parquet: damaged: "):
+    with pytest.raises(ObjectError, match=r"masks/part-00000\.parquet: damaged: "):
         open_annotations(out)

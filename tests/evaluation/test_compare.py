@@ -24,8 +24,8 @@ from maskmill.evaluation.compare import (
     summarise,
 )
 from maskmill.filters import rle
-from maskmill.pipeline.errors import RunMismatchError
-from maskmill.pipeline.ledger import masks_key
+from maskmill.pipeline.errors import ObjectError, RunMismatchError
+from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.storage import open_storage
 from tests import runs
 from tests.evaluation.agreeing import HEIGHT, WIDTH, Drawn, drawn_run, square
@@ -181,10 +181,10 @@ def test_a_run_in_progress_has_the_images_that_are_done(tmp_path: Path):
     whole, partial = (drawn_run(tmp_path / name, dict.fromkeys("abc", SQUARES)) for name in ("a", "b"))
     (Path(partial) / masks_key("00000")).unlink()
     pairs = _pairs(whole, partial)
-    assert (pairs.b.shards_done, pairs.b.shards) == (1, 2)
+    assert (pairs.b.shards_done, len(pairs.b.run.plan)) == (1, 2)
     assert _left_out(pairs) == {"only in A": LeftOut(2, ("a.png", "b.png"))}
     (Path(partial) / masks_key("00001")).unlink()
-    with pytest.raises(AnnotationError, match="b/out: a run of which no shard is done"):
+    with pytest.raises(AnnotationError, match="b/out: no shard of this run is done yet"):
         _pairs(whole, partial)
 
 
@@ -200,10 +200,10 @@ def test_a_part_is_named_when_it_is_damaged(tmp_path: Path):
     sound = part.read_bytes()
     pairs = _pairs(a, b)
     part.write_bytes(sound[:8] + bytes(100) + sound[108:])
-    with pytest.raises(AnnotationError, match=r"b/out/masks/part-00000\.parquet: damaged: "):
+    with pytest.raises(ObjectError, match=r"b/out/masks/part-00000\.parquet: damaged: "):
         list(compare_images(pairs, 0.9))
     part.write_bytes(sound[:100])
-    with pytest.raises(AnnotationError, match=r"b/out/masks/part-00000\.parquet: damaged: "):
+    with pytest.raises(ObjectError, match=r"b/out/masks/part-00000\.parquet: damaged: "):
         _pairs(a, b)
 
 
@@ -216,7 +216,7 @@ def test_a_mask_is_named_when_its_run_lengths_are_damaged(tmp_path: Path):
     with pq.ParquetWriter(part, table.schema) as writer:
         writer.write_table(table.set_column(column, table.schema.field(column), counts))
         writer.add_key_value_metadata({key: value for key, value in metadata.items() if key != b"ARROW:schema"})
-    with pytest.raises(AnnotationError, match=r"b/out: a\.png, mask 1: the RLE ends within a number"):
+    with pytest.raises(ObjectError, match=r"b/out: a\.png, mask 1: the RLE ends within a number"):
         list(compare_images(_pairs(a, b), 0.9))
 
 

@@ -23,7 +23,7 @@ from maskmill.pipeline.checks import Chain, check_shard
 from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.errors import ImageError, SourceError
 from maskmill.pipeline.images import decode_image
-from maskmill.pipeline.ledger import images_key, masks_key
+from maskmill.pipeline.parts import images_key, masks_key
 from maskmill.pipeline.records import Failure, Shard
 from maskmill.pipeline.sources import open_source
 from maskmill.pipeline.table import encode_part, images_part

@@ -20,6 +20,7 @@ from maskmill.jobs.generate import decoding_config, run_config
 from maskmill.jobs.run import run_job
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig, ValueRange
 from maskmill.pipeline.errors import ConfigError
+from maskmill.pipeline.finished import open_finished_run
 from maskmill.pipeline.ledger import Identity, open_run
 from maskmill.pipeline.plan import Plan, shard_size
 from maskmill.pipeline.sources import open_source
@@ -262,4 +263,5 @@ def test_run_goes_on_when_it_was_stopped(photographs: Path, tmp_path: Path, how:
     job, plan = open_fake_job(tmp_path)
     assert len(job.ledger.committed()) == 2
     run_local(job, plan, lambda _: None)
-    assert (job.ledger.totals().images, job.ledger.totals().failed) == (3, 0)
+    totals = open_finished_run(job.ledger.storage).totals()
+    assert (totals.images, totals.failed) == (3, 0)

@@ -17,7 +17,8 @@ from maskmill.model.errors import CheckpointError
 from maskmill.pipeline import cluster
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
 from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
-from maskmill.pipeline.ledger import Identity, masks_key, open_run
+from maskmill.pipeline.ledger import Identity, open_run
+from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.plan import Plan
 from maskmill.pipeline.progress import Progress
 from maskmill.pipeline.records import ImageRecord, Shard

@@ -34,7 +34,7 @@ def status(out: Path) -> dict[str, str]:
 
 
 def test_identity_holds_how_images_are_decoded(out: Path):
-    identity, _, _ = reopen_run(open_storage(str(out)))
+    identity, _ = reopen_run(open_storage(str(out)))
     assert identity.config.decoding == DECODING
     assert read_run(open_storage(str(out)))["config"]["decoding"]["bands"] == [7, 2, 1]
 

@@ -18,7 +18,8 @@ from maskmill.pipeline.config import DEFAULT_DECODING, PRESETS, RunConfig
 from maskmill.pipeline.errors import ObjectError, RunMismatchError, UnknownImageError
 from maskmill.pipeline.finished import Run, open_finished_run
 from maskmill.pipeline.images import decode_image
-from maskmill.pipeline.ledger import Identity, masks_key
+from maskmill.pipeline.ledger import Identity
+from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.plan import encode_plan
 from maskmill.pipeline.records import Shard, StepTimer
 from maskmill.pipeline.sources import PlannedSource

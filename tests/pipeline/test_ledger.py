@@ -11,7 +11,9 @@ import pytest
 
 from maskmill.pipeline.config import PRESETS, GeneratorConfig, RunConfig
 from maskmill.pipeline.errors import RunMismatchError, SourceError, StorageError
-from maskmill.pipeline.ledger import RUN_KEY, Identity, Ledger, Totals, images_key, masks_key, open_run, reopen_run
+from maskmill.pipeline.finished import Totals, open_finished_run
+from maskmill.pipeline.ledger import RUN_KEY, Identity, Ledger, open_run, reopen_run
+from maskmill.pipeline.parts import images_key, masks_key
 from maskmill.pipeline.plan import PLAN_KEY, Plan, encode_plan
 from maskmill.pipeline.records import Failure, Shard
 from maskmill.pipeline.sources import Source, open_source
@@ -249,6 +251,10 @@ def failing_part(shard: Shard, *failed: str) -> bytes:
     )
 
 
+def retries(ledger: Ledger) -> list[Shard]:
+    return open_finished_run(ledger.storage).retries()
+
+
 def image_rows(storage: Storage) -> list[tuple[str, str, str]]:
     """Every row of the images table: image_id, status, shard."""
     tables = [read_parquet(storage.read(item.key)) for item in storage.list("images/")]
@@ -266,8 +272,7 @@ def failed_run(run: tuple[Ledger, Plan]) -> tuple[Ledger, Plan]:
 
 
 def test_retries_hold_just_the_images_that_failed(failed_run: tuple[Ledger, Plan]):
-    ledger, plan = failed_run
-    assert [(shard.name, shard.image_ids) for shard in ledger.retries(plan)] == [
+    assert [(shard.name, shard.image_ids) for shard in retries(failed_run[0])] == [
         ("00000-retry-1", ("b.jpg",)),
         ("00001-retry-1", ("c.jpg",)),
     ]
@@ -276,9 +281,9 @@ def test_retries_hold_just_the_images_that_failed(failed_run: tuple[Ledger, Plan
 def test_images_table_has_the_rows_of_the_retry_instead_when_one_is_committed(
     failed_run: tuple[Ledger, Plan], storage: Storage
 ):
-    ledger, plan = failed_run
+    ledger, _ = failed_run
     masks_before = storage.read(masks_key("00000"))
-    first, second = ledger.retries(plan)
+    first, second = retries(ledger)
     for shard in (first, second):
         ledger.commit(shard, failing_part(shard, "c.jpg"))
         ledger.publish_images(shard.name)
@@ -289,23 +294,23 @@ def test_images_table_has_the_rows_of_the_retry_instead_when_one_is_committed(
     ]
     assert storage.read(masks_key("00000")) == masks_before
     assert ledger.committed() == {"00000", "00001"}
-    (again,) = ledger.retries(plan)
+    (again,) = retries(ledger)
     assert (again.name, again.image_ids) == ("00001-retry-2", ("c.jpg",))
     ledger.commit(again, failing_part(again))
     ledger.publish_images(again.name)
     assert image_rows(storage)[2] == ("c.jpg", "ok", "00001-retry-2")
-    assert ledger.retries(plan) == []
-    assert ledger.totals() == Totals(images=3, failed=0, masks=3, left_out={})
+    assert retries(ledger) == []
+    assert open_finished_run(storage).totals() == Totals(images=3, failed=0, masks=3, left_out={})
 
 
 def test_retry_of_a_tar_leaves_out_only_what_is_done(storage: Storage, source: Source):
-    ledger, plan = storage_with_plan(storage, source, [Shard(0, "/p/x.tar")])
+    ledger, _ = storage_with_plan(storage, source, [Shard(0, "/p/x.tar")])
     listed = Shard(0, "/p/x.tar", ("x.tar/a.jpg", "x.tar/b.jpg", "x.tar"))
     ledger.commit(listed, failing_part(listed, "x.tar/b.jpg", "x.tar"))
     ledger.publish_images("00000")
     skip, again = frozenset({"x.tar/a.jpg"}), frozenset({"x.tar/b.jpg", "x.tar"})
     shard = Shard(0, "/p/x.tar", None, retry=1, skip=skip, again=again)
-    assert ledger.retries(plan) == [shard]
+    assert retries(ledger) == [shard]
 
 
 def storage_with_plan(storage: Storage, source: Source, shards: list[Shard]) -> tuple[Ledger, Plan]:
@@ -317,10 +322,10 @@ def storage_with_plan(storage: Storage, source: Source, shards: list[Shard]) -> 
 def test_superseded_rows_go_when_a_driver_died_after_the_commit_of_a_retry(
     failed_run: tuple[Ledger, Plan], storage: Storage
 ):
-    ledger, plan = failed_run
-    retry = ledger.retries(plan)[0]
+    ledger, _ = failed_run
+    retry = retries(ledger)[0]
     ledger.commit(retry, failing_part(retry))
-    reopened, ledger, _ = reopen_run(storage)
+    reopened, ledger = reopen_run(storage)
     assert reopened.sha256 == ledger.identity
     assert [row for row in image_rows(storage) if row[0] == "b.jpg"] == [("b.jpg", "ok", "00000-retry-1")]
 
@@ -341,8 +346,7 @@ class RetriedMeanwhile(LocalStorage):
 def test_no_image_stays_doubled_when_a_late_driver_publishes_what_was_retried(
     failed_run: tuple[Ledger, Plan], tmp_path: Path, storage: Storage
 ):
-    ledger, plan = failed_run
-    late = RetriedMeanwhile(tmp_path / "out", failing_part(ledger.retries(plan)[0]))
+    late = RetriedMeanwhile(tmp_path / "out", failing_part(retries(failed_run[0])[0]))
     Ledger(late, "id").publish_images("00000")
     assert [row for row in image_rows(storage) if row[0] == "b.jpg"] == [("b.jpg", "ok", "00000-retry-1")]
 

@@ -13,7 +13,8 @@ import pytest
 
 from maskmill.annotations import open_annotations
 from maskmill.pipeline.errors import ConfigError, SourceError
-from maskmill.pipeline.ledger import masks_key, reopen_run
+from maskmill.pipeline.finished import open_finished_run
+from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.preview import overlays
 from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources import PlannedSource, Source
@@ -154,9 +155,8 @@ def test_image_has_a_failed_row_when_its_source_does_not_give_it(tmp_path: Path)
     job, plan = runs.begin(begun.uri, begun.out)
     run_local(replace(job, source=Forgetful(job.source)), plan, lambda _: None)
     assert statuses_in(begun.out) == {"a.png": "ok", "b.png": "failed", "c.png": "failed"}
-    _, ledger, plan = reopen_run(open_storage(str(begun.out)))
     job = replace(job, source=Forgetful(job.source))
-    run_local(job, ledger.retries(plan), lambda _: None)
+    run_local(job, open_finished_run(job.ledger.storage).retries(), lambda _: None)
     assert statuses_in(begun.out) == {"a.png": "ok", "b.png": "failed", "c.png": "failed"}
     rows = read_parquet((begun.out / "images/part-00001-retry-1.parquet").read_bytes()).to_pylist()
     assert [(row["error_step"], row["error"]) for row in rows] == [("fetch", "missing from the source now")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from maskmill.pipeline.ledger import images_key
+from maskmill.pipeline.parts import images_key
 from maskmill.pipeline.plan import read_plan
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.table import read_parquet

@@ -8,7 +8,8 @@ import pytest
 
 from maskmill.pipeline.config import PRESETS, RunConfig
 from maskmill.pipeline.errors import ConfigError, RunMismatchError, SourceError
-from maskmill.pipeline.ledger import Identity, Totals, open_run, reopen_run
+from maskmill.pipeline.finished import Totals, open_finished_run
+from maskmill.pipeline.ledger import Identity, open_run, reopen_run
 from maskmill.pipeline.sources import NameFilter, Source, open_planned, open_source
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.verify import verify
@@ -171,8 +172,9 @@ def test_patterns_are_part_of_the_plan(tmp_path: Path, kind: str):
     identity = Identity(source.uri, "0" * 64, CONFIG, names)
     out = open_storage(str(tmp_path / "out"), make=True)
     open_run(out, identity, source)
-    reopened, _, plan = reopen_run(out)
+    reopened, _ = reopen_run(out)
     assert reopened == identity
+    plan = open_finished_run(out).plan
     planned = open_planned(plan.source)
     ids = [record.image_id for shard in plan for record in planned.read(shard)]
     assert ids == list(contents(source))
@@ -188,7 +190,7 @@ def test_tar_of_which_all_images_are_left_out_is_done_and_sound(tmp_path: Path):
     out = open_storage(str(tmp_path / "out"), make=True)
     ledger, plan = open_run(out, Identity(source.uri, "0" * 64, CONFIG, names), source)
     run_local(Job(open_planned(plan.source), ledger, FakeEngine(tmp_path), CONFIG.decoding), plan, lambda _: None)
-    assert ledger.totals() == Totals(images=0, failed=0, masks=0, left_out={"matched by --exclude": 3})
+    assert open_finished_run(out).totals() == Totals(images=0, failed=0, masks=0, left_out={"matched by --exclude": 3})
     assert [offence for check in verify(out) for offence in check.offences] == []
 
 

@@ -18,14 +18,12 @@ from pycocotools import mask as coco
 from maskmill.filters.names import FILTERS
 from maskmill.pipeline.records import STEPS, Failure, ImageResult, Shard
 from maskmill.pipeline.table import (
-    IDENTITY_KEY,
     IMAGES,
     MASKS,
     ROWS_PER_GROUP,
     encode_part,
     images_part,
-    read_images,
-    read_metadata,
+    read_footer,
 )
 from tests.fakes import image_result
 
@@ -114,7 +112,7 @@ def test_rows_are_sorted_by_the_bytes_of_image_id_then_mask_id():
 
 
 def test_part_carries_one_row_per_image_in_its_footer():
-    rows = read_images(io.BytesIO(encode_part(SHARD, results(), "id"))).to_pylist()
+    rows = read_footer(io.BytesIO(encode_part(SHARD, results(), "id"))).images.to_pylist()
     assert [(row["image_id"], row["status"], row["n_masks"]) for row in rows] == [
         ("Z.jpg", "ok", 0),
         ("a.jpg", "ok", 3),
@@ -132,7 +130,7 @@ def test_part_carries_one_row_per_image_in_its_footer():
 
 
 def test_part_carries_the_identity_of_its_run():
-    assert read_metadata(io.BytesIO(encode_part(SHARD, results(), "abc")))[IDENTITY_KEY] == "abc"
+    assert read_footer(io.BytesIO(encode_part(SHARD, results(), "abc"))).identity == "abc"
 
 
 def test_footer_metadata_is_text():
@@ -159,14 +157,14 @@ def test_part_has_no_rows_when_no_image_has_a_mask(none: list[ImageResult]):
     table = masks_of(part)
     assert len(table) == 0
     assert table.schema.equals(MASKS)
-    assert len(read_images(io.BytesIO(part))) == len(pq.read_table(io.BytesIO(images_part(part)))) == len(none)
+    assert len(read_footer(io.BytesIO(part)).images) == len(pq.read_table(io.BytesIO(images_part(part)))) == len(none)
 
 
 def test_images_part_has_the_schema_and_rows_of_the_footer():
     part = encode_part(SHARD, results(), "id")
     table = pq.read_table(io.BytesIO(images_part(part)))
     assert table.schema.equals(IMAGES)
-    assert table.equals(read_images(io.BytesIO(part)))
+    assert table.equals(read_footer(io.BytesIO(part)).images)
 
 
 def test_one_image_is_found_without_reading_all_row_groups():
@@ -213,4 +211,4 @@ def test_pyarrow_dataset_reads_both_tables(tmp_path: Path):
 
 def test_attempt_is_recorded():
     again = replace(FAILED, attempt=3)
-    assert read_images(io.BytesIO(encode_part(SHARD, [again], "id")))["attempt"].to_pylist() == [3]
+    assert read_footer(io.BytesIO(encode_part(SHARD, [again], "id"))).images["attempt"].to_pylist() == [3]

@@ -17,11 +17,12 @@ import pytest
 from maskmill.filters import rle
 from maskmill.pipeline.checks import Check
 from maskmill.pipeline.errors import RunMismatchError, StorageError
-from maskmill.pipeline.ledger import Ledger, masks_key
+from maskmill.pipeline.ledger import Ledger
+from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.plan import encode_plan, read_plan
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.storage import open_storage
-from maskmill.pipeline.table import IDENTITY_KEY, IMAGES_KEY, SCHEMA_VERSION, encode_part, images_part, read_images
+from maskmill.pipeline.table import IDENTITY_KEY, IMAGES_KEY, SCHEMA_VERSION, encode_part, images_part, read_footer
 from maskmill.pipeline.verify import SHARDS_WORTH_PROCESSES, verify
 from tests.fakes import FAIL, picture
 from tests.pipeline.test_sources import tar_bytes
@@ -66,7 +67,7 @@ def rewrite(
     masks = change_masks(pq.read_table(path))
     metadata = dict(pq.read_metadata(path).metadata)
     if change_images:
-        images = change_images(read_images(io.BytesIO(path.read_bytes())))
+        images = change_images(read_footer(io.BytesIO(path.read_bytes())).images)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, images.schema) as stream:
             stream.write_table(images)
