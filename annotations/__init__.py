@@ -1,4 +1,4 @@
-"""Images with the masks that people, or a model, drew on them: what is trained on and evaluated against."""
+"""Images with masks from people or a model, for training and evaluation."""
 
 from maskmill.annotations.opening import open_annotations
 from maskmill.annotations.records import AnnotatedImage, AnnotatedImages, AnnotationError

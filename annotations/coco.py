@@ -1,4 +1,4 @@
-"""COCO instances: one JSON file with the images and their annotations. LVIS's files are such files too.
+"""COCO instances: one JSON file with the images and their annotations. LVIS uses the same format.
 
 Source: https://cocodataset.org/#format-data
 """
@@ -16,18 +16,18 @@ from urllib.parse import urlsplit
 from maskmill.annotations.json_files import Fields, image_of_entries, image_size, read_first, read_json
 from maskmill.annotations.records import AnnotatedImage, AnnotationError
 
-# How many images are looked for before a folder is taken for another's.
+# A folder holds the photographs of a file if one of this many images is in it.
 _LOOKED_FOR = 20
 _KEPT = ("id", "segmentation", "iscrowd")
 
 
 @dataclass(frozen=True, eq=False)
 class CocoInstances:
-    """The images of a COCO file, in its order. The masks of one are decoded when it is asked for."""
+    """The images of a COCO file, in its order. The masks of an image are decoded when the image is read."""
 
     path: Path
     images_option: Path | None
-    root: Path  # of the file names
+    root: Path  # the folder that the file names are relative to
     images: tuple[Fields, ...]
     annotations: dict[Any, list[Fields]]  # image id -> its annotations
 
@@ -53,12 +53,12 @@ class CocoInstances:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process reads the file again, which is quicker than unpickling what was in it.
+        # Another process reads the file again: that is faster than unpickling its content.
         return open_coco, (self.path, self.images_option)
 
 
 def is_coco(content: Any) -> bool:
-    """Whether a JSON file holds images and annotations as COCO has them."""
+    """Whether a JSON file holds images and annotations in the COCO format."""
     return isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" in content
 
 
@@ -68,10 +68,10 @@ def open_coco(path: Path, images: Path | None = None) -> CocoInstances:
 
 
 def coco_of(content: Fields, path: Path, images: Path | None = None) -> CocoInstances:
-    """The COCO file at `path` with this content; its photographs are in `images`, or found near it.
+    """The COCO file at `path` with this content. Its photographs are in `images`, or are searched for near the file.
 
-    AnnotationError where entries are missing or repeated, where the annotations are no masks, and where the
-    photographs are not found.
+    Raises AnnotationError if entries are missing or repeated, if the annotations have no masks, or if the photographs
+    are not found.
     """
     entries = _entries(content, "images", path)
     if not entries:
@@ -88,7 +88,7 @@ def coco_of(content: Fields, path: Path, images: Path | None = None) -> CocoInst
             f"{path}: COCO without masks: no annotation has a segmentation, they have {', '.join(annotations[0])}"
         )
     for annotation in annotations:
-        # Of images that were left out of a file, annotations may be left in.
+        # A file that holds a selection of images may still hold the annotations of the others.
         image_id = annotation.get("image_id")
         if isinstance(image_id, int | str) and image_id in by_image:
             by_image[image_id].append({key: annotation[key] for key in _KEPT if key in annotation})
@@ -103,14 +103,14 @@ def _entries(content: Fields, key: str, path: Path) -> list[Fields]:
 
 
 def _file_name(image: Fields) -> str:
-    """The file's path below the folder of photographs; "" where the entry has none. LVIS has addresses only."""
+    """The path of an image below the folder of photographs; "" if the entry has none. LVIS gives URLs only."""
     if name := image.get("file_name"):
         return str(name)
     return "/".join(PurePosixPath(urlsplit(str(image.get("coco_url", ""))).path).parts[-2:])
 
 
 def _places(root: Path, file_name: str) -> list[Path]:
-    """Where a photograph may be: collections differ in whether names have the folder of the split."""
+    """Paths that a photograph may have: the names of some collections begin with the folder of the split."""
     direct, below = root / file_name, root / PurePosixPath(file_name).name
     return [direct, below] if below != direct else [direct]
 

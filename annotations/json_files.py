@@ -1,4 +1,4 @@
-"""What the JSON formats have in common: reading the file, and the entry of one image with its masks."""
+"""Code shared by the JSON formats: reads a file, and the entry of one image with its masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Fields = dict[str, Any]
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. AnnotationError where it cannot be read, or is not JSON."""
+    """The content of a JSON file. Raises AnnotationError if the file cannot be read or is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -26,7 +26,7 @@ def read_json(path: Path) -> Any:
 
 
 def image_size(image: Fields, where: str) -> tuple[int, int]:
-    """Height and width that an image's entry states. AnnotationError where it states none that an image can have."""
+    """The height and width in the entry of an image. Raises AnnotationError if they are missing or out of range."""
     height, width = image.get("height"), image.get("width")
     if type(height) is not int or type(width) is not int or height < 1 or width < 1:
         raise AnnotationError(f"{where}: no height and width in pixels")
@@ -45,9 +45,9 @@ def image_of_entries(
     fetch: Callable[[], bytes],
     where: str,
 ) -> AnnotatedImage:
-    """An image with the masks of its annotations; those without an area are left out.
+    """An image with the masks of its annotations. Masks without an area are left out.
 
-    AnnotationError, beginning with `where`, at the first annotation that is damaged.
+    Raises AnnotationError if an annotation is damaged. The message begins with `where`.
     """
     rles: list[bytes] = []
     crowds: list[bool] = []
@@ -63,7 +63,7 @@ def image_of_entries(
 
 
 def read_first(paths: Sequence[Path]) -> bytes:
-    """The first of these files that exists. OSError of the last one where none does."""
+    """The content of the first of these files that exists. Raises the OSError of the last one if none exists."""
     for path in paths[:-1]:
         if path.is_file():
             return path.read_bytes()

@@ -1,4 +1,4 @@
-"""Label maps: photographs `ID.jpg` with one map `ID.segK.png` per annotator, as BSDS500 is laid out."""
+"""Label maps: photographs `ID.jpg` with one map `ID.segK.png` per annotator, the layout of BSDS500."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _ONE_CHANNEL = ("L", "P", "I", "I;16", "1")
 
 @dataclass(frozen=True)
 class LabelMapFolder:
-    """A folder of label maps. Every number in a map is a segment, 0 too: annotators begin at 0 or at 1."""
+    """A folder of label maps. Each value in a map is a segment, also 0: some annotators count from 0, some from 1."""
 
     folder: Path
     photographs: tuple[Path, ...]
-    maps: tuple[tuple[Path, ...], ...]  # of each photograph, one per annotator
+    maps: tuple[tuple[Path, ...], ...]  # per photograph: one map per annotator
 
     @property
     def name(self) -> str:
@@ -37,7 +37,7 @@ class LabelMapFolder:
         maps = [_read_map(path) for path in self.maps[index]]
         for path, map_HW in zip(self.maps[index], maps, strict=True):
             if map_HW.shape != maps[0].shape:
-                raise AnnotationError(f"{path}: not of the size of {self.maps[index][0].name}")
+                raise AnnotationError(f"{path}: its size differs from that of {self.maps[index][0].name}")
         segments = [(a, map_HW == label) for a, map_HW in enumerate(maps) for label in np.unique(map_HW)]
         return annotated_image(
             photograph.stem,
@@ -50,9 +50,9 @@ class LabelMapFolder:
 
 
 def open_label_maps(folder: Path, images: Path | None = None) -> LabelMapFolder:
-    """The label maps in `folder`, by name; their photographs are in `images`, or beside them.
+    """The label maps in `folder`, sorted by name. Their photographs are in `images`, or in the same folder.
 
-    AnnotationError where the photograph of a map is missing, or the maps of a photograph beside them.
+    Raises AnnotationError if a map has no photograph, or a photograph in `folder` has no map.
     """
     maps: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted(folder.glob("*.seg*.png")):
@@ -75,5 +75,5 @@ def _read_map(path: Path) -> NDArray[np.integer]:
             return np.asarray(image)
     except AnnotationError:
         raise
-    except Exception as error:  # damaged files make decoders raise anything
+    except Exception as error:  # decoders raise any kind of exception on damaged files
         raise AnnotationError(f"{path}: not a readable label map: {one_line_cause(error)}") from error

@@ -1,4 +1,4 @@
-"""Masks that overlap to label maps, in which they cannot: as few maps as it takes, none of the masks cut.
+"""Converts overlapping masks to label maps. Masks that overlap go to different maps, so that no mask is cut.
 
 Shapes: H W image size, A label maps.
 """
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 
 def layer_masks(masks: Iterable[NDArray[np.bool_]], height: int, width: int) -> NDArray[np.int32]:
-    """Label maps (A, H, W): each mask in the first one where it overlaps nothing, in the order given; 0 is no mask.
+    """Label maps (A, H, W). Each mask, in order, goes to the first map in which it overlaps no other; 0 is no mask.
 
-    The largest first makes the first map the coarsest. Empty masks are left out. A is 0 where there are no others.
+    If the largest mask comes first, the first map is the coarsest. Empty masks are left out; A is 0 if all are empty.
     """
     maps: list[NDArray[np.int32]] = []
-    labels: list[int] = []  # used in each map
+    labels: list[int] = []  # per map: the number of labels used
     for mask_HW in masks:
         rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
         if not rows.size:

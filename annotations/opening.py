@@ -1,4 +1,4 @@
-"""From a path to the annotations that are meant."""
+"""Opens annotations: detects the format of a path."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ KINDS = (
 
 
 def open_annotations(path: Path | str, images: Path | None = None, moved_to: str | None = None) -> AnnotatedImages:
-    """Annotations in any format that maskmill reads; which, it finds by looking.
+    """Opens annotations in any format that maskmill reads. The format is detected:
 
     - a folder of photographs `ID.jpg` with one label map `ID.segK.png` per annotator (BSDS)
-    - a file of COCO instances, or a folder with one
-    - a folder of `sa_1.jpg` with `sa_1.json`, as SA-1B has them, or one of these JSON files
-    - the output of a maskmill run, on disk or s3://; it knows its images
+    - a file of COCO instances, or a folder with one such file
+    - SA-1B: a folder of `sa_1.jpg` with `sa_1.json`, or one of these JSON files
+    - the output of a maskmill run, on disk or s3://, which records where its images are
 
-    `images` is the folder of the photographs, where they are not beside or near the annotations. `moved_to` is where
-    the source of a run has moved to.
+    `images` is the folder of the photographs, if they are not near the annotations. `moved_to` is the new place of the
+    source of a run.
 
-    Raises AnnotationError where there is none of these, or nothing in it; for a run, what `open_run_images` does.
+    Raises AnnotationError if the path holds none of these or no images. For a run, raises as `open_run_images` does.
     """
     if "://" in str(path) or (Path(path) / RUN_KEY).is_file():
         if images is not None:
             raise AnnotationError(f"{path}: a run knows where its images were: if they have moved, give --source")
         return open_run_images(str(path), moved_to)
     if moved_to is not None:
-        raise AnnotationError(f"{path}: not the output of a run, whose images --source is for: give --images")
+        raise AnnotationError(f"{path}: not the output of a run, and --source is only for runs: give --images")
     path = Path(path).absolute()
     images = images and images.absolute()
     if images is not None and not images.is_dir():

@@ -1,4 +1,4 @@
-"""An image and its masks, whatever file they came from.
+"""An annotated image: an image and its masks, in one form for all file formats.
 
 Shapes: H W image size, K masks of one image.
 """
@@ -20,7 +20,7 @@ from maskmill.pipeline.images import decode_image
 
 
 class AnnotationError(MaskmillError):
-    """Annotations that cannot be read, or that do not fit their image."""
+    """Annotations that cannot be read or do not fit their image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +28,12 @@ class AnnotatedImage:
     """An image and the K masks that people (or a model) drew on it. Masks are not empty; they may overlap."""
 
     image_id: str  # unique among its images
-    uri: str  # where the image is: for messages
+    uri: str  # where the image is, for messages
     height: int
     width: int
-    rles: tuple[bytes, ...]  # COCO's compressed counts, as filters.rle has them
-    annotator_K: NDArray[np.int64]  # who drew mask k; 0 for all where the format knows of one only
-    crowd_K: NDArray[np.bool_]  # COCO's iscrowd: regions of many objects, no answer to any prompt
+    rles: tuple[bytes, ...]  # COCO's compressed counts, as filters.rle encodes them
+    annotator_K: NDArray[np.int64]  # number of the annotator of mask k; 0 for all if the format has one annotator
+    crowd_K: NDArray[np.bool_]  # COCO's iscrowd: a region of many objects, not used as an answer to a prompt
     fetch: Callable[[], bytes]  # the image file; picklable, such as `path.read_bytes`
     decoding: DecodingConfig = DEFAULT_DECODING
 
@@ -44,7 +44,7 @@ class AnnotatedImage:
         return len(self.rles)
 
     def read_pixels(self) -> NDArray[np.uint8]:
-        """The image, upright RGB (H, W, 3). AnnotationError where it is missing, damaged or of another size."""
+        """The image, upright RGB (H, W, 3). Raises AnnotationError if it is missing, damaged or of another size."""
         try:
             pixels_HW3 = decode_image(self.fetch(), self.decoding).pixels
         except OSError as error:
@@ -54,7 +54,7 @@ class AnnotatedImage:
         height, width = pixels_HW3.shape[:2]
         if (height, width) != (self.height, self.width):
             raise AnnotationError(
-                f"{self.uri}: {width} x {height} pixels, and its annotations are for {self.width} x {self.height}"
+                f"{self.uri}: {width} x {height} pixels, but its annotations are for {self.width} x {self.height}"
             )
         return pixels_HW3
 
@@ -63,7 +63,7 @@ class AnnotatedImage:
         return rle.decode(self.rles[k], self.height, self.width)
 
     def decode_all(self) -> Iterator[NDArray[np.bool_]]:
-        """The masks in order, one at a time: all together may be large."""
+        """The masks in order, decoded one at a time to save memory."""
         return (self.decode(k) for k in range(len(self.rles)))
 
 
@@ -77,9 +77,9 @@ def annotated_image(
     crowds: Sequence[bool] | None = None,
     decoding: DecodingConfig = DEFAULT_DECODING,
 ) -> AnnotatedImage:
-    """An image of `size` (H, W) with those of its masks that are not empty.
+    """An image of `size` (H, W) with its masks. Empty masks are left out.
 
-    AnnotationError where one of the rles is no mask of this size.
+    Raises AnnotationError if one of `rles` is not a mask of this size.
     """
     height, width = size
     count = len(rles)
@@ -101,15 +101,15 @@ def annotated_image(
 
 
 class AnnotatedImages(Protocol):
-    """Annotated images by index, read when they are asked for. Implementations are picklable."""
+    """Annotated images by index, each read on access. Implementations are picklable."""
 
     @property
     def name(self) -> str:
-        """What messages, tables and model cards call them: the name of their file or folder."""
+        """The name of the file or folder, for messages, tables and model cards."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> AnnotatedImage:
-        """Raises AnnotationError where the annotations of this image are damaged; `read_pixels` reads the image."""
+        """Raises AnnotationError if the annotations are damaged. The image file is read later, by `read_pixels`."""
         ...

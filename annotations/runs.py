@@ -1,4 +1,4 @@
-"""The output of a maskmill run as annotations: its masks are in Parquet, its images where the run read them."""
+"""The output of a maskmill run as annotations: masks from its tables, images from its source."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from maskmill.pipeline.storage import open_storage
 
 @dataclass(frozen=True)
 class _Done:
-    """An image of the run that has masks, or was found to have none."""
+    """An image that the run has processed without failure."""
 
     image_id: str
     height: int
     width: int
-    part: str  # name of the part that has its masks
+    part: str  # name of the part that holds its masks
     shard: Shard
 
 
 @dataclass
 class _Photographs:
-    """Images of a source by id. A tar can only be read from its start: it is read on from image to image."""
+    """Image files of a source by id. A tar is read in sequence: the position in it is kept between images."""
 
     source: Source
     _tar: Shard | None = None
-    _rest: Iterator[ImageRecord] = field(default_factory=lambda: iter(()))  # of that tar
+    _rest: Iterator[ImageRecord] = field(default_factory=lambda: iter(()))  # the unread images of `_tar`
 
     def fetch(self, image_id: str, shard: Shard) -> bytes:
-        """The image file. ObjectError where the source has it no more, or cannot give it."""
+        """The content of an image file. Raises ObjectError if it is gone from the source or cannot be read."""
         if shard.image_ids is not None:
             record = _find(image_id, self.source.read(replace(shard, image_ids=(image_id,))))
         else:

@@ -15,7 +15,7 @@ from maskmill.annotations.records import AnnotatedImage, AnnotationError
 
 @dataclass(frozen=True)
 class Sa1bFolder:
-    """SA-1B's files, in the order of their paths. Each is read when its image is asked for."""
+    """The JSON files of SA-1B, in the order of their paths. A file is read when its image is read."""
 
     folder: Path
     images: Path | None
@@ -32,7 +32,7 @@ class Sa1bFolder:
         path = self.folder / self.paths[index]
         content = read_json(path)
         if not is_sa1b(content):
-            raise AnnotationError(f"{path}: not of SA-1B: no image with annotations")
+            raise AnnotationError(f"{path}: not an SA-1B file: it has no image with annotations")
         image, masks = content["image"], content["annotations"]
         photograph = (self.images or path.parent) / str(image.get("file_name", f"{path.stem}.jpg"))
         return image_of_entries(
@@ -46,7 +46,7 @@ class Sa1bFolder:
 
 
 def is_sa1b(content: Any) -> bool:
-    """Whether a JSON file holds the masks of one image as SA-1B has them."""
+    """Whether a JSON file holds the masks of one image in the SA-1B format."""
     return (
         isinstance(content, dict)
         and isinstance(content.get("image"), dict)

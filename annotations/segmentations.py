@@ -1,4 +1,4 @@
-"""What COCO writes for a mask (polygons, or run lengths with or without compression) to compressed run lengths."""
+"""Converts COCO segmentations (polygons, or RLEs with or without compression) to compressed RLEs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any, cast
 import numpy as np
 from pycocotools import mask as coco
 
-# How far outside the image a polygon may reach, in sides of the image. The rasteriser walks along every edge.
+# A polygon may extend beyond the image by this many image sides: the rasteriser visits each pixel of each edge.
 _MARGIN = 1.0
 
 
 class SegmentationError(Exception):
-    """Why a segmentation is no mask of its image."""
+    """A segmentation that is not a valid mask of its image."""
 
 
 def to_counts(segmentation: Any, height: int, width: int) -> bytes | None:
-    """COCO's compressed counts of one segmentation, as JSON holds it; None where it has no area.
+    """The compressed counts of one segmentation from a JSON file; None if it has no area.
 
-    Compressed counts come back as they are: filters.rle judges them. Raises SegmentationError.
+    Counts that are compressed already are returned unchanged and unchecked: filters.rle checks them. Raises
+    SegmentationError.
     """
-    if not segmentation:  # missing, null, or no polygon: a box without a mask
+    if not segmentation:  # missing, null or an empty list: a box without a mask
         return None
     if isinstance(segmentation, dict):
         return _from_runs(segmentation, height, width)
@@ -36,7 +37,7 @@ def _from_runs(fields: dict[str, Any], height: int, width: int) -> bytes:
     if isinstance(counts, str):
         return counts.encode()
     if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
-        raise SegmentationError("an RLE whose counts are neither text nor a list of numbers from 0")
+        raise SegmentationError("an RLE with counts that are neither text nor a list of non-negative integers")
     if sum(counts) != height * width:
         raise SegmentationError(f"an RLE that covers {sum(counts)} pixels of {height * width}")
     return _counts(coco.frPyObjects(cast(Any, {"size": [height, width], "counts": counts}), height, width))
@@ -44,7 +45,7 @@ def _from_runs(fields: dict[str, Any], height: int, width: int) -> bytes:
 
 def _from_polygons(polygons: list[Any], height: int, width: int) -> bytes | None:
     closed = [_checked(polygon, height, width) for polygon in polygons]
-    # Fewer than three corners have no area, and four numbers would be taken for a box.
+    # Fewer than three corners have no area, and pycocotools reads four numbers as a box.
     closed = [polygon for polygon in closed if len(polygon) >= 6]
     return _counts(coco.merge(coco.frPyObjects(cast(Any, closed), height, width))) if closed else None
 
@@ -61,7 +62,7 @@ def _checked(polygon: Any, height: int, width: int) -> list[Any]:
     if corners.ndim != 1:
         raise SegmentationError("a polygon that is not a list of numbers")
     if len(corners) % 2:
-        raise SegmentationError(f"a polygon of {len(corners)} numbers: x and y alternate, so they must be even")
+        raise SegmentationError(f"a polygon of {len(corners)} numbers: x and y alternate, so their count must be even")
     if not np.isfinite(corners).all():
         raise SegmentationError("a polygon with a number that is not finite")
     for name, along, side in (("x", corners[::2], width), ("y", corners[1::2], height)):

@@ -1,4 +1,4 @@
-"""Annotated images as the trainer takes them: label maps beside pixels, no larger than they need to be.
+"""Converts annotated images to training images: pixels and label maps, reduced to the input size of the models.
 
 Shapes: H W image size, h w reduced size, A label maps.
 """
@@ -21,36 +21,36 @@ from maskmill.model.training.data import ImageCache, LabelledImage, TrainingData
 # The largest input of any model.
 LONGEST_SIDE = 1024
 CACHE_BYTES = 2**30
-# Damaged in a row: then nobody would wait for the first that is sound.
-_PATIENCE = 20
+# After this many damaged images in a row, reading gives up.
+_MAX_DAMAGED = 20
 
 logger = logging.getLogger(__name__)
 
 
 class TrainingImages:
-    """Annotated images as a Dataset. Those that were read stay in memory, as long as there is room.
+    """Annotated images as a Dataset. Images that were read stay in memory, up to a number of bytes.
 
-    An image without masks is passed over for the next one that has some, and so is, with a warning, one that is damaged
-    or missing: it must not end a run of hours, nor stop it at the same step each time.
+    In place of an image without masks, the next one with masks is returned. The same holds, with a warning, for an
+    image that is damaged or missing: one bad file must not end a training run of hours.
     """
 
     def __init__(
         self, images: AnnotatedImages, cache_bytes: int = CACHE_BYTES, longest_side: int = LONGEST_SIDE
     ) -> None:
-        """At most `cache_bytes` are kept; photographs are reduced to `longest_side` pixels."""
+        """Keeps at most `cache_bytes` in memory. Reduces photographs to `longest_side` pixels."""
         self._images, self._cache_bytes, self._longest_side = images, cache_bytes, longest_side
         self._kept = ImageCache(cache_bytes)
 
     @property
     def name(self) -> str:
-        """What the log and the model's card call it."""
+        """The name of the annotations in the log and in the model card."""
         return self._images.name
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int, /) -> LabelledImage:
-        """TrainingDataError where no image has masks, or too many in a row are damaged."""
+        """Raises TrainingDataError if no image has masks, or too many images in a row are damaged."""
         damaged = 0
         for candidate in (*range(index, len(self)), *range(index)):
             try:
@@ -58,11 +58,11 @@ class TrainingImages:
                     return image
             except AnnotationError as error:
                 damaged += 1
-                if damaged == min(_PATIENCE, len(self)):
+                if damaged == min(_MAX_DAMAGED, len(self)):
                     raise TrainingDataError(
                         f"{damaged} images in a row cannot be used, the last one: {error}"
                     ) from error
-                logger.warning("%s: passed over", error)
+                logger.warning("%s: skipped", error)
         raise TrainingDataError(f"{self.name}: no image with masks in it")
 
     def _labelled(self, index: int) -> LabelledImage | None:
@@ -74,16 +74,15 @@ class TrainingImages:
         return image
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What was read stays behind.
+        # The copy starts with an empty cache.
         return TrainingImages, (self._images, self._cache_bytes, self._longest_side)
 
 
 def to_labelled(image: AnnotatedImage, longest_side: int) -> LabelledImage | None:
-    """The image, its longest side at most `longest_side`, with its masks in label maps; None where it has none.
+    """The image with its masks as label maps, its longest side at most `longest_side` pixels. None without masks.
 
-    Each annotator's masks are layered on their own, the largest first, so that all the segments under a click are right
-    answers, and an annotator who cut the image into segments keeps it to one map. Crowds are left out: nobody clicks
-    on many things at once.
+    The masks of each annotator get label maps of their own, the largest mask first. So every segment under a click is a
+    right answer, and segments that do not overlap need one map. Crowds are left out: a click asks for one object.
     """
     areas = [rle.area(counts, image.height, image.width) for counts in image.rles]
     by_annotator: defaultdict[int, dict[bytes, int]] = defaultdict(dict)  # equal masks once
@@ -107,5 +106,5 @@ def to_labelled(image: AnnotatedImage, longest_side: int) -> LabelledImage | Non
 
 
 def _centres(length: int, reduced: int) -> NDArray[np.int64]:
-    """The pixel of the image under the centre of each pixel of the reduced one."""
+    """The pixel of the original that is under the centre of each pixel of the reduced image."""
     return ((np.arange(reduced) + 0.5) * length / reduced).astype(np.int64)

@@ -1,1 +1,1 @@
-"""How good a model is: figures of masks against annotations. Every number that `maskmill evaluate` prints."""
+"""Evaluation: measures masks against annotations. Computes all figures that `maskmill evaluate` prints."""

@@ -1,6 +1,6 @@
-"""What a model is compared with: segment proposals that know nothing of objects.
+"""Baselines for a model: segment proposals from colour alone and from a regular grid.
 
-Both are ordered coarse to fine, so that the first N are what the method would give if it were asked for N.
+Both are ordered coarse to fine, so the first N are the proposals for a limit of N.
 
 Sources: Felzenszwalb and Huttenlocher, "Efficient Graph-Based Image Segmentation", 2004.
 """
@@ -17,12 +17,12 @@ from skimage.segmentation import felzenszwalb
 
 from maskmill.filters import rle
 
-# Chosen on BSDS500's validation split among 3 minimum sizes, 8 triples of scales and 2 sigmas: a baseline at its best.
-# Segments may be a little smaller than the smallest that recall counts (0.5 % of the image).
+# The best of 3 minimum sizes, 8 triples of scales and 2 sigmas on the validation split of BSDS500. The smallest
+# segments are below the smallest that recall counts (0.5 % of the image).
 FELZENSZWALB_SCALES = (1000, 300, 100)
 FELZENSZWALB_SIGMA = 0.8
 FELZENSZWALB_MIN_SHARE = 0.003  # of the image
-# The scales mean something in pixels: larger images are segmented at about the size the settings were chosen at.
+# The scales depend on the size in pixels. Larger images are reduced to about the size of BSDS500's images.
 FELZENSZWALB_LONGEST_SIDE = 512
 GRID_CELLS = (1, 2, 3, 4, 6)  # along each side: 66 cells in all
 
@@ -30,7 +30,7 @@ GRID_CELLS = (1, 2, 3, 4, 6)  # along each side: 66 cells in all
 def felzenszwalb_masks(pixels_HW3: NDArray[np.uint8]) -> list[bytes]:
     """The segments of an RGB image at three scales, coarsest scale first and largest first within it, as RLE counts.
 
-    A segment that comes out the same at two scales is given once.
+    A segment that is the same at two scales is returned once.
     """
     height, width = pixels_HW3.shape[:2]
     shrink = min(1.0, FELZENSZWALB_LONGEST_SIDE / max(height, width))

@@ -1,7 +1,7 @@
-"""The boundary benchmark of BSDS500: how well the edges of an image agree with those that people drew.
+"""The boundary benchmark of BSDS500: how well predicted edges agree with the boundaries that people drew.
 
-The edges are thresholded and thinned; then predicted and human boundary pixels that lie close enough are matched, one
-to one and as many as possible, for each annotator by himself. Recall counts the human pixels that have a match,
+The edges are thresholded and thinned. For each annotator, predicted and human boundary pixels within a tolerance are
+then matched one to one, as many as possible. Recall counts the human pixels that have a match,
 annotator by annotator; precision counts the predicted pixels that have a match with any annotator.
 
 Shapes: H W pixels, T thresholds, P predicted and G human boundary pixels, E pairs of them.
@@ -24,17 +24,17 @@ from skimage.morphology import thin
 from maskmill.annotations import AnnotatedImage
 
 TOLERANCE = 0.0075  # of the image's diagonal
-# The benchmark has 99: a third of them take a third of the time, and rates between two are interpolated.
+# The benchmark has 99. A third of them take a third of the time; rates between thresholds are interpolated.
 THRESHOLDS = 33
-_STEPS = 101  # of the interpolation between thresholds, and of the recalls that are averaged over
+_STEPS = 101  # points of the interpolation between two thresholds, and recalls that AP averages over
 
 
 @dataclass(frozen=True, eq=False)
 class BoundaryCounts:
-    """What was matched in one image at each threshold, in pixels."""
+    """The matched pixels of one image at each threshold."""
 
     matched_human_T: NDArray[np.int64]
-    human: int  # of all annotators together
+    human: int  # human boundary pixels, summed over annotators
     matched_predicted_T: NDArray[np.int64]
     predicted_T: NDArray[np.int64]
 
@@ -51,7 +51,7 @@ class BoundaryFigures:
 
 
 def human_boundaries(image: AnnotatedImage) -> list[NDArray[np.bool_]]:
-    """The boundary map (H, W) of each annotator, thinned as predicted ones are. Crowds have no boundary."""
+    """The boundary map (H, W) of each annotator, thinned like the predicted edges. Crowds are left out."""
     maps: dict[int, NDArray[np.bool_]] = {}
     for k, mask_HW in enumerate(image.decode_all()):
         if not image.crowd_K[k]:
@@ -72,21 +72,21 @@ def mask_boundary(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def match(
     predicted_HW: NDArray[np.bool_], human_HW: NDArray[np.bool_], tolerance: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which predicted and which human pixels are matched: at most `tolerance` pixels apart, as many as possible.
+    """The matched predicted and human pixels (H, W) of a maximum matching of pixels at most `tolerance` pixels apart.
 
-    Of several matchings of that size it takes one that favours predicted pixels close to human ones, so that
-    annotators who agree are matched with the same pixels. (The published benchmark minimises the distances as well, at
-    five times the cost: the same recall, and precision that differs by at most 0.004 on photographs.)
+    Among maximum matchings, it prefers predicted pixels close to human ones, so that annotators who agree are matched
+    with the same pixels. The published benchmark also minimises the sum of distances, at five times the cost: recall is
+    the same, and precision differs by at most 0.004 on photographs.
     """
     predicted_P2, human_G2 = np.argwhere(predicted_HW), np.argwhere(human_HW)
     matched_predicted_HW, matched_human_HW = np.zeros_like(predicted_HW), np.zeros_like(human_HW)
     if len(predicted_P2) == 0 or len(human_G2) == 0:
         return matched_predicted_HW, matched_human_HW
-    # All pairs (E,) that may match.
+    # All pairs (E,) within the tolerance.
     pairs = KDTree(predicted_P2).sparse_distance_matrix(KDTree(human_G2), tolerance, output_type="coo_matrix")
     nearest_P = np.full(len(predicted_P2), np.inf)
     np.minimum.at(nearest_P, pairs.row, pairs.data)
-    # Rows are given a partner in their order, and keep one: so the row that is nearest to its first choice goes first.
+    # The matching assigns rows in order, and an assigned row stays matched: sort rows by the distance to their nearest.
     order_P = nearest_P.argsort(kind="stable")
     row_E = order_P.argsort()[pairs.row]
     sorted_E = np.lexsort((pairs.data, row_E))
@@ -100,7 +100,7 @@ def match(
 
 
 def thresholds(count: int) -> NDArray[np.float64]:
-    """`count` thresholds, evenly between 0 and 1 and neither of them."""
+    """`count` thresholds, evenly spaced between 0 and 1, without 0 and 1."""
     return np.arange(1, count + 1) / (count + 1)
 
 
@@ -135,10 +135,10 @@ def _area(map_HW: NDArray[np.bool_]) -> int:
 
 
 def summarise(counts: Sequence[BoundaryCounts]) -> BoundaryFigures | None:
-    """The figures of images counted at the same thresholds. None where people drew no boundary at all.
+    """The figures of images counted at the same thresholds. None if the annotations have no boundary.
 
-    AP is the mean precision at recalls 0, 0.01, ... 1, interpolated: 0 beyond the highest recall that is reached, and
-    below the lowest what it is there.
+    AP is the mean of the interpolated precision at recalls 0, 0.01, ... 1. Precision is 0 above the highest recall;
+    below the lowest recall it is constant.
     """
     human = sum(count.human for count in counts)
     if not human:
@@ -146,7 +146,7 @@ def summarise(counts: Sequence[BoundaryCounts]) -> BoundaryFigures | None:
     precision_T, recall_T = _rates(_sum(counts))
     best = _sum([_at(count, int(_f_measure(*_rates(count)).argmax())) for count in counts])
     threshold_T = thresholds(len(precision_T))
-    # Between two thresholds both rates are taken to be linear.
+    # Precision and recall are interpolated linearly between thresholds.
     position = np.linspace(0, len(precision_T) - 1, (len(precision_T) - 1) * (_STEPS - 1) + 1)
     precision, recall, threshold = (
         np.interp(position, np.arange(len(precision_T)), values) for values in (precision_T, recall_T, threshold_T)
@@ -179,7 +179,7 @@ def _at(count: BoundaryCounts, t: int) -> BoundaryCounts:
 
 
 def _rates(count: BoundaryCounts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision and recall (T,): 0 of nothing is 0."""
+    """Precision and recall (T,). 0 of 0 pixels count as 0."""
     return count.matched_predicted_T / np.maximum(count.predicted_T, 1), count.matched_human_T / max(count.human, 1)
 
 
@@ -188,7 +188,7 @@ def _f_measure(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> N
 
 
 def _average_precision(precision_T: NDArray[np.float64], recall_T: NDArray[np.float64]) -> float:
-    # Where nothing was matched there is no point of the curve. Of equal recalls the best precision comes last.
+    # Thresholds without a match are not points of the curve. Among equal recalls the best precision comes last.
     order = [t for t in np.lexsort((precision_T, recall_T)) if recall_T[t] > 0]
     if not order:
         return 0.0

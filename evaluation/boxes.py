@@ -1,4 +1,4 @@
-"""How good the masks are that the boxes of segments give."""
+"""Measures the masks that a model predicts for the boxes of segments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maskmill.filters import rle
 
 
 def measure_boxes(predictor: Predictor, image: AnnotatedImage, segments: Sequence[int]) -> NDArray[np.float64]:
-    """IoUs (K,) of the segments with the single mask for the tight box around each, which includes its last pixels."""
+    """The IoU (K,) of each segment with the single mask for its tight box. The box includes the last pixels."""
     ious = []
     for k in segments:
         x, y, w, h = rle.bbox(image.rles[k], image.height, image.width)

@@ -1,6 +1,6 @@
-"""Whether the model knows how good its masks are: predicted IoU against true IoU.
+"""Calibration: the IoU that a model predicts for its masks against the true IoU.
 
-Shapes: N masks, those of first clicks on all segments.
+Shapes: N masks, of the first click on each segment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Bin:
-    """The masks whose predicted IoU is between `low` and `high`; the means are None where there are none."""
+    """The masks with a predicted IoU from `low` to `high`. The means are None if there are none."""
 
     low: float
     high: float
@@ -29,7 +29,7 @@ class Bin:
 
 
 def correlation(predicted_N: NDArray[np.float64], true_N: NDArray[np.float64]) -> float | None:
-    """Pearson's; None where it is not defined: for fewer than two masks, or where one of the two never changes."""
+    """Pearson's correlation. None if it is undefined: for fewer than two masks, or if one of the IoUs is constant."""
     if len(true_N) < 2 or np.ptp(predicted_N) == 0 or np.ptp(true_N) == 0:
         return None
     return float(np.corrcoef(predicted_N, true_N)[0, 1])
@@ -48,8 +48,8 @@ def reliability(predicted_N: NDArray[np.float64], true_N: NDArray[np.float64]) -
 
 
 def draw_reliability(bins: Sequence[Bin], title: str, path: Path) -> None:
-    """A plot of the bins above a histogram of their masks, as PNG. StorageError where it cannot be written."""
-    # Takes a while to load, and belongs to an extra.
+    """Writes a PNG: the bins above a histogram of their masks. Raises StorageError if it cannot be written."""
+    # matplotlib takes seconds to import and is an optional dependency.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Everything a model proposes for an image: the masks of a dense grid of clicks, with no filter but NMS.
+"""Object proposals of a model: the masks of a dense grid of clicks, filtered by NMS only.
 
 Shapes: N points, M masks per point (the single mask first), K masks, h w low-resolution logits, H W pixels.
 Source: Kirillov et al. 2023, Appendix D.3.
@@ -26,23 +26,23 @@ from maskmill.pipeline.upsampling import crop_upsampling
 POINTS_PER_SIDE = 64
 NMS_THRESHOLD = 0.9
 STABILITY_OFFSET = 1.0
-POINTS_PER_BATCH = 8  # stays in a CPU's caches
-BLOCK_BYTES = 4 * 2**20  # of logits at the image's size
+POINTS_PER_BATCH = 8  # the activations fit into the caches of a CPU
+BLOCK_BYTES = 4 * 2**20  # bytes of logits at image size that are computed at once
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """K masks of one image."""
 
-    rles: tuple[bytes, ...]  # COCO's counts
+    rles: tuple[bytes, ...]  # COCO's compressed counts
     score_K: NDArray[np.float64]  # the mean of predicted IoU and stability
 
 
 @torch.inference_mode()
 def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: int, limit: int) -> Candidates:
-    """The `limit` masks with the highest scores, best first, of those that NMS by predicted IoU leaves.
+    """The `limit` masks with the highest scores, best first, after NMS by predicted IoU.
 
-    Masks without a pixel are none. The paper's grid has POINTS_PER_SIDE.
+    Empty masks are left out. The paper uses POINTS_PER_SIDE.
     """
     height, width = pixels_HW3.shape[:2]
     upsampling = crop_upsampling(sam.config, height, width)
@@ -63,7 +63,7 @@ def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: in
 
 @torch.inference_mode()
 def grid_logits(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (K, h, w) and predicted IoU (K,) of the three masks of every point of a grid, some points at a time."""
+    """Logits (K, h, w) and predicted IoU (K,) of the three masks of each grid point, in batches of points."""
     height, width = pixels_HW3.shape[:2]
     frame = Frame(height, width, sam.config.image_size)
     embedding = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
@@ -75,7 +75,7 @@ def grid_logits(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: int) -
 
 
 def image_logits(sam: Sam, logits_Khw: Tensor, height: int, width: int) -> Iterator[Tensor]:
-    """The logits at the size of the image, some masks (k, H, W) after the other; never many of them in memory."""
+    """The logits at image size, in blocks of masks (k, H, W) to save memory."""
     frame = Frame(height, width, sam.config.image_size)
     block = max(1, BLOCK_BYTES // (4 * (frame.input_size**2 + height * width)))
     for logits_khw in logits_Khw.split(block):

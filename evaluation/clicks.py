@@ -1,8 +1,8 @@
-"""Clicks as the paper places them, and how good the masks are that they give.
+"""Measures the masks that a model predicts for clicks, which are placed as in the paper.
 
-The first click is the point of the segment that is farthest from its border; the model answers with three masks.
-Each later one is the point farthest from the border in what is missing or too much; with the logits of the mask
-before, the model answers with one.
+The first click is the pixel of the segment that is farthest from its border; the model predicts three masks. Each later
+click is the pixel of the error region (missing or extra pixels) that is farthest from the border of that region; with
+the logits of the previous mask, the model predicts one mask.
 
 Shapes: K segments, P clicks so far, H W pixels.
 Source: Kirillov et al. 2023, Appendix D.1.
@@ -30,7 +30,7 @@ MASKS = 3
 
 
 class Predictor(Protocol):
-    """What is asked: model.predictor.EncodedImage, or a fake."""
+    """The interface of model.predictor.EncodedImage."""
 
     def predict(
         self,
@@ -43,7 +43,7 @@ class Predictor(Protocol):
 
 
 class Click(NamedTuple):
-    """A pixel, and whether it is to be in the mask."""
+    """A pixel, and whether it belongs to the segment."""
 
     x: int
     y: int
@@ -52,20 +52,20 @@ class Click(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ClickScores:
-    """The IoUs of one image's segments with the masks that clicks on them gave."""
+    """The IoUs of the segments of one image with the masks predicted for clicks on them."""
 
-    # After each of CLICKS; of the three after the first the one with the best predicted IoU.
+    # After each number of clicks in CLICKS. After the first click: the mask with the highest predicted IoU of three.
     iou_KC: NDArray[np.float64]
-    oracle_K: NDArray[np.float64]  # after the first click, the best of three
-    predicted_K3: NDArray[np.float64]  # the model's own estimates after the first click
-    clicked_K3: NDArray[np.float64]  # IoU with the segment that was clicked
-    any_K3: NDArray[np.float64]  # IoU with the likest of all annotated masks under the click: it could mean any of them
+    oracle_K: NDArray[np.float64]  # after the first click: the best of three masks
+    predicted_K3: NDArray[np.float64]  # the predicted IoU of the three masks after the first click
+    clicked_K3: NDArray[np.float64]  # their IoU with the segment that was clicked
+    any_K3: NDArray[np.float64]  # their best IoU with any annotated mask under the click, which is ambiguous
 
 
 def measure_clicks(
     predictor: Predictor, image: AnnotatedImage, segments: Sequence[int], last: int = CLICKS[-1]
 ) -> ClickScores:
-    """Clicks on each of the segments, `last` of them one after the other; the columns of later ones are NaN."""
+    """Places `last` clicks on each of the segments. The columns of more clicks than that are NaN."""
     iou_KC = np.full((len(segments), len(CLICKS)), np.nan)
     oracle_K = np.zeros(len(segments))
     predicted_K3, clicked_K3, any_K3 = (np.zeros((len(segments), MASKS)) for _ in range(3))
@@ -85,13 +85,13 @@ def measure_clicks(
 
 
 def first_click(segment_HW: Mask) -> Click:
-    """The pixel of a segment, which has at least one, that is farthest from its border."""
+    """The pixel of a segment that is farthest from its border. The segment must not be empty."""
     (x, y), _ = deepest_pixel(segment_HW)
     return Click(x, y, inside=True)
 
 
 def next_click(mask_HW: Mask, segment_HW: Mask) -> Click | None:
-    """The pixel that is deepest inside what the mask misses or has too much of; None where nothing is wrong."""
+    """The pixel deepest inside the missing or extra pixels of the mask. None if the mask is exact."""
     missed, missed_depth = deepest_pixel(segment_HW & ~mask_HW)
     extra, extra_depth = deepest_pixel(mask_HW & ~segment_HW)
     if missed_depth == extra_depth == 0:
@@ -100,7 +100,7 @@ def next_click(mask_HW: Mask, segment_HW: Mask) -> Click | None:
 
 
 def iou(a_HW: Mask, b_HW: Mask) -> float:
-    """IoU of two masks, not both empty."""
+    """The IoU of two masks, at least one of them not empty."""
     intersection = np.count_nonzero(a_HW & b_HW)
     return intersection / (np.count_nonzero(a_HW) + np.count_nonzero(b_HW) - intersection)
 

@@ -1,4 +1,4 @@
-"""How far the masks of two runs, A and B, agree: which images both have, and their masks matched one to one.
+"""Compares the masks of two runs, A and B: pairs their images by id and matches the masks one to one.
 
 Shapes: an image of H W pixels has N masks in A and K in B, as COCO's compressed counts.
 """
@@ -25,7 +25,7 @@ from maskmill.pipeline.ledger import flatten
 from maskmill.pipeline.storage import Storage
 
 _COLUMNS = ("image_id", "shard", "image_height", "image_width", "sha256", "status")
-_IMAGES_AT_ONCE = 1024  # as Python objects
+_IMAGES_AT_ONCE = 1024  # rows of the table that are Python objects at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ def index_run(storage: Storage) -> RunIndex:
 
 
 def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The values in A and in B by name, nested names joined by dots; None for what is not set."""
+    """Settings that differ: name -> (value in A, value in B). Nested names are joined by dots; None: not set."""
     in_a, in_b = flatten(a), flatten(b)
     names = sorted(in_a.keys() | in_b.keys())
     return {name: (in_a.get(name), in_b.get(name)) for name in names if in_a.get(name) != in_b.get(name)}
@@ -67,7 +67,7 @@ def settings_that_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Images that cannot be compared, all for the same reason."""
+    """Images that cannot be compared, for one reason."""
 
     images: int
     first: tuple[str, ...]  # ids
@@ -75,21 +75,21 @@ class LeftOut:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The images that can be compared, in the order of the parts, so that each part has to be read once."""
+    """The images that can be compared, sorted by part, so that each part is read once."""
 
     a: RunIndex
     b: RunIndex
-    table: pa.Table  # the columns of both indices, with the suffixes _A and _B
-    left_out: Mapping[str, LeftOut]  # by reason: the first that holds
+    table: pa.Table  # the columns of both indexes, with the suffixes _A and _B
+    left_out: Mapping[str, LeftOut]  # by reason: the first one that applies
 
     def __len__(self) -> int:
         return len(self.table)
 
 
 def pair_images(a: RunIndex, b: RunIndex, limit: int) -> Pairs:
-    """Pairs images by id. At most `limit` of those that are left out for a reason are named.
+    """Pairs images by id. `left_out` names at most `limit` images per reason.
 
-    Raises RunMismatchError where the runs have no image in common.
+    Raises RunMismatchError if the runs have no image in common.
     """
     pairs = a.images.join(
         b.images, "image_id", join_type="full outer", left_suffix="_A", right_suffix="_B", use_threads=False
@@ -113,28 +113,28 @@ def pair_images(a: RunIndex, b: RunIndex, limit: int) -> Pairs:
         pairs = pairs.filter(~holds)
     if left_out["only in A"].images == len(a) and left_out["only in B"].images == len(b):
         ids = " and ".join(f"{index.images['image_id'][0]} in {index.run.storage.uri}" for index in (a, b))
-        raise RunMismatchError(f"the runs have no image in common: their ids are such as {ids}")
+        raise RunMismatchError(f"the runs have no image in common: example ids are {ids}")
     return Pairs(a, b, pairs, left_out)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the masks of some images agree. Agreements add up."""
+    """How far the masks of some images agree. Agreements can be added."""
 
     images: int = 0
     masks_a: int = 0
     masks_b: int = 0
     matched: int = 0  # pairs of masks
     iou_sum: float = 0.0  # over the pairs
-    same_count: int = 0  # images with as many masks in A as in B
-    identical: int = 0  # images with the same masks in the same order, to the byte
+    same_count: int = 0  # images with equal numbers of masks in A and B
+    identical: int = 0  # images with byte-identical masks in the same order
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     @property
     def shares(self) -> dict[str, float | None]:
-        """What the counts come to, each from 0 to 1; None where there is nothing to take a share of."""
+        """Ratios of the counts, each from 0 to 1. None if the denominator is 0."""
         return {
             "matched": _ratio(2 * self.matched, self.masks_a + self.masks_b),
             "matched_of_a": _ratio(self.matched, self.masks_a),
@@ -150,7 +150,7 @@ def _ratio(part: float, whole: int) -> float | None:
 
 
 def compare_images(pairs: Pairs, threshold: float) -> Iterator[tuple[str, Agreement]]:
-    """The id of each image and how far its masks agree. Holds one part of each run at a time.
+    """The id and the agreement of each image. Holds one part of each run in memory at a time.
 
     Raises ObjectError if a part or a mask is damaged, and StorageError if the store cannot be reached.
     """
@@ -165,7 +165,7 @@ def compare_images(pairs: Pairs, threshold: float) -> Iterator[tuple[str, Agreem
 
 
 def agree(counts_N: Sequence[bytes], counts_K: Sequence[bytes], height: int, width: int, threshold: float) -> Agreement:
-    """How far the masks of one image agree. Masks match that have at least `threshold` as their IoU."""
+    """The agreement of the masks of one image. Two masks can match if their IoU is at least `threshold`."""
     identical = counts_N == counts_K
     iou_M = np.ones(len(counts_N)) if identical else match(overlap.iou(counts_N, counts_K, height, width), threshold)
     return Agreement(
@@ -180,7 +180,7 @@ def agree(counts_N: Sequence[bytes], counts_K: Sequence[bytes], height: int, wid
 
 
 def match(iou_NK: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
-    """The IoU (M,) of M pairs, M at most N and K: the best first, each mask in one pair, down to `threshold`."""
+    """The IoU (M,) of M pairs: greedy matching, best IoU first, each mask in one pair, down to `threshold`."""
     n, k = np.nonzero(iou_NK >= threshold)
     matched: list[float] = []
     taken_n: set[int] = set()
@@ -195,9 +195,9 @@ def match(iou_NK: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
 
 
 def summarise(agreements: Iterable[tuple[str, Agreement]], limit: int) -> tuple[Agreement, list[tuple[str, Agreement]]]:
-    """The sum of all, and up to `limit` images that agree least: by the share of masks matched, then by their IoU.
+    """The sum of all agreements, and up to `limit` images that agree least: by the share of matched masks, then by IoU.
 
-    Images that are identical are not among these.
+    Identical images are not listed.
     """
     total = Agreement()
     worst: list[tuple[str, Agreement]] = []

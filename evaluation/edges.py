@@ -1,4 +1,4 @@
-"""Edges that a model sees without having been taught to: where the masks of a grid of clicks end.
+"""Zero-shot edge detection: the edges of the masks that a model predicts for a grid of clicks.
 
 Shapes: N points, M masks per point (the single mask first), K masks, h w low-resolution logits, H W pixels.
 Source: Kirillov et al. 2023, Section 7.2 and Appendix D.2.
@@ -20,7 +20,7 @@ from maskmill.model.sam import Sam
 from maskmill.pipeline.upsampling import crop_upsampling
 
 POINTS_PER_SIDE = 16
-NMS_THRESHOLD = 0.7  # the paper names none: the generator's
+NMS_THRESHOLD = 0.7  # the default of the mask generator: the paper does not state one
 
 _SMOOTHING = 2.0  # pixels: the scale at which an edge has a direction
 _SLACK = 1.01  # an edge pixel may be this much weaker than its neighbours across the edge
@@ -35,14 +35,14 @@ def edge_map(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
 def mask_edges(probabilities: Iterable[NDArray[np.float32]], height: int, width: int) -> NDArray[np.float32]:
     """Edge strength (H, W), 0 to 1, from the probability maps (H, W) of an image's masks.
 
-    The steepness of each map at the pixels just outside its mask; of several masks the strongest. All 0 where no mask
-    ends in the image.
+    The strength is the gradient magnitude of a map at the pixels just outside its mask, and the maximum over masks. It
+    is 0 everywhere if no mask has an edge inside the image.
     """
     strongest_HW = np.zeros((height, width), np.float32)
     for probability_HW in probabilities:
         mask_HW = (probability_HW > 0.5).view(np.uint8)
         x, y, w, h = cv2.boundingRect(mask_HW)
-        # The filter and the pixels just outside reach one further each.
+        # A margin of two pixels: one for the outside pixels, one for the gradient filter.
         window = slice(max(0, y - 2), y + h + 2), slice(max(0, x - 2), x + w + 2)
         probability_hw, mask_hw = probability_HW[window], mask_HW[window]
         if w == 0:
@@ -57,7 +57,7 @@ _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 def thin_edges(edges_HW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The edges (H, W) without the pixels that are weaker than one of the two next to them across the edge.
+    """Non-maximum suppression: the edges (H, W) without pixels that are weaker than a neighbour across the edge.
 
     Source: Canny, "A Computational Approach to Edge Detection", 1986.
     """
@@ -65,8 +65,7 @@ def thin_edges(edges_HW: NDArray[np.float32]) -> NDArray[np.float32]:
     dy_HW, dx_HW = np.gradient(smooth_HW)
     dxy_HW, dxx_HW = np.gradient(dx_HW)
     dyy_HW = np.gradient(dy_HW, axis=0)
-    # Across an edge is where it bends most: the eigenvector of the Hessian's largest eigenvalue, or of the lowest where
-    # that is farther from 0.
+    # The direction across the edge is the eigenvector of the Hessian's eigenvalue with the largest magnitude.
     bends_down_HW = dxx_HW + dyy_HW < 0
     across_HW = (np.arctan2(2 * dxy_HW, dxx_HW - dyy_HW) + np.pi * bends_down_HW) / 2
     step_x, step_y = np.cos(across_HW).astype(np.float32), np.sin(across_HW).astype(np.float32)
@@ -80,7 +79,7 @@ def thin_edges(edges_HW: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @torch.inference_mode()
 def _probabilities(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
-    """The probability maps (H, W) of the masks that NMS by predicted IoU leaves; few of them in memory."""
+    """The probability maps (H, W) of the masks that NMS by predicted IoU keeps, a few in memory at a time."""
     height, width = pixels_HW3.shape[:2]
     logits, ious = zip(*grid_logits(sam, pixels_HW3, POINTS_PER_SIDE), strict=True)
     logits_Khw = torch.cat(logits)

@@ -1,4 +1,4 @@
-"""From the scores of images to the figures of a model: means over all segments, masks or images."""
+"""Summarises the scores of images as figures of a model: means over all segments, masks or images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from maskmill.evaluation.image import MODEL, ImageScores
 from maskmill.evaluation.proposals import average_recall
 from maskmill.evaluation.recall import recall_at
 
-# How many masks per image the model may have in the second row of the recalls.
+# The limit of masks per image in the second row of the recall table.
 MASK_LIMIT = 100
 
 
 @dataclass(frozen=True)
 class ClickFigures:
-    """Mean IoUs over segments. None where there are none."""
+    """Mean IoUs over segments. None if there are no segments."""
 
     segments: int
     oracle: float | None  # one click, best of three masks
@@ -39,7 +39,7 @@ class BoxFigures:
 
 @dataclass(frozen=True)
 class RecallFigures:
-    """Segment recall of somebody's masks, at most `limit` per image (None: all of them)."""
+    """Segment recall of the model or of a baseline, with at most `limit` masks per image (None: all masks)."""
 
     masks_of: str
     limit: int | None
@@ -51,8 +51,8 @@ class RecallFigures:
 class CalibrationFigures:
     """Predicted against true IoU of the three masks of every first click.
 
-    A click can mean more than what it was placed for, so true is the IoU with the likest of the annotated masks under
-    it; `correlation_clicked` is with the segment it was placed for.
+    A click is ambiguous, so the true IoU is the best IoU with any annotated mask under the click. `correlation_clicked`
+    uses the IoU with the segment that was clicked.
     """
 
     masks: int
@@ -63,7 +63,7 @@ class CalibrationFigures:
 
 @dataclass(frozen=True)
 class EdgeFigures:
-    """Edges in the images whose annotations cover them. None where there are no such images."""
+    """Edges in images that are covered by their annotations. None if there are no such images."""
 
     images: int
     bsds: boundaries.BoundaryFigures | None
@@ -71,7 +71,7 @@ class EdgeFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured; None where it was not."""
+    """All figures. None for a measure that was not requested."""
 
     proposals: dict[str, dict[str, float | None]] | None
     clicks: ClickFigures | None
@@ -82,7 +82,7 @@ class Figures:
 
 
 def summarise(scores: Sequence[ImageScores], measures: Sequence[str]) -> Figures:
-    """The figures of at least one image."""
+    """Summarises the scores of one or more images."""
     proposals = [score.proposals for score in scores if score.proposals is not None]
     clicks = [score.clicks for score in scores if score.clicks is not None]
     boxes = [score.boxes_K for score in scores if score.boxes_K is not None]
@@ -109,7 +109,7 @@ def _boxes(iou_K: NDArray[np.float64]) -> BoxFigures:
 
 
 def _recall(scores: Sequence[ImageScores]) -> tuple[RecallFigures, ...]:
-    """The model's own masks and its best MASK_LIMIT; the baselines' own masks, and as many as the model has."""
+    """Two rows for the model: all masks, the best MASK_LIMIT. Two per baseline: all masks, as many as the model."""
     rows: list[tuple[str, int | None]] = []
     curves = {name: [score.recall[name] for score in scores] for name in scores[0].recall}
     if MODEL in curves:

@@ -1,4 +1,4 @@
-"""All that is measured on one image."""
+"""Evaluates a model on one image."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.records import StepTimer
 
 MEASURES = ("proposals", "clicks", "boxes", "recall", "baselines", "calibration", "edges")
-MODEL = "model"  # its name among those whose masks have a recall
+MODEL = "model"  # the key of the model in ImageScores.recall
 
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """The scores of one image, small whatever its size. None, or no entry, for what was not measured."""
+    """The scores of one image. None, or no entry, for measures that were not requested."""
 
     image_id: str
     proposals: Matches | None
     clicks: ClickScores | None
     boxes_K: NDArray[np.float64] | None
-    recall: Mapping[str, RecallCurve]  # by whose masks: MODEL and the names of BASELINES
-    edges: BoundaryCounts | None  # also none where the annotations do not cover the image
+    recall: Mapping[str, RecallCurve]  # keys: MODEL and the names of BASELINES
+    edges: BoundaryCounts | None  # None also if the annotations do not cover the image
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how."""
+    """Which measures are computed, and their parameters."""
 
     measures: tuple[str, ...] = MEASURES
-    min_share: float = MIN_SHARE  # of the image's pixels: smaller segments get no prompts and no recall
-    proposal_points: int = POINTS_PER_SIDE  # per side of the grid of clicks that object proposals come from
+    min_share: float = MIN_SHARE  # of the image's pixels: smaller segments are not measured
+    proposal_points: int = POINTS_PER_SIDE  # points per side of the grid of clicks for object proposals
 
 
 class ImageEvaluator:
-    """A model and what is to be measured of it. Keeps nothing between images."""
+    """Computes the measures of a model. Keeps no state between images."""
 
     def __init__(self, sam: Sam, config: GeneratorConfig, settings: Settings) -> None:
-        """`config` is of the automatic masks whose recall is measured."""
+        """`config` configures the automatic masks for the recall measure."""
         self.sam = sam
         self.generator = MaskGenerator(sam, config)
         self.settings = settings
         self.measures = frozenset(settings.measures)
 
     def measure(self, image: AnnotatedImage) -> ImageScores:
-        """Raises AnnotationError where the image cannot be read."""
+        """Raises AnnotationError if the image cannot be read."""
         pixels_HW3 = image.read_pixels()
         segments = select_segments(image, self.settings.min_share)
         proposals = clicks = boxes_K = None

@@ -1,7 +1,7 @@
-"""How much masks overlap, from their run lengths.
+"""The overlap of masks, computed from their RLEs.
 
-Shapes: N masks against K masks of the same image, as COCO's compressed counts. The counts must be sound: pycocotools
-takes them on trust.
+Shapes: N masks against K masks of the same image, as COCO's compressed counts. The counts must be valid: pycocotools
+does not check them.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from maskmill.filters import rle
 
 
 def iou(counts_N: Sequence[bytes], counts_K: Sequence[bytes], height: int, width: int) -> NDArray[np.float64]:
-    """IoU (N, K) of every mask with every other."""
+    """The IoU (N, K) of each pair of masks."""
     if not counts_N or not counts_K:
         return np.zeros((len(counts_N), len(counts_K)))
     return _overlap(counts_N, counts_K, height, width, as_crowd=False)
 
 
 def contain(x: int, y: int, counts_K: Sequence[bytes], height: int, width: int) -> NDArray[np.bool_]:
-    """Which masks (K,) a pixel lies in."""
+    """Whether each mask (K,) contains the pixel."""
     if not counts_K:
         return np.zeros(0, np.bool_)
     pixel_HW = np.zeros((height, width), np.bool_)
     pixel_HW[y, x] = True
-    # Over a crowd the share of the first mask that lies inside the second is measured: all of this pixel, or nothing.
+    # For a crowd, coco.iou divides by the area of the first mask: 1 if the pixel is inside, else 0.
     return _overlap([rle.encode(pixel_HW)], counts_K, height, width, as_crowd=True)[0] > 0.5
 
 

@@ -1,7 +1,7 @@
-"""Segment recall: how well the masks of an image cover what people see in it.
+"""Segment recall: how well the masks of an image cover its annotated segments.
 
-For each annotated segment the best IoU among the image's masks, averaged over the segments of all images. More masks
-cannot lower it, so it means nothing without the number of masks.
+It is the best IoU of each annotated segment with any mask of the image, averaged over the segments of all images. More
+masks cannot lower it, so it is always reported with the number of masks.
 
 Shapes: N masks of one image, best first; K segments.
 """
@@ -27,7 +27,7 @@ class RecallCurve:
 
 @dataclass(frozen=True)
 class Recall:
-    """The recall of a set of images. None where they have no segment."""
+    """The recall of a set of images. None if they have no segments."""
 
     recall: float | None
     masks_per_image: float

@@ -1,4 +1,4 @@
-"""What people and programs get to read: tables, a JSON file, a plot."""
+"""Reports of an evaluation: tables for the terminal, a JSON file, a plot."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PLOT_NAME = "calibration.png"
 
 
 def write_report(folder: Path, facts: Mapping[str, Any], figures: Figures, title: str) -> list[Path]:
-    """Writes the JSON, `facts` and all figures, and the plot where there is one; returns their paths.
+    """Writes `facts` and all figures as JSON, and a plot if calibration was measured. Returns their paths.
 
-    Raises StorageError where they cannot be written.
+    Raises StorageError if a file cannot be written.
     """
     paths = [folder / JSON_NAME]
     try:
-        # NaN is no JSON; what is not defined is None.
+        # JSON has no NaN: undefined figures are None.
         text = json.dumps({**facts, "figures": asdict(figures)}, indent=2, allow_nan=False)
         paths[0].write_text(text + "\n", encoding="utf-8")
     except OSError as error:
@@ -45,7 +45,7 @@ def write_report(folder: Path, facts: Mapping[str, Any], figures: Figures, title
 
 
 def tables(figures: Figures) -> Iterator[Table]:
-    """One table for each thing that was measured."""
+    """One table per measure."""
     if figures.proposals is not None:
         yield _proposals(figures.proposals)
     if figures.clicks is not None:

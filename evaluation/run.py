@@ -1,4 +1,4 @@
-"""All images, one after the other or in several processes, each read when its turn comes."""
+"""Evaluates a model on many images, in this process or in several."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from maskmill.model.errors import MaskmillError
 from maskmill.model.optimize import optimize
 from maskmill.pipeline.config import RunConfig
 
-# Results are kept in order, so that figures are the same to the last digit: an image that takes long makes others wait.
+# Results come in the order of the images, so that sums are reproducible to the last digit. Tasks in flight per process:
+# enough that one slow image does not leave the other processes idle.
 AHEAD = 4
 
 
 class EvaluationError(MaskmillError):
-    """An evaluation that cannot go on, or of nothing."""
+    """An evaluation without images, or one that cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class EvaluatorFactory:
-    """Makes the evaluator where it is called: weights are loaded by every process, never sent to one."""
+    """Makes the evaluator in the calling process: each process loads the weights itself."""
 
     config: RunConfig
     checkpoint: Path | None
@@ -46,7 +47,7 @@ class EvaluatorFactory:
     settings: Settings
 
     def __call__(self) -> ImageEvaluator:
-        """Raises CheckpointError where the checkpoint cannot be loaded, DeviceError where there is no such device."""
+        """Raises CheckpointError if the checkpoint cannot be loaded, DeviceError if the device does not exist."""
         sam = optimize(load_model(self.config.model, self.checkpoint).sam, self.config.precision, self.device)
         return ImageEvaluator(sam, self.config.generator, self.settings)
 
@@ -54,16 +55,16 @@ class EvaluatorFactory:
 def measure_images(
     make_evaluator: Callable[[], ImageEvaluator], images: AnnotatedImages, count: int, processes: int
 ) -> Iterator[ImageScores | Skipped]:
-    """The scores of the first `count` images in their order.
+    """The scores of the first `count` images, in order.
 
-    Raises what `make_evaluator` does; EvaluationError where a process dies.
+    Raises as `make_evaluator` does, and EvaluationError if a process dies.
     """
     if processes == 1:
         work = _Work(make_evaluator(), images)
         yield from map(work.measure, range(count))
         return
     threads = max(1, (os.cpu_count() or 1) // processes)
-    # Not forked: torch's threads would not survive it.
+    # Not fork: it does not copy the threads of torch.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, _start, (make_evaluator, images, threads))
     try:
@@ -76,7 +77,7 @@ def measure_images(
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise EvaluationError(
-            f"one of {processes} processes died, perhaps for want of memory; try fewer --processes"
+            f"one of {processes} processes died, perhaps out of memory: use fewer --processes"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -94,13 +95,13 @@ class _Work:
             return Skipped(str(error))
 
 
-# Of a process of the pool, which has no other place for it.
+# State of a pool process: set once by `_start`, used by `_measure`.
 _work: _Work | None = None
 
 
 def _start(make_evaluator: Callable[[], ImageEvaluator], images: AnnotatedImages, threads: int) -> None:
     global _work
-    # Ctrl-C goes to all processes: the first one answers it.
+    # Ctrl-C reaches all processes. The parent process handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     _work = _Work(make_evaluator(), images)

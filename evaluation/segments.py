@@ -1,4 +1,4 @@
-"""Which of an image's annotated masks prompts and recall are measured on, and whether they tell its boundaries."""
+"""Selects the annotated masks that are evaluated, and the images that are suited to measure edges."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import numpy as np
 from maskmill.annotations import AnnotatedImage
 from maskmill.filters import rle
 
-# Smaller segments than this share of the image say more about the annotator's patience than about the model.
+# Segments below this share of the image are annotated inconsistently, so they do not measure the model.
 MIN_SHARE = 0.005
 
 
 def select_segments(image: AnnotatedImage, min_share: float = MIN_SHARE) -> list[int]:
-    """The indices of the masks over `min_share` of the image's pixels, whoever drew them; no crowds."""
+    """The indices of the masks larger than `min_share` of the image, of all annotators. Crowds are left out."""
     smallest = min_share * image.height * image.width
     return [
         k
@@ -22,9 +22,9 @@ def select_segments(image: AnnotatedImage, min_share: float = MIN_SHARE) -> list
 
 
 def covers_image(image: AnnotatedImage) -> bool:
-    """Whether each annotator's masks are all of the image: only then does an edge that no mask has not exist for them.
+    """Whether the masks of each annotator cover the image. Only then an edge without a mask counts as a false positive.
 
-    Goes by the sum of their areas; an image without masks is not covered.
+    Compares the sum of areas with the size of the image. An image without masks is not covered.
     """
     areas_K = np.array([rle.area(counts, image.height, image.width) for counts in image.rles], np.int64)
     totals_A = np.array([areas_K[image.annotator_K == annotator].sum() for annotator in np.unique(image.annotator_K)])

@@ -1,4 +1,4 @@
-"""Whether the objects of one shard are sound: part against plan, rows against rows, masks against their numbers."""
+"""Checks the objects of one shard: the part against the plan, the tables against each other, columns against RLEs."""
 
 # pyarrow ships no types: strict checking would find every line that touches it unknown.
 # pyright: standard
@@ -22,39 +22,39 @@ from maskmill.pipeline.records import STEPS, Shard
 from maskmill.pipeline.table import IMAGES, MASKS, SCHEMA_VERSION, read_footer, read_parquet
 
 Row = dict[str, Any]
-# What reading a damaged part can raise.
+# Exceptions that reading a damaged part can raise.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, MemoryError)
-MASKS_AT_ONCE = 64  # what is known of their runs fits into a cache
+MASKS_AT_ONCE = 64  # their run lengths fit into a CPU cache
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one shard with its retries, or the run around the shards, was found to be."""
+    """The result of checking one shard with its retries, or the plan and the list of objects."""
 
-    offences: tuple[str, ...]  # a line each: which object, what is wrong
-    done: bool = False  # whether the shard's part is there
-    images: int = 0  # those that a reader of the images table sees
+    offences: tuple[str, ...]  # one line each: the object and what is wrong
+    done: bool = False  # whether the shard has a part
+    images: int = 0  # rows of the images table, without superseded ones
     failed: int = 0  # of the images: failed or quarantined
     masks: int = 0
-    shards: int = 0  # in the plan: told once, by the first check
+    shards: int = 0  # number of shards in the plan; set in the first check only
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The objects of one shard: its parts as planned, of the first retry, the second... and their images parts."""
+    """The objects of one shard: the part as planned, the parts of its retries, and their images parts."""
 
     shard: Shard  # as planned
-    retries: int  # the number of the last one
-    objects: Mapping[str, bytes | str]  # by key, those that there are; why not, where one cannot be read
+    retries: int  # the number of the last retry; 0 if there is none
+    objects: Mapping[str, bytes | str]  # key -> content, or why it cannot be read; missing objects have no key
     identity: str  # of the run: sha256
 
 
 def check_shard(chain: Chain) -> Check:
-    """What is wrong with the parts of a shard, each by itself, and as a chain: each holds what was not ok before."""
+    """Checks each part of a shard, and that each retry holds exactly the images that were not ok in the part before."""
     offences: list[str] = []
     images = failed = masks = 0
     ok: set[str] = set()  # in the parts so far
-    left = None if chain.shard.image_ids is None else set(chain.shard.image_ids)  # for this part; None: nobody knows
+    left = None if chain.shard.image_ids is None else set(chain.shard.image_ids)  # due in this part; None: unknown
     for part in (replace(chain.shard, retry=retry) for retry in range(chain.retries + 1)):
         key = masks_key(part.name)
         tables = _read_part(chain, part)
@@ -82,28 +82,28 @@ def check_shard(chain: Chain) -> Check:
 
 @dataclass(frozen=True)
 class _Tables:
-    """What a part holds."""
+    """The content of a part."""
 
     images: pa.Table
     masks: pa.Table
-    left_out: int  # images of a tar that are no part of the run
+    left_out: int  # images in a tar that are not part of the run
 
 
 def _read_part(chain: Chain, part: Shard) -> _Tables | str:
-    """A part, valid and of the right schemas, or what is wrong with the whole of it."""
+    """The tables of a part if it is valid and has the right schemas; else what is wrong with it."""
     data = chain.objects.get(masks_key(part.name))
     if data is None:
-        return "missing: " + ("a later retry is there" if chain.retries else "`maskmill generate` again makes it")
+        return "missing: " + ("but a later retry exists" if chain.retries else "run `maskmill generate` again")
     if isinstance(data, str):
         return data
-    if not data.startswith(b"PAR1"):  # pyarrow looks at the end only, other readers do not
-        return "damaged: does not begin like a Parquet file"
+    if not data.startswith(b"PAR1"):  # pyarrow does not check this; other readers do
+        return "damaged: does not start like a Parquet file"
     try:
         footer = read_footer(io.BytesIO(data))
         if footer.identity != chain.identity or footer.schema_version != str(SCHEMA_VERSION):
             return f"belongs to another run than {RUN_KEY} describes"
         images, masks = footer.images, read_parquet(data)
-        # Offsets that lead out of a buffer would end the process, not raise, where their values are read.
+        # Reading values at offsets outside a buffer would crash the process instead of raising.
         images.validate(full=True)
         masks.validate(full=True)
     except _DAMAGE as error:
@@ -119,7 +119,7 @@ def _read_part(chain: Chain, part: Shard) -> _Tables | str:
 def _membership(
     part: Shard, image_ids: list[str], left: set[str] | None, ok: Collection[str], left_out: int
 ) -> Iterator[str]:
-    """Whether a part has the images that were `left` for it, and no others; `ok` are in an earlier part."""
+    """Checks that a part has exactly the images `left` for it. The images in `ok` are in an earlier part."""
     present, due = set(image_ids), "left to retry" if part.retry else "planned"
     if part.image_ids is None:
         strays = {image_id for image_id in present if image_id in ok or not _is_in_tar(image_id, part.uri)}
@@ -132,20 +132,20 @@ def _membership(
     for image_id in sorted(missing):
         yield f"{image_id}: {due}, but has no row in the images table"
     for image_id in sorted(strays):
-        yield f"{image_id}: has a row in the images table, but was not {due}"
+        yield f"{image_id}: has a row in the images table, but is not {due}"
 
 
 def _is_in_tar(image_id: str, tar_uri: str) -> bool:
-    """Whether the id begins with the path of the tar: the end of its address, one part or more."""
+    """Whether the id begins with the path of the tar, which is the end of the address of the tar."""
     parts = image_id.split("/")
     return any(tar_uri.endswith("/" + "/".join(parts[:count])) for count in range(1, len(parts) + 1))
 
 
 def _derived_offences(chain: Chain, key: str, images: pa.Table) -> Iterator[str]:
-    """Whether an images part has the rows that were derived from its masks part."""
+    """Checks that an images part has the rows derived from its masks part."""
     data = chain.objects.get(key)
     if data is None:
-        yield f"{key}: missing: `maskmill generate` again derives it"
+        yield f"{key}: missing: run `maskmill generate` again to derive it"
     elif isinstance(data, str):
         yield f"{key}: {data}"
     else:
@@ -157,7 +157,7 @@ def _derived_offences(chain: Chain, key: str, images: pa.Table) -> Iterator[str]
 
 
 def _row_offences(part_name: str, images: pa.Table, masks: pa.Table) -> Iterator[str]:
-    """What is wrong with the rows of a part, which are of the schemas IMAGES and MASKS and valid: a line each."""
+    """Checks the rows of a part, which are valid and have the schemas IMAGES and MASKS. Yields one line per fault."""
     rows = images.to_pylist()
     image_ids = [row["image_id"] for row in rows]
     if image_ids != sorted(image_ids):
@@ -176,14 +176,14 @@ def _row_offences(part_name: str, images: pa.Table, masks: pa.Table) -> Iterator
 
 def _image_offence(part_name: str, row: Row) -> str | None:
     if row["shard"] != part_name:
-        return f"says that its shard is {row['shard']}"
+        return f"its column `shard` is {row['shard']}"
     if row["status"] == "ok":
         if row["image_height"] is None or row["image_width"] is None or row["error_step"] or row["error"]:
-            return "is ok, but has no size or has an error"
+            return "its status is ok, but it has no size or has an error"
     elif row["status"] not in ("failed", "quarantined"):
-        return f"has the unknown status {row['status']}"
+        return f"its status {row['status']} is unknown"
     elif row["error_step"] not in STEPS or row["error"] is None or row["n_masks"] != 0:
-        return "has failed, but does not say why, or has masks"
+        return "it has failed, but has no reason or has masks"
     return None
 
 

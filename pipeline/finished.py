@@ -174,7 +174,7 @@ class Run(Mapping[str, RunImage]):
         return lambda part, image_id: read(part).filter(pc.field("image_id") == image_id)["rle_counts"].to_pylist()
 
     def mask_rows(self, part: str, image_id: str) -> pa.Table:
-        """The rows of the masks table of one image, which are in this part. Reads the row groups that hold them."""
+        """The masks of one image of this part: rows of the masks table. Reads only the row groups that hold them."""
         key, groups = masks_key(part), []
         with self._damage_named(key), open_parquet(self.storage, key) as file:
             for group in range(file.num_row_groups):
@@ -227,7 +227,7 @@ class Run(Mapping[str, RunImage]):
 def open_finished_run(storage: Storage, moved_to: str | None = None) -> Run:
     """The run in `storage`. Its images are where it read them, or at `moved_to`.
 
-    Raises RunMismatchError if there is no run, StorageError if the store cannot be reached, and SourceError if the
-    images cannot be at `moved_to`.
+    Raises RunMismatchError if there is no run, StorageError if the store cannot be reached, and ConfigError if
+    `moved_to` names another file or pattern than the run was made of.
     """
     return Run(storage, read_run(storage), read_plan(storage).at(moved_to))

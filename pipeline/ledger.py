@@ -1,4 +1,4 @@
-"""What a run is and what of it is done: identity and commits, all kept in the output."""
+"""The ledger of a run: its identity and the commits of its shards, all stored in the output."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from maskmill.pipeline.storage import PROBE_PREFIX, Storage, file_name, prove_cr
 from maskmill.pipeline.table import SCHEMA_VERSION, images_part
 
 RUN_KEY = "_run.json"
-REQUESTS_AT_ONCE = 16  # to the store, where a run is opened or summed up
+REQUESTS_AT_ONCE = 16  # concurrent requests to the store when a run is opened or read
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Everything that decides which masks a run makes. One output holds one identity."""
+    """All settings that decide the masks of a run. One output holds one identity."""
 
     source: str
     weights_sha256: str
     config: RunConfig
-    names: NameFilter = ALL_NAMES  # of the images in the source
+    names: NameFilter = ALL_NAMES  # which images of the source are in the run
 
     def to_json(self) -> str:
-        """As `_run.json` has it: sorted, for people to read. Equal identities give equal text."""
+        """The content of `_run.json`: readable, with sorted keys. Equal identities give equal text."""
         fields = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         return json.dumps(fields, indent=2, sort_keys=True, default=np.ndarray.tolist) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Identity:
-        """What `to_json` was called on. KeyError, TypeError, ValueError or ConfigError where that was no identity."""
+        """The inverse of `to_json`. KeyError, TypeError, ValueError or ConfigError if the text is not an identity."""
         fields = json.loads(text)
         del fields["schema_version"]
         config = fields.pop("config")
@@ -55,7 +55,7 @@ class Identity:
 
     @property
     def sha256(self) -> str:
-        """Of the JSON, hexadecimal: what the parts carry."""
+        """The SHA-256 of the JSON, hexadecimal. Each part carries it in its footer."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
@@ -107,13 +107,13 @@ class Ledger:
 def open_run(
     storage: Storage, identity: Identity, source: Source | None, images_per_shard: int | None = None
 ) -> tuple[Ledger, Plan]:
-    """Starts the run in `storage`, or resumes the one there: its plan stands then, whatever is in the source now.
+    """Starts a run in `storage`, or resumes the run there. A resumed run keeps its plan even if the source changed.
 
-    `source` may be None where there is a plan: it is used to make one, and for nothing else. By default `shard_size`
-    chooses the images per shard.
+    `source` is only used to make the plan; it may be None if there is a plan. By default, `shard_size` chooses the
+    number of images per shard.
 
-    Raises RunMismatchError where the output holds another run or something else altogether, SourceError where the
-    source has nothing to plan, and StorageError where the store does not honour create-if-absent.
+    Raises RunMismatchError if the output holds another run or other objects, SourceError if the source has no images,
+    and StorageError if the store does not honour create-if-absent.
     """
     _refuse_overlap(storage, identity.source)
     if storage.exists(RUN_KEY):
@@ -121,7 +121,7 @@ def open_run(
     else:
         _refuse_foreign_objects(storage)
     prove_create_if_absent(storage)
-    # Before anything is written: a source may be refused on its last line.
+    # Planned before anything is written: an error may be in the last line of the source.
     plan = None
     if not storage.exists(PLAN_KEY):
         assert source is not None
@@ -159,18 +159,18 @@ def _open(storage: Storage, identity: Identity) -> Ledger:
 
 
 def read_run(storage: Storage) -> dict[str, Any]:
-    """The identity of the run in `storage`, as `_run.json` has it.
+    """The identity of the run in `storage`: the content of `_run.json`.
 
-    Raises RunMismatchError where it holds no run, or one of another version of maskmill.
+    Raises RunMismatchError if there is no run or a run of another version of maskmill.
     """
     if not storage.exists(RUN_KEY):
-        raise RunMismatchError(f"{storage.uri}: no output of maskmill (no {RUN_KEY} in it)")
+        raise RunMismatchError(f"{storage.uri}: not an output of maskmill: it has no {RUN_KEY}")
     try:
         fields = json.loads(storage.read(RUN_KEY))
     except ValueError as error:
-        raise RunMismatchError(f"{storage.uri}/{RUN_KEY}: damaged ({error}): start again in an empty output") from error
+        raise RunMismatchError(f"{storage.uri}/{RUN_KEY}: damaged ({error}): run again with an empty output") from error
     if not isinstance(fields, dict):
-        raise RunMismatchError(f"{storage.uri}/{RUN_KEY}: no description of a run: start again in an empty output")
+        raise RunMismatchError(f"{storage.uri}/{RUN_KEY}: not a description of a run: run again with an empty output")
     if (version := fields.get("schema_version")) != SCHEMA_VERSION:
         raise RunMismatchError(
             f"{storage.uri}: made by another version of maskmill, with schema version {version}; this one has "
@@ -183,7 +183,7 @@ def _refuse_overlap(storage: Storage, source: str) -> None:
     output, images = _comparable(storage.uri), _comparable(source)
     if output.is_relative_to(images) or images.is_relative_to(output):
         raise RunMismatchError(
-            f"{storage.uri}: the output and the source {source} lie one inside the other: choose another output"
+            f"{storage.uri}: the output and the source {source} are one inside the other: choose another output"
         )
 
 
@@ -195,7 +195,7 @@ def _refuse_foreign_objects(storage: Storage) -> None:
     for item in storage.list():
         if not item.key.startswith(PROBE_PREFIX) and item.key != RUN_KEY:
             raise RunMismatchError(
-                f"{storage.uri}: holds other things, such as {item.key}, and no run of maskmill: choose an empty output"
+                f"{storage.uri}: holds other objects, such as {item.key}, but no run: choose an empty output"
             )
 
 
@@ -210,14 +210,14 @@ def _refuse_another_run(storage: Storage, identity: Identity) -> None:
         if there.get(name) != wanted.get(name)
     ]
     if differences:
-        remedy = "Use the same settings to go on with it, or choose another output"
+        remedy = "Use the same settings to continue it, or choose another output"
         if there.get("source") != wanted["source"]:
-            remedy += ". Where the images have moved, SOURCE stays as it was, and --source says where they are now"
+            remedy += ". If the images have moved, keep SOURCE and give their new place with --source"
         raise RunMismatchError(f"{storage.uri}: belongs to another run: {'; '.join(differences)}. {remedy}")
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by name, the names joined by dots."""
+    """Nested settings as one dictionary, with nested names joined by dots."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}

@@ -1,7 +1,7 @@
-"""What a run has to do: its shards and their images, kept in the output as `_plan.parquet`.
+"""The plan of a run: its shards and their images, stored in the output as `_plan.parquet`.
 
-A plan of ten million images is some tens of megabytes as Parquet, and some gigabytes as Python objects: it is only ever
-held as the former, and made and read by row groups.
+A plan of ten million images takes tens of megabytes as Parquet and gigabytes as Python objects. So memory holds the
+Parquet bytes, and the plan is written and read one row group at a time.
 """
 
 # pyarrow ships no types: strict checking would find every line that touches it unknown.
@@ -26,9 +26,9 @@ from maskmill.pipeline.storage import Storage
 
 PLAN_KEY = "_plan.parquet"
 ROWS_PER_GROUP = 65536
-SOURCE_KEY = "maskmill.source"  # of the footer metadata: PlannedSource as JSON
-# Shards have MAX_IMAGES_PER_SHARD, or fewer where that would make fewer than MIN_SHARDS: small sources are spread over
-# the workers too.
+SOURCE_KEY = "maskmill.source"  # key of the footer metadata; the value is PlannedSource as JSON
+# Shards have MAX_IMAGES_PER_SHARD images, or fewer to get at least MIN_SHARDS: small sources too need enough shards for
+# all workers.
 MAX_IMAGES_PER_SHARD = 64
 MIN_SHARDS = 32
 
@@ -36,20 +36,20 @@ PLAN = pa.schema(
     [
         pa.field("shard", pa.int32(), nullable=False),  # 0, 1, 2...: the rows of a shard are adjacent, in one row group
         pa.field("uri", pa.string(), nullable=False),
-        pa.field("image_id", pa.string()),  # null: one row for a shard whose images only reading it tells
-        pa.field("image_uri", pa.string()),  # Shard.uris; null where those are not needed
+        pa.field("image_id", pa.string()),  # null: the shard has one row, and its images are known after reading it
+        pa.field("image_uri", pa.string()),  # Shard.uris; null if the source does not need it
     ]
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Shards, made from the bytes of `_plan.parquet` each time they are asked for, and their source."""
+    """A sequence of shards and their source. Each iteration decodes the shards from the bytes of `_plan.parquet`."""
 
     data: bytes
-    sizes: NDArray[np.int32]  # (shards,) images, -1 where only reading the shard tells
-    groups: NDArray[np.int64]  # (row groups + 1,) the first shard of each, and the end
-    left_out: NDArray[np.bool_]  # (shards,)
+    sizes: NDArray[np.int32]  # (shards,) images per shard; -1 if not known before the shard is read
+    groups: NDArray[np.int64]  # (row groups + 1,) the first shard of each row group, and the number of shards
+    left_out: NDArray[np.bool_]  # (shards,) see `without`
     source: PlannedSource  # where the images are now
     planned_root: str  # PlannedSource.root when the plan was made
 
@@ -69,12 +69,12 @@ class Plan:
 
     @property
     def n_images(self) -> int | None:
-        """How many images there are; None where only reading the shards tells."""
+        """The number of images; None if it is not known before the shards are read."""
         sizes = self.sizes[~self.left_out]
         return None if (sizes < 0).any() else int(sizes.sum())
 
     def shards_with(self, image_id: str) -> list[str]:
-        """The name of the shard that lists an image, and of unlisted tars whose path the id may begin with."""
+        """The names of shards that may hold an image: the one that lists it, and tars with a path that fits its id."""
         parts = image_id.split("/")
         holds = pc.field("image_id") == image_id
         for length in range(1, len(parts) + 1):
@@ -84,14 +84,14 @@ class Plan:
         return [Shard(index, "").name for index in rows["shard"].unique().to_pylist()]
 
     def without(self, shard_names: Collection[str]) -> Plan:
-        """The shards that are not named."""
+        """The plan without the named shards."""
         named = (Shard(index, "").name in shard_names for index in range(len(self.sizes)))
         return replace(self, left_out=self.left_out | np.fromiter(named, np.bool_, len(self.sizes)))
 
     def at(self, source: str | None) -> Plan:
-        """The plan with its images read from `source`, where SOURCE has moved to; None: where they were planned.
+        """The plan with its images at `source`, the new place of SOURCE; None: at the planned place.
 
-        Addresses that a manifest lists outside its own folder stay. Raises as `moved` does.
+        Addresses outside the folder of a manifest do not change. Raises as `moved` does.
         """
         return self if source is None else replace(self, source=moved(self.source, source))
 
@@ -108,20 +108,20 @@ class Plan:
 
 
 def shard_size(source: Source) -> int:
-    """Images per shard where the user has no wish."""
+    """The default number of images per shard."""
     enough = MAX_IMAGES_PER_SHARD * MIN_SHARDS
     count = sum(1 for _ in itertools.islice(source.plan(1), enough))
     return max(1, min(MAX_IMAGES_PER_SHARD, count // MIN_SHARDS))
 
 
 def encode_plan(source: PlannedSource, shards: Iterable[Shard]) -> bytes:
-    """`_plan.parquet` as bytes: how the source is read, and its shards, which are numbered 0, 1, 2..."""
+    """The content of `_plan.parquet`: the source and its shards. Shards must be numbered 0, 1, 2..."""
     sink = pa.BufferOutputStream()
     options = {
         "compression": "zstd",
         "write_page_checksum": True,
         "use_dictionary": ["shard", "uri"],
-        # Paths in order begin like the one before: half the size, and written and read no slower.
+        # Sorted paths share prefixes: this encoding halves the size at the same speed.
         "column_encoding": {"image_id": "DELTA_BYTE_ARRAY", "image_uri": "DELTA_BYTE_ARRAY"},
     }
     with pq.ParquetWriter(sink, PLAN, **options) as writer:
@@ -146,7 +146,7 @@ def _batch(rows: list[tuple[int, str, str | None, str | None]]) -> pa.RecordBatc
 
 
 def read_plan(storage: Storage) -> Plan:
-    """The plan of the run in `storage`, all of it looked at. StorageError where there is none or it is damaged."""
+    """Reads and validates the plan of the run in `storage`. Raises StorageError if it is missing or damaged."""
     data = storage.read(PLAN_KEY)
     sizes = [np.empty(0, np.int32)]
     groups = [0]
@@ -160,7 +160,7 @@ def read_plan(storage: Storage) -> Plan:
             sizes.append(_sizes(rows, groups[-1]))
             groups.append(groups[-1] + len(sizes[-1]))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{storage.uri}/{PLAN_KEY}: damaged ({error}): start again in an empty output") from error
+        raise StorageError(f"{storage.uri}/{PLAN_KEY}: damaged ({error}): run again with an empty output") from error
     joined = np.concatenate(sizes)
     return Plan(data, joined, np.array(groups), np.zeros(len(joined), np.bool_), source, source.root)
 
@@ -174,12 +174,12 @@ def _read_group(file: pq.ParquetFile, group: int) -> pa.Table:
 
 
 def _starts(rows: pa.Table) -> NDArray[np.int64]:
-    """(shards + 1,) the first row of each shard, and the end."""
+    """(shards + 1,) the first row of each shard, and the number of rows."""
     return np.flatnonzero(np.diff(rows["shard"].to_numpy(), prepend=-1, append=-1))
 
 
 def _sizes(rows: pa.Table, first_shard: int) -> NDArray[np.int32]:
-    """(shards,) as in Plan, of a row group. ValueError where it does not hold whole shards, numbered from the first."""
+    """(shards,) `Plan.sizes` of a row group. ValueError if it does not hold whole shards, from `first_shard` on."""
     rows.validate(full=True)
     starts = _starts(rows)
     sizes = np.diff(starts).astype(np.int32)

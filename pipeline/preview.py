@@ -1,4 +1,4 @@
-"""Pictures of a run: the masks in its tables, drawn over the images in its source."""
+"""Previews of a run: draws the masks in its tables over the images in its source."""
 
 # pyarrow ships no types: strict checking would find every line that touches it unknown.
 # pyright: standard
@@ -25,7 +25,7 @@ from maskmill.pipeline.storage import Storage
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """One image with its masks drawn over it."""
+    """One image with its masks drawn on top."""
 
     image_id: str
     n_masks: int
@@ -33,7 +33,7 @@ class Overlay:
 
     @property
     def caption(self) -> str:
-        """What stands under it on a contact sheet."""
+        """The caption on a contact sheet."""
         return f"{self.image_id} · {self.n_masks} masks"
 
 
@@ -61,7 +61,7 @@ def overlays(storage: Storage, image_ids: Collection[str] = (), moved_to: str | 
             raise SourceError(f"{shard.uri}: {next(iter(wanted))} is missing from it now")
     if missing:
         raise SourceError(
-            f"{storage.uri}: no masks of {', '.join(sorted(missing))}: not done yet, failed, or no such image"
+            f"{storage.uri}: no masks of {', '.join(sorted(missing))}: not done yet, failed, or not in the run"
         )
 
 

@@ -1,4 +1,4 @@
-"""The data types that flow through the pipeline, from shard to commit."""
+"""The data types of the pipeline, from shard to commit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Clock = Callable[[], float]
 Status = Literal["ok", "failed", "quarantined"]
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 
-# What can end an image, and what is timed, in order.
+# The steps of processing an image, in order. Each is timed, and an image can fail in each.
 STEPS = ("fetch", "decode", "encode", "prompt", "filter", "rle")
 
 
@@ -30,15 +30,15 @@ class Shard:
 
     index: int
     uri: str  # what to open: the folder or prefix, or one tar
-    # The images, in order; None where only reading the shard tells (a tar).
+    # The images, in order; None if they are known only after reading the shard (a tar).
     image_ids: tuple[str, ...] | None = None
-    # How often the images of this shard that had failed were committed again; 0 for the shard as planned.
+    # The number of the retry of failed images; 0 for the shard as planned.
     retry: int = 0
-    # Of the retry of a tar, where `image_ids` cannot say it: images to leave out, because an earlier part has their
-    # masks, and the ids of failed rows, each of which must have a row again: see `missing`.
+    # Only for the retry of a tar, in place of `image_ids`: images to skip, because an earlier part has their masks, and
+    # the ids of failed rows, which need new rows: see `missing`.
     skip: frozenset[str] = frozenset()
     again: frozenset[str] = frozenset()
-    # image_id -> address of each image, perhaps of others too; for sources where the ids do not tell them.
+    # image_id -> address, for sources where the id does not determine it. May hold further images.
     uris: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 
     @property
@@ -47,13 +47,13 @@ class Shard:
         return part_name(self.index, self.retry)
 
     def is_archive(self, image_id: str) -> bool:
-        """Whether this is the id of the row that says why the shard's tar cannot be read: the path of the tar."""
+        """Whether this is the id of the row for the tar itself, its path. That row says why the tar cannot be read."""
         return self.image_ids is None and self.uri.endswith(f"/{image_id}")
 
     def missing(self, image_ids: Collection[str]) -> set[str]:
-        """Which rows the part of the shard lacks when its source gives these images: no image may vanish.
+        """The ids that need a row in the part of the shard and are not among the images that the source returned.
 
-        The failed row of a tar itself stands for what could not be read. It goes when any image comes in its place.
+        The failed row of a tar itself represents its unread images. It needs no new row once any image was read.
         """
         missing = {*(self.image_ids or ()), *self.again}.difference(image_ids)
         return {image_id for image_id in missing if not (image_ids and self.is_archive(image_id))}
@@ -61,7 +61,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an image has no masks. It becomes a row of the images table."""
+    """The reason why an image has no masks. It becomes a row of the images table."""
 
     step: str  # one of STEPS
     reason: str
@@ -69,7 +69,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One encoded image as its source holds it, or why it could not be fetched."""
+    """One encoded image from its source, or why it could not be fetched."""
 
     image_id: str
     source_uri: str
@@ -86,18 +86,18 @@ class DecodedImage:
 
 @dataclass(frozen=True, eq=False)
 class ImageMasks:
-    """The final masks of one image, N rows, and how many masks each filter dropped on the way. Arrays are read-only."""
+    """The final masks of one image, N rows, and the number of masks that each filter dropped. Arrays are read-only."""
 
     height: int
     width: int
     area: NDArray[np.int64]  # (N,) pixels
-    boxes: NDArray[np.int64]  # (N, 4) XYWH, w = x1 - x0: one short of the pixel count, as SA-1B has it
+    boxes: NDArray[np.int64]  # (N, 4) XYWH, w = x1 - x0: the pixel count minus one, as in SA-1B
     predicted_iou: NDArray[np.float32]  # (N,)
     stability_score: NDArray[np.float32]  # (N,)
     points: NDArray[np.float64]  # (N, 2) XY
     crop_boxes: NDArray[np.int64]  # (N, 4) XYWH
     rle_counts: tuple[bytes, ...]  # COCO compressed
-    dropped: Mapping[str, int]  # filter name -> masks; the names are filters.names.FILTERS
+    dropped: Mapping[str, int]  # filter name -> masks; the keys are filters.names.FILTERS
 
     def __post_init__(self) -> None:
         rows = len(self.rle_counts)
@@ -118,12 +118,12 @@ class ImageMasks:
 
     @property
     def rles(self) -> list[dict[str, Any]]:
-        """The masks as pycocotools takes them: `size` (H, W) and compressed `counts` (bytes)."""
+        """The masks in the format of pycocotools: `size` (H, W) and compressed `counts` (bytes)."""
         return [{"size": [self.height, self.width], "counts": counts} for counts in self.rle_counts]
 
     @cached_property
     def masks(self) -> NDArray[np.bool_]:
-        """(N, H, W). All masks are decoded at the first use and kept: N x H x W bytes. `decode` decodes one."""
+        """(N, H, W). Decoded on first access and kept in memory: N x H x W bytes. `decode` decodes one mask."""
         masks_NHW = np.empty((len(self), self.height, self.width), np.bool_)
         for row in range(len(self)):
             masks_NHW[row] = self.decode(row)
@@ -132,15 +132,15 @@ class ImageMasks:
 
     def decode(self, row: int) -> NDArray[np.bool_]:
         """One mask, (H, W)."""
-        from maskmill.filters import rle  # OpenCV and pycocotools take a while to load
+        from maskmill.filters import rle  # imported here: OpenCV and pycocotools load slowly
 
         return rle.decode(self.rle_counts[row], self.height, self.width)
 
     def to_dicts(self, output_mode: OutputMode = "binary_mask") -> list[dict[str, Any]]:
-        """The masks as `SamAutomaticMaskGenerator.generate` returns them: one dictionary each, with the same keys.
+        """The masks as `SamAutomaticMaskGenerator.generate` returns them: one dictionary per mask, with the same keys.
 
-        `segmentation` is a boolean array (H, W), or an RLE: `counts` is a list of run lengths in `uncompressed_rle`,
-        a string in `coco_rle`. Raises ConfigError for another `output_mode`.
+        `segmentation` is a boolean array (H, W) or an RLE. Its `counts` are a list of run lengths for
+        `uncompressed_rle` and a string for `coco_rle`. Raises ConfigError for any other `output_mode`.
         """
         if output_mode not in get_args(OutputMode):
             raise ConfigError(
@@ -172,11 +172,11 @@ class ImageMasks:
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """What became of one input image: its masks or its failure. One row of the images table."""
+    """The result of one input image: its masks or its failure. One row of the images table."""
 
     image_id: str
     source_uri: str
-    sha256: str | None  # None where the bytes could not be read
+    sha256: str | None  # None if the file could not be read
     outcome: ImageMasks | Failure
     milliseconds: Mapping[str, float]  # step -> time spent
     status: Status
@@ -185,16 +185,16 @@ class ImageResult:
 
 @dataclass
 class StepTimer:
-    """Adds up the milliseconds spent in each step of one image. Threads may share it."""
+    """Adds up the milliseconds spent in each step of one image. Thread-safe."""
 
     clock: Clock = time.perf_counter
     milliseconds: dict[str, float] = field(default_factory=dict[str, float])
-    current: str = STEPS[0]  # the step that was entered last: where an image ended that raised
+    current: str = STEPS[0]  # the last step that was entered: if an exception is raised, the step that failed
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
     def step(self, name: str, threads: int = 1) -> Generator[None]:
-        """Times the block as step `name`, one of so many threads that are in such blocks at the same time."""
+        """Times the block as step `name`. If `threads` threads time it at once, each adds its share of the time."""
         self.current = name
         start = self.clock()
         try:

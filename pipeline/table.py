@@ -1,7 +1,7 @@
 """The two tables: their schemas, and the Parquet bytes of a part.
 
-A part holds the masks of one shard as rows, and the images of that shard in the key-value metadata of its footer, so
-that one object commits both.
+A part holds the masks of one shard as rows, and the images of that shard in the key-value metadata of its footer. So
+the creation of one object commits both tables.
 """
 
 # pyarrow ships no types: strict checking would find every line that touches it unknown.
@@ -26,19 +26,19 @@ from numpy.typing import NDArray
 from maskmill.filters.names import FILTERS
 from maskmill.pipeline.records import STEPS, Failure, ImageMasks, ImageResult, Shard
 
-# Part of the run's identity: raise it when a column or its meaning, or the plan, changes.
+# Part of the identity of a run. Increase it if a column, its meaning or the format of the plan changes.
 SCHEMA_VERSION = 2
 
 MASKS = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("mask_id", pa.int32(), nullable=False),  # 0..n-1 within the image
-        pa.field("image_height", pa.int32(), nullable=False),  # pixels, as is every size and position below
+        pa.field("image_height", pa.int32(), nullable=False),  # sizes and positions here and below: pixels
         pa.field("image_width", pa.int32(), nullable=False),
         pa.field("area", pa.int64(), nullable=False),
         pa.field("bbox_x", pa.int32(), nullable=False),
         pa.field("bbox_y", pa.int32(), nullable=False),
-        pa.field("bbox_w", pa.int32(), nullable=False),  # x1 - x0 of inclusive corners: one short of the pixel count
+        pa.field("bbox_w", pa.int32(), nullable=False),  # x1 - x0 of inclusive corners: the pixel count minus one
         pa.field("bbox_h", pa.int32(), nullable=False),
         pa.field("predicted_iou", pa.float32(), nullable=False),  # can exceed 1
         pa.field("stability_score", pa.float32(), nullable=False),
@@ -55,17 +55,17 @@ MASKS = pa.schema(
 IMAGES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),  # of `masks/part-<shard>.parquet`
+        pa.field("shard", pa.string(), nullable=False),  # the part with its masks: `masks/part-<shard>.parquet`
         pa.field("source_uri", pa.string(), nullable=False),
-        pa.field("image_height", pa.int32()),  # null where the image failed, as are the drop counters
+        pa.field("image_height", pa.int32()),  # null if the image failed, as are the drop counters
         pa.field("image_width", pa.int32()),
-        pa.field("sha256", pa.string()),  # of the encoded bytes, hexadecimal; null where they could not be read
+        pa.field("sha256", pa.string()),  # of the encoded bytes, hexadecimal; null if they could not be read
         pa.field("n_masks", pa.int32(), nullable=False),
         pa.field("status", pa.string(), nullable=False),  # ok | failed | quarantined
-        pa.field("error_step", pa.string()),  # one of records.STEPS; null where status is ok
+        pa.field("error_step", pa.string()),  # one of records.STEPS; null if status is ok
         pa.field("error", pa.string()),
         *(pa.field(f"dropped_{name}", pa.int32()) for name in FILTERS),
-        *(pa.field(f"{step}_ms", pa.float32()) for step in STEPS),  # null for a step that was not reached
+        *(pa.field(f"{step}_ms", pa.float32()) for step in STEPS),  # null if the step was not reached
         pa.field("attempt", pa.int32(), nullable=False),
     ]
 )
@@ -74,26 +74,26 @@ IMAGES = pa.schema(
 IMAGES_KEY = "maskmill.images"
 IDENTITY_KEY = "maskmill.identity"  # sha256 of the run's identity
 SCHEMA_VERSION_KEY = "maskmill.schema_version"
-LEFT_OUT_KEY = "maskmill.left_out"  # JSON: reason -> images in a tar that are no part of the run
+LEFT_OUT_KEY = "maskmill.left_out"  # JSON: reason -> images in a tar that are not part of the run
 
-# About 40 images. Of 2k to 200k rows, measured with DuckDB and pyarrow on 200,000 masks: larger groups make the
-# look-up of one image slower (9 ms here, 80 ms at 200k) and no scan faster.
+# About 40 images. Measured with DuckDB and pyarrow on 200,000 masks in groups of 2k to 200k rows: larger groups slow
+# down the look-up of one image (9 ms at 4096, 80 ms at 200k) and do not speed up scans.
 ROWS_PER_GROUP = 4096
 PAGE_BYTES = 64 * 1024
-# Nearly every value differs: a dictionary would only be built to be thrown away.
+# Columns with few repeated values: dictionary encoding would not shrink them.
 _UNIQUE_COLUMNS = ("area", "predicted_iou", "stability_score", "rle_counts")
 
 
 def encode_part(
     shard: Shard, results: Sequence[ImageResult], identity: str, left_out: Mapping[str, int] | None = None
 ) -> bytes:
-    """The part of one shard as Parquet bytes, the same for the same arguments; no rows where no image has a mask.
+    """The part of one shard as Parquet bytes. Equal arguments give equal bytes. Has no rows if no image has a mask.
 
     Rows are sorted by (image_id, mask_id); mask_id is the position in the generator's order. `identity` is the sha256
-    of the run's identity, `left_out` a count of images that the shard holds and the run leaves out, by reason.
+    of the run's identity. `left_out` counts the images in a tar that are not part of the run, by reason.
     """
     ordered = sorted(results, key=lambda result: result.image_id)
-    assert len({result.image_id for result in ordered}) == len(ordered), "a source gives every image its own id"
+    assert len({result.image_id for result in ordered}) == len(ordered), "image ids are unique in a shard"
     batches = [_mask_rows(result.image_id, result.outcome) for result in ordered if result.status == "ok"]
     images = pa.Table.from_pylist([_image_row(shard, result) for result in ordered], schema=IMAGES)
     metadata = {
@@ -106,9 +106,9 @@ def encode_part(
 
 
 def images_part(part: bytes, superseded: bool = False) -> bytes:
-    """The images table of a part as Parquet bytes of their own, derived from its footer.
+    """The images part, derived from the footer of a masks part, as Parquet bytes.
 
-    A part that is `superseded` has been retried: its images that were not ok have their rows in the retry.
+    If the part is `superseded` by a retry, its images that are not ok are left out: the retry has their rows.
     """
     footer = read_footer(io.BytesIO(part))
     images = footer.images.filter(pc.field("status") == "ok") if superseded else footer.images
@@ -137,9 +137,8 @@ def read_footer(part: BinaryIO) -> Footer:
 
 
 def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows of one Parquet object, page checksums verified. Raises pyarrow.ArrowException or OSError on damage."""
-    # Not from a Python file, and without threads: pyarrow's threads now and then abort the process when it exits while
-    # they let go of one.
+    """All rows of a Parquet object. Verifies page checksums. Raises pyarrow.ArrowException or OSError on damage."""
+    # A buffer and no threads: a pyarrow thread that releases a Python file while the process exits may abort it.
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     return file.read(columns=columns, use_threads=False)
 
@@ -165,7 +164,7 @@ def _mask_rows(image_id: str, masks: ImageMasks | Failure) -> pa.RecordBatch:
 
 
 def mask_columns(rows: pa.Table) -> dict[str, Any]:
-    """The columns of ImageMasks that rows of the masks table of one image hold, in their order."""
+    """Keyword arguments for ImageMasks from the rows of one image in the masks table, in their order."""
 
     def stacked(names: Sequence[str], dtype: type[np.generic]) -> NDArray[Any]:
         return np.stack([rows[name].to_numpy() for name in names], axis=1).astype(dtype)
@@ -217,7 +216,7 @@ def _to_parquet(table: pa.Table, sorted_by: list[str], n_images: int, metadata: 
         compression="zstd",
         use_dictionary=[name for name in schema.names if name not in _UNIQUE_COLUMNS],  # pyright: ignore[reportArgumentType]
         write_page_index=True,
-        write_page_checksum=True,  # a flipped bit in a score would be read as another score
+        write_page_checksum=True,  # detects flipped bits in scores
         sorting_columns=[pq.SortingColumn(schema.get_field_index(name)) for name in sorted_by],
         data_page_size=PAGE_BYTES,
         **_bloom_filter(n_images),
@@ -229,7 +228,7 @@ def _to_parquet(table: pa.Table, sorted_by: list[str], n_images: int, metadata: 
 
 
 def _bloom_filter(n_images: int) -> dict[str, Any]:
-    """On image_id, where this pyarrow can write one: older ones cannot, and readers do without."""
+    """Options for a bloom filter on image_id. Empty if this version of pyarrow cannot write one."""
     if "bloom_filter_options" not in inspect.signature(pq.ParquetWriter).parameters:
         return {}
     return {"bloom_filter_options": {"image_id": {"ndv": max(1, n_images), "fpp": 0.01}}}

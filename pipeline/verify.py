@@ -1,4 +1,4 @@
-"""Whether an output is whole: every planned image has its row, and every row tells the truth about its mask."""
+"""Verifies an output: every planned image has one row, and the rows agree with the masks."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from maskmill.pipeline.plan import PLAN_KEY, Plan, read_plan
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.storage import PROBE_PREFIX, Storage
 
-SHARDS_AT_ONCE = 16  # most of the time of each goes into waiting for the store
-# From so many on, processes are worth the seconds that they need to start. Of 300 parts with 3200 masks, on two cores:
-# 10 s with two processes, 19 s with one, 18 s with threads, which wait for each other.
+SHARDS_AT_ONCE = 16  # most of the time per shard is spent waiting for the store
+# The number of shards from which processes pay off: they take seconds to start. For 300 parts of 3200 masks on two
+# cores: 10 s with two processes, 19 s with one, 18 s with threads, which block each other.
 SHARDS_WORTH_PROCESSES = 64
 
 
 def verify(storage: Storage) -> Iterator[Check]:
-    """Checks the run in `storage`: first what holds the shards together, then each shard in the order of its plan.
+    """Checks the run in `storage`: first the plan and the list of objects, then each shard in the order of the plan.
 
-    Raises RunMismatchError where there is no run or one of another version of maskmill, and StorageError where the
-    store cannot be reached, or the plan cannot be read: nothing can be checked then.
+    Raises RunMismatchError if there is no run or a run of another version of maskmill, and StorageError if the store
+    cannot be reached or the plan cannot be read.
     """
     read_run(storage)
     identity = hashlib.sha256(storage.read(RUN_KEY)).hexdigest()
@@ -53,13 +53,13 @@ def verify(storage: Storage) -> Iterator[Check]:
 
 @contextmanager
 def _checker(n_shards: int) -> Iterator[Callable[[Chain], Check]]:
-    """`check_shard`, in processes where there is much to check."""
+    """`check_shard`, in separate processes if there are many shards."""
     if n_shards < SHARDS_WORTH_PROCESSES:
         yield check_shard
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([check_shard.__module__])
-    # Ctrl-C is told to this process, which stops the others.
+    # Ctrl-C reaches all processes. Only this one handles it: it stops the others.
     arguments = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
     with ProcessPoolExecutor(os.cpu_count(), context, **arguments) as processes:
 
@@ -67,13 +67,13 @@ def _checker(n_shards: int) -> Iterator[Callable[[Chain], Check]]:
             try:
                 return processes.submit(check_shard, chain).result()
             except BrokenProcessPool as error:
-                raise MaskmillError("a process that checked parts was killed: perhaps out of memory") from error
+                raise MaskmillError("a process that checked parts was killed, perhaps out of memory") from error
 
         yield check
 
 
 def _fetch(storage: Storage, keys: Set[str], shard: Shard, retries: Mapping[str, int], identity: str) -> Chain:
-    """The objects of a shard. StorageError where the store cannot be reached."""
+    """Reads the objects of a shard. Raises StorageError if the store cannot be reached."""
     last = retries.get(shard.name, 0)
     objects: dict[str, bytes | str] = {}
     for name in (part_name(shard.index, retry) for retry in range(last + 1)):
@@ -94,7 +94,7 @@ def _last_retries(keys: Set[str]) -> dict[str, int]:
 
 
 def _repeated_plans(plan: Plan) -> Iterator[str]:
-    """By hash first: the ids of ten million images are too much to keep, their hashes are not."""
+    """Compares hashes first, to save memory: hashes of ten million ids fit, the ids do not."""
     hashes = np.sort(np.fromiter((hash(planned) for shard in plan for planned in _planned(shard)), np.int64))
     if repeated := set(hashes[1:][hashes[1:] == hashes[:-1]].tolist()):
         counts = Counter(planned for shard in plan for planned in _planned(shard) if hash(planned) in repeated)
@@ -104,7 +104,7 @@ def _repeated_plans(plan: Plan) -> Iterator[str]:
 
 
 def _planned(shard: Shard) -> tuple[str, ...]:
-    """What may be planned once only: images, or an archive."""
+    """The ids that must be unique in a plan: image ids, or the address of a tar."""
     return (shard.uri,) if shard.image_ids is None else shard.image_ids
 
 

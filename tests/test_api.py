@@ -246,5 +246,5 @@ def test_run_is_opened(tmp_path: Path):
         assert_type(opened, maskmill.Run)
         assert list(opened) == ["a.png"]
         assert opened["a.png"].masks.shape[0] == opened.masks.count_rows() == 3
-    with pytest.raises(RunMismatchError, match="no output of maskmill"):
+    with pytest.raises(RunMismatchError, match="not an output of maskmill"):
         maskmill.open_run(tmp_path / "photographs")

@@ -75,7 +75,7 @@ def test_crowds_are_marked(tmp_path: Path):
         ([[1, 1, 4, 1, 4, 1e9]], "reaches from y 1 to 1e\\+09 in an image of 7"),
         ({"size": [WIDTH, HEIGHT], "counts": [HEIGHT * WIDTH]}, r"size \[5, 7\] for an image of size \[7, 5\]"),
         ({"size": [HEIGHT, WIDTH], "counts": [3, 4]}, "covers 7 pixels of 35"),
-        ({"size": [HEIGHT, WIDTH], "counts": [40, -5]}, "list of numbers from 0"),
+        ({"size": [HEIGHT, WIDTH], "counts": [40, -5]}, "list of non-negative integers"),
         ({"size": [HEIGHT, WIDTH], "counts": "0"}, "covers 0 pixels of 35"),
         ({"size": [HEIGHT, WIDTH], "counts": "ü"}, "characters that are not COCO's"),
         ("polygon", "neither polygons nor an RLE"),

@@ -70,7 +70,7 @@ def test_a_photograph_of_another_size_is_refused(write: Callable[[Path], Path], 
     images = open_annotations(write(tmp_path))
     one, other = (next(tmp_path.rglob(f"{name}.jpg")) for name in SIZES)
     other.write_bytes(one.read_bytes())
-    with pytest.raises(AnnotationError, match="5 x 7 pixels, and its annotations are for 11 x 6"):
+    with pytest.raises(AnnotationError, match="5 x 7 pixels, but its annotations are for 11 x 6"):
         [images[i].read_pixels() for i in range(2)]
 
 

@@ -68,7 +68,7 @@ def test_a_photograph_is_refused_when_it_has_no_maps_beside_it(tmp_path: Path):
     ("content", "reason"),
     [
         (np.zeros((*SIZE, 3), np.uint8), r"b\.seg1\.png: not one channel"),
-        (np.zeros((5, 5), np.uint8), r"b\.seg1\.png: not of the size of b\.seg0\.png"),
+        (np.zeros((5, 5), np.uint8), r"b\.seg1\.png: its size differs from that of b\.seg0\.png"),
     ],
 )
 def test_a_map_is_refused_when_it_does_not_fit(tmp_path: Path, content: np.ndarray, reason: str):

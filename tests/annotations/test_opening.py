@@ -97,7 +97,7 @@ def test_a_folder_of_photographs_is_refused_when_the_annotations_are_a_run(tmp_p
 
 
 def test_a_place_to_which_images_have_moved_is_refused_when_the_annotations_are_no_run(tmp_path: Path):
-    with pytest.raises(AnnotationError, match="not the output of a run, whose images --source is for: give --images"):
+    with pytest.raises(AnnotationError, match="not the output of a run, and --source is only for runs: give --images"):
         open_annotations(write_sa1b(tmp_path), moved_to=str(tmp_path))
 
 

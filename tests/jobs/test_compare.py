@@ -97,7 +97,7 @@ def test_compare_writes_the_figures_as_json(outs: list[str], tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["/no/such/run"], "/no/such/run: no output of maskmill"),
+        (["/no/such/run"], "/no/such/run: not an output of maskmill"),
         (["ftp://host/out"], "ftp:// is not supported"),
         (["{out}", "--json", "/no/such/folder/x.json"], "/no/such/folder/x.json: cannot be written"),
     ],

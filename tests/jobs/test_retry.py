@@ -58,7 +58,7 @@ def test_retry_is_refused_when_the_weights_are_others(
 
 def test_retry_is_refused_when_there_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["retry", str(tmp_path)]) == 1
-    assert "no output of maskmill" in capsys.readouterr().err
+    assert "not an output of maskmill" in capsys.readouterr().err
 
 
 @pytest.mark.ray
@@ -81,7 +81,7 @@ def test_run_goes_on_with_images_that_have_moved(
     assert main(["generate", new, out, *generate]) == 1
     error = capsys.readouterr().err
     assert f'source is "{photographs}" there and "{new}" now' in error
-    assert "Where the images have moved, SOURCE stays as it was, and --source says where they are now" in error
+    assert "If the images have moved, keep SOURCE and give their new place with --source" in error
     for command in (["generate", str(photographs), out, *generate], ["retry", out, *arguments]):
         assert main(command) == 1
         assert "if they have moved, give their new place with --source" in capsys.readouterr().err

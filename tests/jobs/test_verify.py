@@ -47,5 +47,5 @@ def test_verify_prints_the_first_offences_and_exits_with_1_when_there_are_any(ou
 
 
 def test_verify_raises_when_there_is_no_run(tmp_path: Path):
-    with pytest.raises(RunMismatchError, match="no output of maskmill"):
+    with pytest.raises(RunMismatchError, match="not an output of maskmill"):
         CliRunner().invoke(APP, [str(tmp_path)], catch_exceptions=False)

@@ -149,7 +149,7 @@ def test_images_of_tars_are_found(tmp_path: Path):
 
 
 def test_folder_without_a_run_is_refused(tmp_path: Path):
-    with pytest.raises(RunMismatchError, match="no output of maskmill"):
+    with pytest.raises(RunMismatchError, match="not an output of maskmill"):
         open_finished_run(LocalStorage(tmp_path))
 
 

@@ -121,7 +121,7 @@ def test_part_is_missing_when_the_run_is_not_finished(out: Path):
     (out / FIRST).unlink()
     (out / "images/part-00000.parquet").unlink()
     checks = list(verify(open_storage(str(out))))
-    assert checks[1] == Check((f"{FIRST}: missing: `maskmill generate` again makes it",))
+    assert checks[1] == Check((f"{FIRST}: missing: run `maskmill generate` again",))
     assert [check.done for check in checks[1:]] == [False, True, True]
 
 
@@ -132,7 +132,7 @@ def test_images_part_without_its_masks_part_is_found(out: Path):
 
 def test_missing_images_part_is_found(out: Path):
     (out / "images/part-00001.parquet").unlink()
-    assert offences(out) == ["images/part-00001.parquet: missing: `maskmill generate` again derives it"]
+    assert offences(out) == ["images/part-00001.parquet: missing: run `maskmill generate` again to derive it"]
 
 
 @pytest.mark.parametrize("table", ["masks", "images"])
@@ -169,10 +169,10 @@ def test_part_under_the_name_of_another_shard_is_found(out: Path):
     assert offences(out) == [
         f"{SECOND}: c.png: planned, but has no row in the images table",
         f"{SECOND}: d.png: planned, but has no row in the images table",
-        f"{SECOND}: a.png: has a row in the images table, but was not planned",
-        f"{SECOND}: b.png: has a row in the images table, but was not planned",
-        f"{SECOND}: a.png: says that its shard is 00000",
-        f"{SECOND}: b.png: says that its shard is 00000",
+        f"{SECOND}: a.png: has a row in the images table, but is not planned",
+        f"{SECOND}: b.png: has a row in the images table, but is not planned",
+        f"{SECOND}: a.png: its column `shard` is 00000",
+        f"{SECOND}: b.png: its column `shard` is 00000",
     ]
 
 
@@ -186,7 +186,7 @@ def test_edited_run_is_found_in_every_part(out: Path):
 
 def test_verify_refuses_what_is_no_run_or_of_another_schema(out: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RunMismatchError, match="no output of maskmill"):
+    with pytest.raises(RunMismatchError, match="not an output of maskmill"):
         offences(tmp_path / "empty")
     path = out / "_run.json"
     path.write_text(path.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 999'))
@@ -289,13 +289,13 @@ def test_changed_mask_row_is_found(out: Path, change: Callable[[pa.Table], pa.Ta
     [
         (lambda t: repeat_row(t, 0), "c.png: 2 rows in the images table"),
         (lambda t: drop_row(t, 0), "c.png: planned, but has no row in the images table"),
-        (lambda t: with_value(t, "image_id", 1, "z.png"), "z.png: has a row in the images table, but was not planned"),
+        (lambda t: with_value(t, "image_id", 1, "z.png"), "z.png: has a row in the images table, but is not planned"),
         (lambda t: t.take([1, 0]), "the images are not sorted by image_id"),
-        (lambda t: with_value(t, "shard", 0, "00000"), "c.png: says that its shard is 00000"),
-        (lambda t: with_value(t, "status", 0, "ok"), "c.png: is ok, but has no size or has an error"),
-        (lambda t: with_value(t, "status", 0, "done"), "c.png: has the unknown status done"),
-        (lambda t: with_value(t, "error", 0, None), "c.png: has failed, but does not say why"),
-        (lambda t: with_value(t, "error_step", 0, "lunch"), "c.png: has failed, but does not say why"),
+        (lambda t: with_value(t, "shard", 0, "00000"), "c.png: its column `shard` is 00000"),
+        (lambda t: with_value(t, "status", 0, "ok"), "c.png: its status is ok, but it has no size or has an error"),
+        (lambda t: with_value(t, "status", 0, "done"), "c.png: its status done is unknown"),
+        (lambda t: with_value(t, "error", 0, None), "c.png: it has failed, but has no reason"),
+        (lambda t: with_value(t, "error_step", 0, "lunch"), "c.png: it has failed, but has no reason"),
         (lambda t: with_value(t, "n_masks", 0, 1), "c.png: n_masks is 1, but there are 0 masks"),
         (lambda t: t.drop_columns(["error"]), "the images table has other columns"),
         (lambda t: with_value(t, "status", 0, None), "the images table has nulls in status"),
@@ -315,7 +315,7 @@ def test_image_of_another_tar_is_found(tmp_path: Path):
     for table in ("masks", "images"):
         folder = tmp_path / "out" / table
         shutil.copy(folder / "part-00000.parquet", folder / "part-00001.parquet")
-    assert f"{SECOND}: 0.tar/x.png: has a row in the images table, but was not planned" in offences(tmp_path / "out")
+    assert f"{SECOND}: 0.tar/x.png: has a row in the images table, but is not planned" in offences(tmp_path / "out")
 
 
 # Retries.
@@ -368,14 +368,14 @@ def test_nothing_is_wrong_when_a_tar_was_retried_that_had_broken_off(tmp_path: P
 def test_gap_in_a_chain_of_retries_is_found(retried: Path):
     (retried / RETRY).unlink()
     assert offences(retried) == [
-        f"{RETRY}: missing: a later retry is there",
+        f"{RETRY}: missing: but a later retry exists",
         "images/part-00001-retry-1.parquet: there, but its masks part is missing",
     ]
 
 
 def test_missing_part_that_was_retried_is_found(retried: Path):
     (retried / SECOND).unlink()
-    assert f"{SECOND}: missing: a later retry is there" in offences(retried)
+    assert f"{SECOND}: missing: but a later retry exists" in offences(retried)
 
 
 def test_missing_last_retry_is_found(retried: Path):
@@ -400,9 +400,9 @@ def test_retry_of_nothing_is_a_stray_object(retried: Path, key: str):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda t: with_value(t, "image_id", 0, "a.png"), "a.png: has a row in the images table, but was not left to"),
+        (lambda t: with_value(t, "image_id", 0, "a.png"), "a.png: has a row in the images table, but is not left to"),
         (lambda t: drop_row(t, 1), "d.png: left to retry, but has no row in the images table"),
-        (lambda t: with_value(t, "shard", 0, "00001"), "c.png: says that its shard is 00001"),
+        (lambda t: with_value(t, "shard", 0, "00001"), "c.png: its column `shard` is 00001"),
     ],
 )
 def test_retry_that_did_other_images_is_found(retried: Path, change: Callable[[pa.Table], pa.Table], expected: str):
@@ -416,7 +416,7 @@ def test_retry_of_an_image_that_was_ok_is_found(retried: Path):
     shutil.copy(retried / AGAIN, retried / "masks/part-00001-retry-3.parquet")
     shutil.copy(retried / AGAIN.replace("masks", "images"), retried / "images/part-00001-retry-3.parquet")
     key = "masks/part-00001-retry-3.parquet"
-    assert f"{key}: d.png: has a row in the images table, but was not left to retry" in offences(retried)
+    assert f"{key}: d.png: has a row in the images table, but is not left to retry" in offences(retried)
 
 
 def test_retry_of_an_image_of_a_tar_that_was_ok_is_found(tmp_path: Path):
@@ -426,7 +426,7 @@ def test_retry_of_an_image_of_a_tar_that_was_ok_is_found(tmp_path: Path):
     for table in ("masks", "images"):
         folder = tmp_path / "out" / table
         shutil.copy(folder / "part-00000.parquet", folder / "part-00000-retry-1.parquet")
-    expected = "0.tar/x.png: has a row in the images table, but was not left to retry"
+    expected = "0.tar/x.png: has a row in the images table, but is not left to retry"
     assert f"masks/part-00000-retry-1.parquet: {expected}" in offences(tmp_path / "out")
 
 
