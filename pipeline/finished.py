@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -51,10 +51,10 @@ class RunImage(ImageMasks):
 class Totals:
     """What a run has produced so far."""
 
-    images: int = 0
-    failed: int = 0  # of the images: failed or quarantined
-    masks: int = 0
-    left_out: Mapping[str, int] = field(default_factory=dict[str, int])  # reason -> images in tars, not part of the run
+    images: int
+    failed: int  # of the images: failed or quarantined
+    masks: int
+    left_out: Mapping[str, int]  # reason -> images in tars that are not part of the run
 
 
 @dataclass(frozen=True, eq=False)

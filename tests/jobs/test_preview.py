@@ -135,6 +135,17 @@ def test_preview_says_once_what_is_wrong_with_a_damaged_mask(out: Path, capsys: 
     )
 
 
+def test_preview_names_a_damaged_part(out: Path, capsys: pytest.CaptureFixture[str]):
+    part = out / "masks/part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+
+    assert main(["preview", str(out)]) == 1
+
+    error = capsys.readouterr().err
+    assert error.startswith(f"maskmill: error: {part}: damaged: ")
+    assert error.count("\n") == 1
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
