@@ -34,10 +34,10 @@ def apply(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) ->
 
 def apply_together(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) -> MaskBatch:
     """`apply` for filters that decide on each mask separately: copies rows once, and waits once for a GPU."""
-    dropped_by_N = first_to_drop(batch, filters).cpu()
-    is_kept_N = dropped_by_N == DroppedBy.NONE
-    dropped.update(DroppedBy(value).counter for value in dropped_by_N[~is_kept_N].tolist())
-    return batch.select(is_kept_N)
+    dropped_by_K = first_to_drop(batch, filters).cpu()
+    is_kept_K = dropped_by_K == DroppedBy.NONE
+    dropped.update(DroppedBy(value).counter for value in dropped_by_K[~is_kept_K].tolist())
+    return batch.select(is_kept_K)
 
 
 def first_to_drop(batch: MaskBatch, filters: Iterable[Filter]) -> Tensor:
@@ -45,11 +45,11 @@ def first_to_drop(batch: MaskBatch, filters: Iterable[Filter]) -> Tensor:
 
     For filters that decide on each mask separately.
     """
-    dropped_by_N = torch.full_like(batch.area, DroppedBy.NONE)
+    dropped_by_K = torch.full_like(batch.area, DroppedBy.NONE)
     for filter_ in filters:
-        drops_N = (dropped_by_N == DroppedBy.NONE) & ~filter_.keep(batch)
-        dropped_by_N = dropped_by_N.masked_fill(drops_N, filter_.name)
-    return dropped_by_N
+        drops_K = (dropped_by_K == DroppedBy.NONE) & ~filter_.keep(batch)
+        dropped_by_K = dropped_by_K.masked_fill(drops_K, filter_.name)
+    return dropped_by_K
 
 
 def stability_score(threshold: float) -> Filter:
@@ -57,13 +57,13 @@ def stability_score(threshold: float) -> Filter:
     return Filter(DroppedBy.STABILITY_SCORE, lambda batch: batch.stability_score >= threshold)
 
 
-def crop_edge(height: int, width: int, inner_boxes_N4: Tensor | None = None) -> Filter:
+def crop_edge(height: int, width: int, inner_boxes_K4: Tensor | None = None) -> Filter:
     """Drops masks that their crop probably cuts off; `height` and `width` are the image's, in pixels.
 
-    `inner_boxes_N4` are those of `filters.boxes.near_crop_edge`, for a batch of N rows.
+    `inner_boxes_K4` are those of `filters.boxes.near_crop_edge`, for a batch of N rows.
     """
     return Filter(
-        DroppedBy.CROP_EDGE, lambda batch: ~near_crop_edge(batch.boxes, batch.crop_boxes, height, width, inner_boxes_N4)
+        DroppedBy.CROP_EDGE, lambda batch: ~near_crop_edge(batch.boxes, batch.crop_boxes, height, width, inner_boxes_K4)
     )
 
 

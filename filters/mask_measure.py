@@ -28,8 +28,8 @@ class Measures(NamedTuple):
 
 
 # As operators of PyTorch, these may be implemented by subclasses of Tensor (`__torch_function__`).
-@wrap_torch_function(lambda logits_Nhw, *_, **__: (logits_Nhw,))
-def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: float = 0.0) -> Measures:
+@wrap_torch_function(lambda logits_Khw, *_, **__: (logits_Khw,))
+def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: float = 0.0) -> Measures:
     """Measures of the masks, the pixels whose logit is above 0.
 
     The stability score is the IoU of the masks at the thresholds `offset` and `-offset`. One lies inside the other, so
@@ -37,22 +37,22 @@ def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: f
     `inner_boxes` and `boxes`.
     """
     # For an integer every kernel would be compiled once more.
-    counts_N3, boxes_N24 = _kernels(logits_Nhw).measure(logits_Nhw, upsampling, float(offset), float(margin))
-    above_N, below_N, area_N = counts_N3.unbind(dim=1)
-    outer_N4, inner_N4 = boxes_N24.unbind(dim=1)
-    return Measures(above_N / below_N, area_N, outer_N4 * (outer_N4[:, 2:3] >= 0), inner_N4)
+    counts_K3, boxes_K24 = _kernels(logits_Khw).measure(logits_Khw, upsampling, float(offset), float(margin))
+    above_K, below_K, area_K = counts_K3.unbind(dim=1)
+    outer_K4, inner_K4 = boxes_K24.unbind(dim=1)
+    return Measures(above_K / below_K, area_K, outer_K4 * (outer_K4[:, 2:3] >= 0), inner_K4)
 
 
-@wrap_torch_function(lambda logits_Nhw, *_, **__: (logits_Nhw,))
-def encode(logits_Nhw: Tensor, upsampling: Upsampling, corner: tuple[int, int], height: int, width: int) -> list[bytes]:
+@wrap_torch_function(lambda logits_Khw, *_, **__: (logits_Khw,))
+def encode(logits_Khw: Tensor, upsampling: Upsampling, corner: tuple[int, int], height: int, width: int) -> list[bytes]:
     """The `counts` of the masks in an image of (height, width) pixels whose crop begins at `corner` (x, y)."""
     offset = corner[0] * height + corner[1]
-    return rle.from_changes(_kernels(logits_Nhw).find_changes(logits_Nhw, upsampling, offset, height), height * width)
+    return rle.from_changes(_kernels(logits_Khw).find_changes(logits_Khw, upsampling, offset, height), height * width)
 
 
-def _kernels(logits_Nhw: Tensor) -> ModuleType:
+def _kernels(logits_Khw: Tensor) -> ModuleType:
     # Imported where they are needed: a machine without a GPU need not have Triton.
-    if logits_Nhw.is_cuda:
+    if logits_Khw.is_cuda:
         from maskmill.filters import mask_measure_gpu as kernels
     else:
         from maskmill.filters import mask_measure_cpu as kernels

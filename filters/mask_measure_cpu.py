@@ -32,23 +32,23 @@ OUTSIDE, INSIDE, MIXED = (np.int32(kind) for kind in range(3))
 _POOL = ThreadPoolExecutor(thread_name_prefix="mask-measure")
 
 
-def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
+def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
     """Pixels (N, 3) above `offset`, above `-offset` and above 0, and the boxes (N, 2, 4) of those above `-margin` and
     above `margin`, x0 > x1 where there are none: see `filters.mask_measure.measure`.
     """
-    logits = logits_Nhw.numpy()
-    counts_N3 = np.zeros((len(logits), 3), np.int64)
-    boxes_N24 = np.empty((len(logits), 2, 4), np.int64)
-    _by_thread(lambda n: _measure(logits[n], upsampling, offset, margin, counts_N3[n], boxes_N24[n]), len(logits))
-    return torch.from_numpy(counts_N3), torch.from_numpy(boxes_N24)
+    logits = logits_Khw.numpy()
+    counts_K3 = np.zeros((len(logits), 3), np.int64)
+    boxes_K24 = np.empty((len(logits), 2, 4), np.int64)
+    _by_thread(lambda n: _measure(logits[n], upsampling, offset, margin, counts_K3[n], boxes_K24[n]), len(logits))
+    return torch.from_numpy(counts_K3), torch.from_numpy(boxes_K24)
 
 
-def find_changes(logits_Nhw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
+def find_changes(logits_Khw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
     """Where each mask's value changes along its columns, in order: positions `offset + x * stride + y`.
 
     A position may come twice, where a mask goes from the end of one column to the start of the next.
     """
-    logits = logits_Nhw.numpy()
+    logits = logits_Khw.numpy()
     blocks = _by_thread(
         lambda n: [_changes(logits_hw, upsampling, offset, stride) for logits_hw in logits[n]], len(logits)
     )
@@ -70,8 +70,8 @@ class _Buffers(NamedTuple):
     kinds_w: Any
     coarse_3S: Any
     input_S: Any
-    fine_RW: Any
-    pixels_YW: Any
+    fine_FW: Any
+    pixels_EW: Any
 
 
 def _generate_fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
@@ -99,8 +99,8 @@ def _buffers(upsampling):
         kinds_w=np.empty(h + 1, np.int32),
         coarse_3S=np.empty((3, S), np.float32),
         input_S=np.empty(S, np.float32),
-        fine_RW=np.empty((np.bincount(upsampling.to_input.near).max() + 1, W), np.float32),
-        pixels_YW=np.empty((np.diff(upsampling.row_cells).max(), W), np.float32),
+        fine_FW=np.empty((np.bincount(upsampling.to_input.near).max() + 1, W), np.float32),
+        pixels_EW=np.empty((np.diff(upsampling.row_cells).max(), W), np.float32),
     )
 
 
@@ -146,9 +146,9 @@ def _find_spans(logits_hw, upsampling, i, low, high, buffers):
 
 @njit()
 def _interpolate(logits_hw, upsampling, i, x0, x1, buffers):
-    """Fills `pixels_YW` with the pixels of row i of the cells, columns from x0 to x1."""
+    """Fills `pixels_EW` with the pixels of row i of the cells, columns from x0 to x1."""
     to_input, rows, columns = upsampling.to_input, upsampling.rows, upsampling.columns
-    coarse_3S, input_S, fine_RW, pixels_YW = buffers.coarse_3S, buffers.input_S, buffers.fine_RW, buffers.pixels_YW
+    coarse_3S, input_S, fine_FW, pixels_EW = buffers.coarse_3S, buffers.input_S, buffers.fine_FW, buffers.pixels_EW
     y0, y1 = upsampling.row_cells[i], upsampling.row_cells[i + 1]
     first, last = np.int64(rows.near[y0]), np.int64(rows.far[y1 - 1])
     left, right = np.uint64(columns.near[x0]), np.uint64(columns.far[x1 - 1] + 1)
@@ -163,12 +163,12 @@ def _interpolate(logits_hw, upsampling, i, x0, x1, buffers):
             input_S[x] = _fma(coarse_3S[a, x], a_weight, coarse_3S[b, x] * b_weight)
         for x in range(np.uint64(x0), np.uint64(x1)):
             near, far = input_S[columns.near[x]], input_S[columns.far[x]]
-            fine_RW[r - first, x] = _fma(near, columns.near_weight[x], far * columns.far_weight[x])
+            fine_FW[r - first, x] = _fma(near, columns.near_weight[x], far * columns.far_weight[x])
     for y in range(y0, y1):
         a, b = rows.near[y] - first, rows.far[y] - first
         a_weight, b_weight = rows.near_weight[y], rows.far_weight[y]
         for x in range(np.uint64(x0), np.uint64(x1)):
-            pixels_YW[y - y0, x] = _fma(fine_RW[a, x], a_weight, fine_RW[b, x] * b_weight)
+            pixels_EW[y - y0, x] = _fma(fine_FW[a, x], a_weight, fine_FW[b, x] * b_weight)
 
 
 @njit()
@@ -184,16 +184,16 @@ def _widen(box_4, row_W, y, x0, x1, threshold):
 
 
 @njit()
-def _measure(logits_Nhw, upsampling, offset, margin, counts_N3, boxes_N24):
+def _measure(logits_Khw, upsampling, offset, margin, counts_K3, boxes_K24):
     buffers = _buffers(upsampling)
-    pixels_YW = buffers.pixels_YW
+    pixels_EW = buffers.pixels_EW
     offset, margin, zero = np.float32(offset), np.float32(margin), np.float32(0)
     one, none = np.int32(1), np.int32(0)
     # A little wider: a mean of equal logits may come out beyond them in its last bit.
     known = max(offset, margin) * np.float32(1.0001)
-    for n in range(len(logits_Nhw)):
-        logits_hw = logits_Nhw[n]
-        outer, inner = boxes_N24[n]
+    for n in range(len(logits_Khw)):
+        logits_hw = logits_Khw[n]
+        outer, inner = boxes_K24[n]
         outer[:2] = inner[:2] = len(upsampling.columns.near), len(upsampling.rows.near)
         outer[2:] = inner[2:] = -1
         for i in range(len(logits_hw)):
@@ -203,8 +203,8 @@ def _measure(logits_Nhw, upsampling, offset, margin, counts_N3, boxes_N24):
             for s in range(_find_spans(logits_hw, upsampling, i, -known, known, buffers)):
                 kind, x0, x1 = buffers.spans_w3[s]
                 if kind == INSIDE:
-                    counts_N3[n] += (y1 - y0) * (x1 - x0)
-                    for box_4 in boxes_N24[n]:
+                    counts_K3[n] += (y1 - y0) * (x1 - x0)
+                    for box_4 in boxes_K24[n]:
                         box_4[0], box_4[1] = min(box_4[0], x0), min(box_4[1], y0)
                         box_4[2], box_4[3] = max(box_4[2], x1 - 1), y1 - 1
                     continue
@@ -212,26 +212,26 @@ def _measure(logits_Nhw, upsampling, offset, margin, counts_N3, boxes_N24):
                 for y in range(y1 - y0):
                     above = below = inside = none
                     for x in range(np.uint64(x0), np.uint64(x1)):
-                        value = pixels_YW[y, x]
+                        value = pixels_EW[y, x]
                         above += one if value > offset else none
                         below += one if value > -offset else none
                         inside += one if value > zero else none
-                    counts_N3[n, 0] += above
-                    counts_N3[n, 1] += below
-                    counts_N3[n, 2] += inside
+                    counts_K3[n, 0] += above
+                    counts_K3[n, 1] += below
+                    counts_K3[n, 2] += inside
                     if margin == 0:
                         if inside > 0:
-                            _widen(outer, pixels_YW[y], y0 + y, x0, x1, zero)
+                            _widen(outer, pixels_EW[y], y0 + y, x0, x1, zero)
                         continue
                     within_outer = within_inner = none
                     for x in range(np.uint64(x0), np.uint64(x1)):
-                        value = pixels_YW[y, x]
+                        value = pixels_EW[y, x]
                         within_outer += one if value > -margin else none
                         within_inner += one if value > margin else none
                     if within_outer > 0:
-                        _widen(outer, pixels_YW[y], y0 + y, x0, x1, -margin)
+                        _widen(outer, pixels_EW[y], y0 + y, x0, x1, -margin)
                     if within_inner > 0:
-                        _widen(inner, pixels_YW[y], y0 + y, x0, x1, margin)
+                        _widen(inner, pixels_EW[y], y0 + y, x0, x1, margin)
         if margin == 0:
             inner[:] = outer
 
@@ -255,7 +255,7 @@ def _changes(logits_hw, upsampling, offset, stride):
             _interpolate(logits_hw, upsampling, i, x0, x1, buffers)
             for y in range(y0, y1):
                 for x in range(np.uint64(x0), np.uint64(x1)):
-                    inside[y + 1, x] = buffers.pixels_YW[y - y0, x] > 0
+                    inside[y + 1, x] = buffers.pixels_EW[y - y0, x] > 0
     changes_W = np.zeros(W, np.int32)  # in each column
     for y in range(top, bottom + 1):
         for x in range(np.uint64(left), np.uint64(right)):

@@ -31,37 +31,37 @@ _PLANS = 64  # as many as `plan_upsampling` keeps
 _BEYOND = tl.constexpr(2**31 - 1)  # below every pixel and to its right
 
 
-def measure(logits_Nhw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
+def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
     """See `filters.mask_measure_cpu.measure`.
 
     The host waits only where an upsampling is new to the device.
     """
-    plan = _on_device(upsampling, logits_Nhw.device)
-    counts_N3 = logits_Nhw.new_zeros((len(logits_Nhw), 3), dtype=torch.int64)
-    boxes_N24 = logits_Nhw.new_full((len(logits_Nhw), 2, 4), _BEYOND.value, dtype=torch.int64)
-    boxes_N24[:, :, 2:] = -1
-    with torch.cuda.device_of(logits_Nhw):
+    plan = _on_device(upsampling, logits_Khw.device)
+    counts_K3 = logits_Khw.new_zeros((len(logits_Khw), 3), dtype=torch.int64)
+    boxes_K24 = logits_Khw.new_full((len(logits_Khw), 2, 4), _BEYOND.value, dtype=torch.int64)
+    boxes_K24[:, :, 2:] = -1
+    with torch.cuda.device_of(logits_Khw):
         # A little lower: a mean of equal logits may come out higher in its last bit.
-        strips = _strips(logits_Nhw, plan, -max(offset, margin) * 1.0001)
-        _measure[plan.grid(logits_Nhw)](*strips, offset, margin, counts_N3, boxes_N24, **_LAUNCH)
-    return counts_N3, boxes_N24
+        strips = _strips(logits_Khw, plan, -max(offset, margin) * 1.0001)
+        _measure[plan.grid(logits_Khw)](*strips, offset, margin, counts_K3, boxes_K24, **_LAUNCH)
+    return counts_K3, boxes_K24
 
 
-def find_changes(logits_Nhw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
+def find_changes(logits_Khw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
     """See `filters.mask_measure_cpu.find_changes`. The host waits twice: for their number, then for the positions."""
-    if len(logits_Nhw) == 0:
+    if len(logits_Khw) == 0:
         return []
-    plan = _on_device(upsampling, logits_Nhw.device)
-    changes_NW = logits_Nhw.new_zeros((len(logits_Nhw), plan.width), dtype=torch.int32)
-    with torch.cuda.device_of(logits_Nhw):
-        arguments = (*_strips(logits_Nhw, plan, 0), plan.width, stride, changes_NW)
-        launch = _changes[plan.grid(logits_Nhw)]
+    plan = _on_device(upsampling, logits_Khw.device)
+    changes_KW = logits_Khw.new_zeros((len(logits_Khw), plan.width), dtype=torch.int32)
+    with torch.cuda.device_of(logits_Khw):
+        arguments = (*_strips(logits_Khw, plan, 0), plan.width, stride, changes_KW)
+        launch = _changes[plan.grid(logits_Khw)]
         launch(*arguments, None, None, **_LAUNCH)
-        ends_NW = changes_NW.view(-1).cumsum(0).view_as(changes_NW)
-        ends_N = ends_NW[:, -1].cpu().numpy()
-        positions = ends_NW.new_empty(ends_N[-1])
-        launch(*arguments, ends_NW, positions, **_LAUNCH)
-    return np.split((positions + offset).cpu().numpy(), ends_N[:-1])
+        ends_KW = changes_KW.view(-1).cumsum(0).view_as(changes_KW)
+        ends_K = ends_KW[:, -1].cpu().numpy()
+        positions = ends_KW.new_empty(ends_K[-1])
+        launch(*arguments, ends_KW, positions, **_LAUNCH)
+    return np.split((positions + offset).cpu().numpy(), ends_K[:-1])
 
 
 class _Axis(NamedTuple):
@@ -84,9 +84,9 @@ class _Plan(NamedTuple):
     def width(self) -> int:
         return len(self.columns.positions)
 
-    def grid(self, logits_Nhw: Tensor) -> tuple[int, int]:
+    def grid(self, logits_Khw: Tensor) -> tuple[int, int]:
         """A program for each strip of each mask."""
-        return len(logits_Nhw), -(-self.width // _STRIP)
+        return len(logits_Khw), -(-self.width // _STRIP)
 
 
 _plans: dict[tuple[int, torch.device], tuple[Upsampling, _Plan]] = {}
@@ -117,13 +117,13 @@ def _axis_on_device(taps: Taps, device: torch.device) -> _Axis:
     return _Axis(torch.from_numpy(positions).to(device), int(taps.far[-1]))
 
 
-def _strips(logits_Nhw: Tensor, plan: _Plan, threshold: float) -> tuple[Tensor | int, ...]:
-    """The first arguments of a kernel. In a row of windows_N4, y0 y1 x0 x1, are the pixels that can be above."""
-    x0_N, y0_N, x1_N, y1_N = masks_to_boxes(logits_Nhw > threshold).unbind(dim=1)
-    rows_N2 = plan.row_cells[torch.stack([(y0_N - 2).clamp(min=0), y1_N + 1], dim=1)]
-    columns_N2 = plan.column_cells[torch.stack([(x0_N - 2).clamp(min=0), x1_N + 1], dim=1)]
-    windows_N4 = torch.cat([rows_N2, columns_N2], dim=1)
-    return logits_Nhw.contiguous(), windows_N4, *plan.to_input, *plan.rows, *plan.columns
+def _strips(logits_Khw: Tensor, plan: _Plan, threshold: float) -> tuple[Tensor | int, ...]:
+    """The first arguments of a kernel. In a row of windows_K4, y0 y1 x0 x1, are the pixels that can be above."""
+    x0_K, y0_K, x1_K, y1_K = masks_to_boxes(logits_Khw > threshold).unbind(dim=1)
+    rows_K2 = plan.row_cells[torch.stack([(y0_K - 2).clamp(min=0), y1_K + 1], dim=1)]
+    columns_K2 = plan.column_cells[torch.stack([(x0_K - 2).clamp(min=0), x1_K + 1], dim=1)]
+    windows_K4 = torch.cat([rows_K2, columns_K2], dim=1)
+    return logits_Khw.contiguous(), windows_K4, *plan.to_input, *plan.rows, *plan.columns
 
 
 _function: Any = triton.jit

@@ -12,7 +12,7 @@ from torch import Tensor
 from maskmill.compiled import njit
 
 
-def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float) -> Tensor:
+def nms(boxes_K4: Tensor, scores_K: Tensor, iou_threshold: float) -> Tensor:
     """Rows (K,) int64 of the boxes that are kept, by descending score; equal scores keep their order.
 
     A box is dropped when its IoU with a better kept one is above the threshold. The arithmetic is that of
@@ -21,21 +21,21 @@ def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float) -> Tensor:
 
     It runs on the host, which waits for the boxes and scores.
     """
-    order_N = scores_N.cpu().argsort(descending=True, stable=True)
-    kept_K = _keep(boxes_N4.cpu()[order_N].float().numpy(), float(iou_threshold))
-    return order_N[torch.from_numpy(kept_K)].to(boxes_N4.device, non_blocking=True)
+    order_K = scores_K.cpu().argsort(descending=True, stable=True)
+    kept_E = _keep(boxes_K4.cpu()[order_K].float().numpy(), float(iou_threshold))
+    return order_K[torch.from_numpy(kept_E)].to(boxes_K4.device, non_blocking=True)
 
 
 @njit(error_model="numpy")  # IEEE division: no ZeroDivisionError
-def _keep(boxes_N4: Any, iou_threshold: float) -> NDArray[np.int64]:
+def _keep(boxes_K4: Any, iou_threshold: float) -> NDArray[np.int64]:
     """Which boxes are kept, the better first."""
-    kept = np.empty(len(boxes_N4), np.int64)
+    kept = np.empty(len(boxes_K4), np.int64)
     count = 0
-    for i in range(len(boxes_N4)):
-        x0, y0, x1, y1 = boxes_N4[i]
+    for i in range(len(boxes_K4)):
+        x0, y0, x1, y1 = boxes_K4[i]
         area = (x1 - x0) * (y1 - y0)
         for k in kept[:count]:
-            u0, v0, u1, v1 = boxes_N4[k]
+            u0, v0, u1, v1 = boxes_K4[k]
             width, height = min(x1, u1) - max(x0, u0), min(y1, v1) - max(y0, v0)
             if width > 0 and height > 0:
                 overlap = width * height

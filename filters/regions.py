@@ -25,13 +25,13 @@ def remove_small_regions(
     In and out go the `counts` of an RLE (`filters.rle`); what is decoded is not more of the image than has to be seen.
     """
     rows, columns = _window(counts, height, width, min_area)
-    mask_HX = rle.decode(counts, height, width, columns)
-    part_YX, had_holes = fill_small_holes(mask_HX[rows], min_area)
-    part_YX, had_islands = remove_small_islands(part_YX, min_area, keep_largest)
+    mask_Hc = rle.decode(counts, height, width, columns)
+    part_rc, had_holes = fill_small_holes(mask_Hc[rows], min_area)
+    part_rc, had_islands = remove_small_islands(part_rc, min_area, keep_largest)
     if not (had_holes or had_islands):
         return counts, False
-    mask_HX[rows] = part_YX
-    return rle.encode_columns(mask_HX, columns.start, width), True
+    mask_Hc[rows] = part_rc
+    return rle.encode_columns(mask_Hc, columns.start, width), True
 
 
 def _window(counts: bytes, height: int, width: int, min_area: int) -> tuple[slice, slice]:

@@ -57,10 +57,10 @@ def _compress(lengths: Sequence[NDArray[np.int64]]) -> list[bytes]:
     return [text[a:b].tobytes() for a, b in pairwise([0, *ends.tolist()])]
 
 
-def encode_columns(mask_HX: NDArray[np.bool_], first: int, width: int) -> bytes:
+def encode_columns(mask_Hc: NDArray[np.bool_], first: int, width: int) -> bytes:
     """The `counts` of a mask of so many columns whose pixels are all in those given, from column `first` on."""
-    height = len(mask_HX)
-    by_column = mask_HX.T.ravel()
+    height = len(mask_Hc)
+    by_column = mask_Hc.T.ravel()
     changes = np.flatnonzero(np.diff(by_column, prepend=False, append=False))
     return from_changes([changes + first * height], height * width)[0]
 

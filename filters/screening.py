@@ -72,16 +72,16 @@ class Screening:
         not among the contenders loses to one that is, or to an exact one: where there are no contenders any more, NMS
         of `exact` is NMS of all.
         """
-        passes_X2 = ((self.dropped_by_NR == DroppedBy.BOX_NMS) & open_N[:, None]).nonzero()
-        of_X = passes_X2.to(self.boxes_NR4.device, non_blocking=True).unbind(dim=1)
-        boxes_X4, scores_X = self.boxes_NR4[of_X], self.predicted_iou_NR[of_X]
-        boxes = torch.cat([exact.boxes, boxes_X4])
-        scores = torch.cat([exact.predicted_iou, scores_X])
+        passes_E2 = ((self.dropped_by_NR == DroppedBy.BOX_NMS) & open_N[:, None]).nonzero()
+        of_E = passes_E2.to(self.boxes_NR4.device, non_blocking=True).unbind(dim=1)
+        boxes_E4, scores_E = self.boxes_NR4[of_E], self.predicted_iou_NR[of_E]
+        boxes = torch.cat([exact.boxes, boxes_E4])
+        scores = torch.cat([exact.predicted_iou, scores_E])
         kept_K = nms(boxes, scores, nms_threshold)
-        overlaps_KX = least_iou(boxes[kept_K], self.inner_boxes_NR4[of_X], boxes_X4) > nms_threshold
-        better_KX = scores[kept_K][:, None] > scores_X + IOU_MARGIN
-        loses_X = (overlaps_KX & better_KX).any(dim=0).cpu()
-        return passes_X2[~loses_X, 0].unique()
+        overlaps_KE = least_iou(boxes[kept_K], self.inner_boxes_NR4[of_E], boxes_E4) > nms_threshold
+        better_KE = scores[kept_K][:, None] > scores_E + IOU_MARGIN
+        loses_E = (overlaps_KE & better_KE).any(dim=0).cpu()
+        return passes_E2[~loses_E, 0].unique()
 
     def dropped(self, prompts_N: Tensor) -> Counter[str]:
         """How many candidates each filter drops, of the prompts where the boolean `prompts_N` is true."""

@@ -47,11 +47,11 @@ def gelu(x_NLC: Tensor, skip_BLC: Tensor | None) -> None:
     _gelu_of_all(_array(x_NLC.flatten(1)), _array(skip_BLC.flatten(1)))
 
 
-def to_pixels(x_NXM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Tensor:
+def to_pixels(x_NEM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Tensor:
     """Logits (K, 4H, 4W), float32, of chosen prompts and masks; 16 pixels of a cell lie as two doublings made them."""
     H, W = grid
     logits_Khw = torch.empty(len(chosen_K2), 4 * H, 4 * W)
-    _to_pixels(_array(x_NXM), _array(chosen_K2), W, _array(logits_Khw))
+    _to_pixels(_array(x_NEM), _array(chosen_K2), W, _array(logits_Khw))
     return logits_Khw
 
 
@@ -179,26 +179,26 @@ def _norm_and_gelu(eps, x_NLC, skip_BLC, weight_C, bias_C):
 
 
 @njit(**_options)
-def _gelu_of_all(x_NX, skip_BX):
-    N, X = x_NX.shape
+def _gelu_of_all(x_NE, skip_BE):
+    N, E = x_NE.shape
     for n in range(N):
-        x_X = x_NX[n]
-        if len(skip_BX) > 0:
-            skip_X = skip_BX[n % len(skip_BX)]
-            for i in range(np.uint64(X)):
-                _store(x_X, i, _gelu(_load(x_X[i]) + _load(skip_X[i])))
+        x_E = x_NE[n]
+        if len(skip_BE) > 0:
+            skip_E = skip_BE[n % len(skip_BE)]
+            for i in range(np.uint64(E)):
+                _store(x_E, i, _gelu(_load(x_E[i]) + _load(skip_E[i])))
         else:
-            for i in range(np.uint64(X)):
-                _store(x_X, i, _gelu(_load(x_X[i])))
+            for i in range(np.uint64(E)):
+                _store(x_E, i, _gelu(_load(x_E[i])))
 
 
 @njit(**_options)
-def _to_pixels(x_NXM, chosen_K2, W, logits_Khw):
+def _to_pixels(x_NEM, chosen_K2, W, logits_Khw):
     for k in range(len(chosen_K2)):
         n, m = chosen_K2[k]
-        for i in range(x_NXM.shape[1] // 16):
+        for i in range(x_NEM.shape[1] // 16):
             y, x = 4 * (i // W), 4 * (i % W)
             for p in range(16):
                 # The bits of p: row and column of the first doubling, then of the second.
                 row, column = (p >> 3 & 1) * 2 + (p >> 1 & 1), (p >> 2 & 1) * 2 + (p & 1)
-                logits_Khw[k, y + row, x + column] = _load(x_NXM[n, 16 * i + p, m])
+                logits_Khw[k, y + row, x + column] = _load(x_NEM[n, 16 * i + p, m])

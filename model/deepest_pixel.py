@@ -19,8 +19,8 @@ def deepest_pixel(region_HW: NDArray[np.bool_]) -> tuple[tuple[int, int], float]
     if not len(rows):
         return (0, 0), 0.0
     # Distances are computed inside the region's box only: most regions are small.
-    region_hw = region_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    padded = np.pad(region_hw, 1).astype(np.uint8)
-    depth_hw = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    y, x = divmod(int(depth_hw.argmax()), region_hw.shape[1])
-    return (int(columns[0]) + x, int(rows[0]) + y), float(depth_hw[y, x])
+    region_rc = region_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    padded = np.pad(region_rc, 1).astype(np.uint8)
+    depth_rc = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    y, x = divmod(int(depth_rc.argmax()), region_rc.shape[1])
+    return (int(columns[0]) + x, int(rows[0]) + y), float(depth_rc[y, x])

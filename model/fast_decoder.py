@@ -54,17 +54,17 @@ class FastMaskDecoder(MaskDecoder):
         self._prepared: WeakKeyDictionary[ImageEmbedding, _Prepared] = WeakKeyDictionary()
 
     def decode_prompts(
-        self, embedding: ImageEmbedding, positions_1CHW: Tensor, sparse_NTC: Tensor, dense_NCHW: Tensor
+        self, embedding: ImageEmbedding, positions_1CYX: Tensor, sparse_NTC: Tensor, dense_NCYX: Tensor
     ) -> DecodedPrompts:
         """See `MaskDecoder`. What it returns is for its own `decode_masks`: the skips lie pixel by pixel."""
-        without_mask = dense_NCHW.shape[-2:] == (1, 1)  # one embedding for all cells
+        without_mask = dense_NCYX.shape[-2:] == (1, 1)  # one embedding for all cells
         prepared = self._prepared.get(embedding) if without_mask else None
         if prepared is None:
-            prepared = self._prepare(embedding, positions_1CHW, dense_NCHW)
+            prepared = self._prepare(embedding, positions_1CYX, dense_NCYX)
             if without_mask:
                 self._prepared[embedding] = prepared
-        output_tokens_KC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens_NTC = torch.cat([output_tokens_KC.expand(len(sparse_NTC), -1, -1), sparse_NTC], dim=1)
+        output_tokens_OC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens_NTC = torch.cat([output_tokens_OC.expand(len(sparse_NTC), -1, -1), sparse_NTC], dim=1)
         tokens_NTC, image_NLC = self._token_side(tokens_NTC, prepared.image)
         return DecodedPrompts(
             predicted_iou_NM=self.iou_prediction_head(tokens_NTC[:, 0]),
@@ -73,9 +73,9 @@ class FastMaskDecoder(MaskDecoder):
             skips=prepared.skips,
         )
 
-    def _prepare(self, embedding: ImageEmbedding, positions_1CHW: Tensor, dense_NCHW: Tensor) -> _Prepared:
-        image_BLC = (embedding.grid_BEHW + dense_NCHW).flatten(2).transpose(1, 2)
-        image = self._token_side.prepare(image_BLC, positions_1CHW.flatten(2).transpose(1, 2))
+    def _prepare(self, embedding: ImageEmbedding, positions_1CYX: Tensor, dense_NCYX: Tensor) -> _Prepared:
+        image_BLC = (embedding.grid_BEHW + dense_NCYX).flatten(2).transpose(1, 2)
+        image = self._token_side.prepare(image_BLC, positions_1CYX.flatten(2).transpose(1, 2))
         H, W = embedding.grid_BEHW.shape[-2:]
         skips = []
         for skip, doublings in zip(embedding.skips, (1, 2), strict=False):
@@ -92,18 +92,18 @@ class FastMaskDecoder(MaskDecoder):
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
         chosen_K2 = keep_NM[rows].nonzero().to(device, non_blocking=True)
         rows = rows.to(device, non_blocking=True)
-        tokens_RLC = decoded.image_tokens_NCHW.flatten(2).transpose(1, 2)[rows]
+        tokens_ZLC = decoded.image_tokens_NCHW.flatten(2).transpose(1, 2)[rows]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips] or [None, None]
-        half_RXC = fast_linear(tokens_RLC, *self._double_1).unflatten(2, (4, -1)).flatten(1, 2)
+        half_ZEC = fast_linear(tokens_ZLC, *self._double_1).unflatten(2, (4, -1)).flatten(1, 2)
         norm = self.output_upscaling[1]
         assert isinstance(norm, nn.LayerNorm)
-        half_RXC = fused_ops.norm_and_gelu(half_RXC, skips[0], norm)
-        full_RXC = fast_linear(half_RXC, *self._double_2).unflatten(2, (4, -1)).flatten(1, 2)
-        full_RXC = fused_ops.gelu(full_RXC, skips[1])
+        half_ZEC = fused_ops.norm_and_gelu(half_ZEC, skips[0], norm)
+        full_ZEC = fast_linear(half_ZEC, *self._double_2).unflatten(2, (4, -1)).flatten(1, 2)
+        full_ZEC = fused_ops.gelu(full_ZEC, skips[1])
         mlps = self.output_hypernetworks_mlps
-        weights_RMC = torch.stack([mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(mlps)], dim=1)
-        logits_RXM = full_RXC @ weights_RMC.transpose(1, 2).to(self._dtype)
-        return fused_ops.to_pixels(logits_RXM, chosen_K2, decoded.image_tokens_NCHW.shape[-2:])
+        weights_ZMC = torch.stack([mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(mlps)], dim=1)
+        logits_ZEM = full_ZEC @ weights_ZMC.transpose(1, 2).to(self._dtype)
+        return fused_ops.to_pixels(logits_ZEM, chosen_K2, decoded.image_tokens_NCHW.shape[-2:])
 
 
 def _as_linear(convolution: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -51,17 +51,17 @@ class FastBlock(nn.Module):
         self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
         self.attn = FastAttention(block.attn, block.window_size, dtype)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_BHWC = x_BHWC.contiguous()  # The stem leaves channels first in memory.
-        x_BHWC = x_BHWC + self.attn(self.norm1(x_BHWC).to(self._dtype))
-        return x_BHWC + self._perceive(self.norm2(x_BHWC).to(self._dtype))
+    def forward(self, x_BYXC: Tensor) -> Tensor:
+        x_BYXC = x_BYXC.contiguous()  # The stem leaves channels first in memory.
+        x_BYXC = x_BYXC + self.attn(self.norm1(x_BYXC).to(self._dtype))
+        return x_BYXC + self._perceive(self.norm2(x_BYXC).to(self._dtype))
 
-    def _perceive(self, x_BHWC: Tensor) -> Tensor:
+    def _perceive(self, x_BYXC: Tensor) -> Tensor:
         """The perceptron."""
         lin1, lin2 = self.mlp.lin1, self.mlp.lin2
-        parts = x_BHWC.flatten(0, 2).split(CELLS_AT_ONCE if x_BHWC.device.type == "cpu" else x_BHWC.numel())
+        parts = x_BYXC.flatten(0, 2).split(CELLS_AT_ONCE if x_BYXC.device.type == "cpu" else x_BYXC.numel())
         hidden = (self.mlp.activation(fast_linear(part, lin1.weight, lin1.bias)) for part in parts)
-        return torch.cat([fast_linear(part, lin2.weight, lin2.bias) for part in hidden]).view_as(x_BHWC)
+        return torch.cat([fast_linear(part, lin2.weight, lin2.bias) for part in hidden]).view_as(x_BYXC)
 
 
 class FastAttention(nn.Module):
@@ -69,9 +69,9 @@ class FastAttention(nn.Module):
 
     _qkv_bias: Tensor
     _proj_bias: Tensor
-    _rows_HDH: Tensor
-    _columns_WDW: Tensor
-    _cells_LP: Tensor
+    _rows_YDY: Tensor
+    _columns_XDX: Tensor
+    _cells_LE: Tensor
 
     def __init__(self, attention: Attention, window_size: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -89,70 +89,70 @@ class FastAttention(nn.Module):
             side = (len(self.rel_pos_h) + 1) // 2
             distances = relative_distances(side, value_C.device)
             unit = torch.eye(side, device=value_C.device)
-            derived["_rows_HDH"] = self.rel_pos_h[distances].mT
-            derived["_columns_WDW"] = self.rel_pos_w[distances].mT
-            derived["_cells_LP"] = torch.cat([unit.repeat_interleave(side, dim=0), unit.repeat(side, 1)], dim=1)
+            derived["_rows_YDY"] = self.rel_pos_h[distances].mT
+            derived["_columns_XDX"] = self.rel_pos_w[distances].mT
+            derived["_cells_LE"] = torch.cat([unit.repeat_interleave(side, dim=0), unit.repeat(side, 1)], dim=1)
         for name, tensor in derived.items():
             self.register_buffer(name, tensor.detach().to(dtype).contiguous(), persistent=False)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_XHWC = fast_linear(x_BHWC, self.qkv.weight, self._qkv_bias)
+    def forward(self, x_BYXC: Tensor) -> Tensor:
+        x_VYXC = fast_linear(x_BYXC, self.qkv.weight, self._qkv_bias)
         if self.window_size:
-            x_XHWC = split_windows(x_XHWC, self.window_size)
-        x_XHWC = self._attend(*x_XHWC.unflatten(-1, (3, self.heads, -1)).unbind(3))
+            x_VYXC = split_windows(x_VYXC, self.window_size)
+        x_VYXC = self._attend(*x_VYXC.unflatten(-1, (3, self.heads, -1)).unbind(3))
         if self.window_size:
-            x_XHWC = join_windows(x_XHWC, self.window_size, grid=x_BHWC.shape[1:3])
-        return fast_linear(x_XHWC, self.proj.weight, self._proj_bias)
+            x_VYXC = join_windows(x_VYXC, self.window_size, grid=x_BYXC.shape[1:3])
+        return fast_linear(x_VYXC, self.proj.weight, self._proj_bias)
 
-    def _attend(self, q_XHWND: Tensor, k_XHWND: Tensor, v_XHWND: Tensor) -> Tensor:
-        """(X, H, W, C)."""
-        q_XNLF, k_XNLF, v_XNLD = (_by_head(x) for x in (q_XHWND * q_XHWND.shape[-1] ** -0.5, k_XHWND, v_XHWND))
+    def _attend(self, q_VYXUD: Tensor, k_VYXUD: Tensor, v_VYXUD: Tensor) -> Tensor:
+        """(V, Y, X, C)."""
+        q_VULF, k_VULF, v_VULD = (_by_head(x) for x in (q_VYXUD * q_VYXUD.shape[-1] ** -0.5, k_VYXUD, v_VYXUD))
         biases = []
         if self.relative_positions:
-            by_row_XHWNH = torch.einsum("xhwnd,hdk->xhwnk", q_XHWND, self._rows_HDH)
-            by_column_XHWNW = torch.einsum("xhwnd,wdk->xhwnk", q_XHWND, self._columns_WDW)
-            biases = [_by_head(by_row_XHWNH), _by_head(by_column_XHWNW)]
-            if not is_float32_on_cpu(q_XHWND):  # there products cost so much that it is sums that should be made
-                q_XNLF = torch.cat([q_XNLF, *biases], dim=-1)
-                k_XNLF = torch.cat([k_XNLF, self._cells_LP.expand(*k_XNLF.shape[:2], -1, -1)], dim=-1)
+            by_row_VYXUY = torch.einsum("vyxud,ydk->vyxuk", q_VYXUD, self._rows_YDY)
+            by_column_VYXUX = torch.einsum("vyxud,xdk->vyxuk", q_VYXUD, self._columns_XDX)
+            biases = [_by_head(by_row_VYXUY), _by_head(by_column_VYXUX)]
+            if not is_float32_on_cpu(q_VYXUD):  # there products cost so much that it is sums that should be made
+                q_VULF = torch.cat([q_VULF, *biases], dim=-1)
+                k_VULF = torch.cat([k_VULF, self._cells_LE.expand(*k_VULF.shape[:2], -1, -1)], dim=-1)
                 biases = []
-        attend = _attend_in_pieces if v_XNLD.device.type == "cpu" else _attend_at_once
-        return attend(q_XNLF, k_XNLF, v_XNLD, *biases).transpose(1, 2).reshape(*q_XHWND.shape[:3], -1)
+        attend = _attend_in_pieces if v_VULD.device.type == "cpu" else _attend_at_once
+        return attend(q_VULF, k_VULF, v_VULD, *biases).transpose(1, 2).reshape(*q_VYXUD.shape[:3], -1)
 
 
-def _by_head(x_XHWNF: Tensor) -> Tensor:
-    """(X, N, L, F)."""
-    return x_XHWNF.flatten(1, 2).transpose(1, 2)
+def _by_head(x_VYXUF: Tensor) -> Tensor:
+    """(V, U, L, F)."""
+    return x_VYXUF.flatten(1, 2).transpose(1, 2)
 
 
-def _attend_at_once(q_XNLF: Tensor, k_XNLF: Tensor, v_XNLD: Tensor) -> Tensor:
-    """(X, N, L, D), by a kernel that stores no scores but wants values as long as keys."""
-    v_XNLF = F.pad(v_XNLD, (0, k_XNLF.shape[-1] - v_XNLD.shape[-1]))
-    return F.scaled_dot_product_attention(q_XNLF, k_XNLF, v_XNLF, scale=1.0)[..., : v_XNLD.shape[-1]]
+def _attend_at_once(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor) -> Tensor:
+    """(V, U, L, D), by a kernel that stores no scores but wants values as long as keys."""
+    v_VULF = F.pad(v_VULD, (0, k_VULF.shape[-1] - v_VULD.shape[-1]))
+    return F.scaled_dot_product_attention(q_VULF, k_VULF, v_VULF, scale=1.0)[..., : v_VULD.shape[-1]]
 
 
-def _attend_in_pieces(q_XNLF: Tensor, k_XNLF: Tensor, v_XNLD: Tensor, *biases: Tensor) -> Tensor:
-    """(X, N, L, D). On CPUs PyTorch's kernel takes twice as long as plain products of this size."""
-    tensors = [q_XNLF, k_XNLF, v_XNLD.mT, *biases]
-    if v_XNLD.shape[2] > QUERIES_AT_ONCE:
+def _attend_in_pieces(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor, *biases: Tensor) -> Tensor:
+    """(V, U, L, D). On CPUs PyTorch's kernel takes twice as long as plain products of this size."""
+    tensors = [q_VULF, k_VULF, v_VULD.mT, *biases]
+    if v_VULD.shape[2] > QUERIES_AT_ONCE:
         tensors = [x.contiguous().flatten(0, 1).unsqueeze(1) for x in tensors]  # head by head
-    return torch.stack([_attend_piece(*piece) for piece in zip(*tensors, strict=True)]).view_as(v_XNLD)
+    return torch.stack([_attend_piece(*piece) for piece in zip(*tensors, strict=True)]).view_as(v_VULD)
 
 
-def _attend_piece(q_NLF: Tensor, k_NLF: Tensor, v_NDL: Tensor, *biases: Tensor) -> Tensor:
-    """(N, L, D)."""
+def _attend_piece(q_ULF: Tensor, k_ULF: Tensor, v_UDL: Tensor, *biases: Tensor) -> Tensor:
+    """(U, L, D)."""
     parts = []
-    for q_NQF, *biases_NQ in zip(*(x.split(QUERIES_AT_ONCE, dim=1) for x in (q_NLF, *biases)), strict=True):
-        score_NQL = _multiply(q_NQF, k_NLF)
-        if biases_NQ:
-            by_row_NQH, by_column_NQW = biases_NQ
-            score_NQHW = score_NQL.unflatten(-1, (by_row_NQH.shape[-1], -1))
-            score_NQHW += by_row_NQH[..., :, None]
-            score_NQHW += by_column_NQW[..., None, :]
-        parts.append(_multiply(score_NQL.softmax(dim=-1), v_NDL))
+    for q_UQF, *biases_UQ in zip(*(x.split(QUERIES_AT_ONCE, dim=1) for x in (q_ULF, *biases)), strict=True):
+        score_UQL = _multiply(q_UQF, k_ULF)
+        if biases_UQ:
+            by_row_UQY, by_column_UQX = biases_UQ
+            score_UQYX = score_UQL.unflatten(-1, (by_row_UQY.shape[-1], -1))
+            score_UQYX += by_row_UQY[..., :, None]
+            score_UQYX += by_column_UQX[..., None, :]
+        parts.append(_multiply(score_UQL.softmax(dim=-1), v_UDL))
     return torch.cat(parts, dim=1)
 
 
-def _multiply(x_NQF: Tensor, y_NKF: Tensor) -> Tensor:
-    """(N, Q, K)."""
-    return fast_linear(x_NQF[0], y_NKF[0])[None] if len(x_NQF) == 1 else x_NQF @ y_NKF.mT
+def _multiply(x_UQI: Tensor, y_UOI: Tensor) -> Tensor:
+    """Matrix products (U, Q, O) over the inner axis I."""
+    return fast_linear(x_UQI[0], y_UOI[0])[None] if len(x_UQI) == 1 else x_UQI @ y_UOI.mT

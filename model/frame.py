@@ -47,12 +47,12 @@ class Frame:
         scale = torch.tensor([width / self.width, height / self.height], dtype=xy.dtype)
         return xy * scale.to(xy.device, non_blocking=True)
 
-    def to_image_logits(self, logits_Nhw: Tensor) -> Tensor:
+    def to_image_logits(self, logits_Khw: Tensor) -> Tensor:
         """Mask logits (N, H, W) of the image from the decoder's low-resolution ones.
 
         In two bilinear steps, as published: to the input's size, and without its padding to the image's.
         """
         height, width = self.resized
-        x_N1SS = F.interpolate(logits_Nhw[:, None], [self.input_size] * 2, mode="bilinear", align_corners=False)
-        x_N1hw = x_N1SS[..., :height, :width]
-        return F.interpolate(x_N1hw, (self.height, self.width), mode="bilinear", align_corners=False)[:, 0]
+        x_K1SS = F.interpolate(logits_Khw[:, None], [self.input_size] * 2, mode="bilinear", align_corners=False)
+        x_K1rc = x_K1SS[..., :height, :width]
+        return F.interpolate(x_K1rc, (self.height, self.width), mode="bilinear", align_corners=False)[:, 0]

@@ -29,46 +29,46 @@ def add_and_norm(
     return image_NLC, image_NLC + positions_1LC
 
 
-def norm_and_gelu(x_NXC: Tensor, skip_BXC: Tensor | None, norm: nn.LayerNorm) -> Tensor:
+def norm_and_gelu(x_NEC: Tensor, skip_BEC: Tensor | None, norm: nn.LayerNorm) -> Tensor:
     """The skip added, layer norm, GELU; in place of the first."""
-    if _has_kernels(x_NXC):
+    if _has_kernels(x_NEC):
         from maskmill.model import cpu_kernels
 
-        cpu_kernels.norm_and_gelu(x_NXC, skip_BXC, norm.weight, norm.bias, norm.eps)
-        return x_NXC
-    return F.gelu(_normalise(_add(x_NXC, skip_BXC), norm)).to(x_NXC.dtype)
+        cpu_kernels.norm_and_gelu(x_NEC, skip_BEC, norm.weight, norm.bias, norm.eps)
+        return x_NEC
+    return F.gelu(_normalise(_add(x_NEC, skip_BEC), norm)).to(x_NEC.dtype)
 
 
-def gelu(x_NXC: Tensor, skip_BXC: Tensor | None) -> Tensor:
+def gelu(x_NEC: Tensor, skip_BEC: Tensor | None) -> Tensor:
     """The skip added, GELU; in place of the first."""
-    if _has_kernels(x_NXC):
+    if _has_kernels(x_NEC):
         from maskmill.model import cpu_kernels
 
-        cpu_kernels.gelu(x_NXC, skip_BXC)
-        return x_NXC
-    return F.gelu(_add(x_NXC, skip_BXC))
+        cpu_kernels.gelu(x_NEC, skip_BEC)
+        return x_NEC
+    return F.gelu(_add(x_NEC, skip_BEC))
 
 
-def to_pixels(logits_NXM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Tensor:
+def to_pixels(logits_NEM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Tensor:
     """Logits (K, 4H, 4W), float32, of chosen prompts and masks, of a grid (H, W) of cells whose 16 pixels lie as two
     doublings made them.
     """
-    if _has_kernels(logits_NXM):
+    if _has_kernels(logits_NEM):
         from maskmill.model import cpu_kernels
 
-        return cpu_kernels.to_pixels(logits_NXM, chosen_K2, grid)
-    logits_KX = logits_NXM[chosen_K2[:, 0], :, chosen_K2[:, 1]].float()
-    cells = logits_KX.unflatten(1, (*grid, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6)
+        return cpu_kernels.to_pixels(logits_NEM, chosen_K2, grid)
+    logits_KE = logits_NEM[chosen_K2[:, 0], :, chosen_K2[:, 1]].float()
+    cells = logits_KE.unflatten(1, (*grid, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6)
     return cells.flatten(1, 3).flatten(2, 4)
 
 
-def _add(x_NXC: Tensor, skip_BXC: Tensor | None) -> Tensor:
-    return x_NXC if skip_BXC is None else x_NXC + skip_BXC
+def _add(x_NEC: Tensor, skip_BEC: Tensor | None) -> Tensor:
+    return x_NEC if skip_BEC is None else x_NEC + skip_BEC
 
 
-def _normalise(x_NXC: Tensor, norm: nn.LayerNorm) -> Tensor:
+def _normalise(x_NEC: Tensor, norm: nn.LayerNorm) -> Tensor:
     # Not by calling it: a `LayerNorm2d` expects channels first.
-    return F.layer_norm(x_NXC.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return F.layer_norm(x_NEC.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def _has_kernels(x: Tensor) -> bool:

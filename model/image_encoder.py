@@ -171,23 +171,23 @@ class Attention(nn.Module):
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid_size - 1, width // self.heads))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid_size - 1, width // self.heads))
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        B, H, W, C = x_BHWC.shape
-        qkv_BL3ND = self.qkv(x_BHWC).reshape(B, H * W, 3, self.heads, C // self.heads)
-        q_BNLD, k_BNLD, v_BNLD = qkv_BL3ND.permute(2, 0, 3, 1, 4)
-        bias_BNLL = self._position_bias(q_BNLD, H, W) if self.relative_positions else None
-        x_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=bias_BNLL)
-        return self.proj(x_BNLD.transpose(1, 2).reshape(B, H, W, C))
+    def forward(self, x_VYXC: Tensor) -> Tensor:
+        V, Y, X, C = x_VYXC.shape
+        qkv_VL3UD = self.qkv(x_VYXC).reshape(V, Y * X, 3, self.heads, C // self.heads)
+        q_VULD, k_VULD, v_VULD = qkv_VL3UD.permute(2, 0, 3, 1, 4)
+        bias_VULL = self._position_bias(q_VULD, Y, X) if self.relative_positions else None
+        x_VULD = F.scaled_dot_product_attention(q_VULD, k_VULD, v_VULD, attn_mask=bias_VULL)
+        return self.proj(x_VULD.transpose(1, 2).reshape(V, Y, X, C))
 
-    def _position_bias(self, q_BNLD: Tensor, H: int, W: int) -> Tensor:
+    def _position_bias(self, q_VULD: Tensor, Y: int, X: int) -> Tensor:
         """What each query adds to its score with each key: one term for the row distance, one for the column's."""
-        B, N, L, D = q_BNLD.shape
-        q_BNHWD = q_BNLD.reshape(B, N, H, W, D)
-        rows_HHD = self.rel_pos_h[relative_distances(H, q_BNLD.device)]
-        columns_WWD = self.rel_pos_w[relative_distances(W, q_BNLD.device)]
-        by_row_BNHWH = torch.einsum("bnhwd,hkd->bnhwk", q_BNHWD, rows_HHD)
-        by_column_BNHWW = torch.einsum("bnhwd,wkd->bnhwk", q_BNHWD, columns_WWD)
-        return (by_row_BNHWH[..., :, None] + by_column_BNHWW[..., None, :]).reshape(B, N, L, L)
+        V, U, L, D = q_VULD.shape
+        q_VUYXD = q_VULD.reshape(V, U, Y, X, D)
+        rows_YYD = self.rel_pos_h[relative_distances(Y, q_VULD.device)]
+        columns_XXD = self.rel_pos_w[relative_distances(X, q_VULD.device)]
+        by_row_VUYXY = torch.einsum("vuyxd,ykd->vuyxk", q_VUYXD, rows_YYD)
+        by_column_VUYXX = torch.einsum("vuyxd,xkd->vuyxk", q_VUYXD, columns_XXD)
+        return (by_row_VUYXY[..., :, None] + by_column_VUYXX[..., None, :]).reshape(V, U, L, L)
 
 
 def relative_distances(size: int, device: torch.device) -> Tensor:
@@ -196,18 +196,18 @@ def relative_distances(size: int, device: torch.device) -> Tensor:
     return position[:, None] - position[None, :] + size - 1
 
 
-def split_windows(x_BHWC: Tensor, size: int) -> Tensor:
+def split_windows(x_BYXC: Tensor, size: int) -> Tensor:
     """Cuts a grid into windows (B * windows, size, size, C), zero-padded at the right and bottom."""
-    B, H, W, C = x_BHWC.shape
-    x_BHWC = F.pad(x_BHWC, (0, 0, 0, -W % size, 0, -H % size))
-    rows, columns = x_BHWC.shape[1] // size, x_BHWC.shape[2] // size
-    x = x_BHWC.reshape(B, rows, size, columns, size, C)
+    B, Y, X, C = x_BYXC.shape
+    x_BYXC = F.pad(x_BYXC, (0, 0, 0, -X % size, 0, -Y % size))
+    rows, columns = x_BYXC.shape[1] // size, x_BYXC.shape[2] // size
+    x = x_BYXC.reshape(B, rows, size, columns, size, C)
     return x.transpose(2, 3).reshape(B * rows * columns, size, size, C)
 
 
 def join_windows(windows: Tensor, size: int, grid: torch.Size) -> Tensor:
-    """Undoes `split_windows` for a grid of (H, W) cells."""
-    H, W = grid
-    rows, columns = -(-H // size), -(-W // size)
+    """Undoes `split_windows` for a grid of (Y, X) cells."""
+    Y, X = grid
+    rows, columns = -(-Y // size), -(-X // size)
     x = windows.reshape(-1, rows, columns, size, size, windows.shape[-1])
-    return x.transpose(2, 3).reshape(-1, rows * size, columns * size, windows.shape[-1])[:, :H, :W]
+    return x.transpose(2, 3).reshape(-1, rows * size, columns * size, windows.shape[-1])[:, :Y, :X]

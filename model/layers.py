@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of a BCHW tensor."""
+    """Layer norm over the channels of a (B, C, Y, X) tensor."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (the name)
-        return super().forward(x_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, x_BCYX: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (the name)
+        return super().forward(x_BCYX.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class MLPBlock(nn.Module):
@@ -58,8 +58,8 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return F.linear(x, weight, bias)
     # PyTorch gives float32 products to MKL, which needs twice as long as oneDNN on AMD's processors. oneDNN gets all
     # convolutions of at least 16 images.
-    x_16C1J = x.reshape(16, 1, rows // 16, -1).permute(0, 3, 1, 2)
-    return F.conv2d(x_16C1J, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    x_16C1E = x.reshape(16, 1, rows // 16, -1).permute(0, 3, 1, 2)
+    return F.conv2d(x_16C1E, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
 def is_float32_on_cpu(x: Tensor) -> bool:

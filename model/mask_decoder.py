@@ -50,20 +50,20 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head = MLP(dim, config.iou_head_width, self.num_masks, config.iou_head_depth)
 
     def decode_prompts(
-        self, embedding: ImageEmbedding, positions_1CHW: Tensor, sparse_NTC: Tensor, dense_NCHW: Tensor
+        self, embedding: ImageEmbedding, positions_1CYX: Tensor, sparse_NTC: Tensor, dense_NCYX: Tensor
     ) -> DecodedPrompts:
-        """Runs the transformer. `embedding` and `dense_NCHW` may have a leading 1: shared by all prompts."""
-        H, W = embedding.grid_BEHW.shape[-2:]
-        output_tokens_KC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        output_tokens_NKC = output_tokens_KC.expand(len(sparse_NTC), -1, -1)
-        tokens_NTC = torch.cat([output_tokens_NKC, sparse_NTC], dim=1)
-        image_NLC = (embedding.grid_BEHW + dense_NCHW).flatten(2).transpose(1, 2)
-        positions_1LC = positions_1CHW.flatten(2).transpose(1, 2)
+        """Runs the transformer. `embedding` and `dense_NCYX` may have a leading 1: shared by all prompts."""
+        Y, X = embedding.grid_BEHW.shape[-2:]
+        output_tokens_OC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        output_tokens_NOC = output_tokens_OC.expand(len(sparse_NTC), -1, -1)
+        tokens_NTC = torch.cat([output_tokens_NOC, sparse_NTC], dim=1)
+        image_NLC = (embedding.grid_BEHW + dense_NCYX).flatten(2).transpose(1, 2)
+        positions_1LC = positions_1CYX.flatten(2).transpose(1, 2)
         tokens_NTC, image_NLC = self.transformer(tokens_NTC, image_NLC, positions_1LC)
         return DecodedPrompts(
             predicted_iou_NM=self.iou_prediction_head(tokens_NTC[:, 0]),
             mask_tokens_NMC=tokens_NTC[:, 1 : 1 + self.num_masks],
-            image_tokens_NCHW=image_NLC.transpose(1, 2).unflatten(2, (H, W)),
+            image_tokens_NCHW=image_NLC.transpose(1, 2).unflatten(2, (Y, X)),
             skips=embedding.skips,
         )
 
@@ -74,16 +74,16 @@ class MaskDecoder(nn.Module):
         """
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips]
-        upscaled_RChw = self._upscale(decoded.image_tokens_NCHW[rows], skips)
-        weights_RMC = torch.stack(
+        upscaled_ZChw = self._upscale(decoded.image_tokens_NCHW[rows], skips)
+        weights_ZMC = torch.stack(
             [mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )
-        logits_RMhw = torch.einsum("rmc,rchw->rmhw", weights_RMC.to(upscaled_RChw.dtype), upscaled_RChw)
-        return logits_RMhw[keep_NM[rows]]
+        logits_ZMhw = torch.einsum("zmc,zchw->zmhw", weights_ZMC.to(upscaled_ZChw.dtype), upscaled_ZChw)
+        return logits_ZMhw[keep_NM[rows]]
 
-    def _upscale(self, image_tokens_RCHW: Tensor, skips: list[Tensor]) -> Tensor:
+    def _upscale(self, image_tokens_ZCYX: Tensor, skips: list[Tensor]) -> Tensor:
         if not skips:
-            return self.output_upscaling(image_tokens_RCHW)
+            return self.output_upscaling(image_tokens_ZCYX)
         double_1, norm, activation_1, double_2, activation_2 = self.output_upscaling
-        half = activation_1(norm(double_1(image_tokens_RCHW) + skips[0]))
+        half = activation_1(norm(double_1(image_tokens_ZCYX) + skips[0]))
         return activation_2(double_2(half) + skips[1])

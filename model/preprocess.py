@@ -22,9 +22,9 @@ def preprocess(pixels_HW3: NDArray[np.uint8], config: SamConfig) -> Tensor:
     return normalise(frame.resize(pixels_HW3), config)
 
 
-def normalise(resized_hw3: Tensor, config: SamConfig) -> Tensor:
+def normalise(resized_rc3: Tensor, config: SamConfig) -> Tensor:
     """The network's input (3, S, S), float32 on the same device: zero-padded at the right and bottom."""
-    S, (height, width, _) = config.image_size, resized_hw3.shape
-    mean_311 = torch.tensor(config.pixel_mean).view(3, 1, 1).to(resized_hw3.device, non_blocking=True)
-    std_311 = torch.tensor(config.pixel_std).view(3, 1, 1).to(resized_hw3.device, non_blocking=True)
-    return F.pad((resized_hw3.permute(2, 0, 1) - mean_311) / std_311, (0, S - width, 0, S - height))
+    S, (height, width, _) = config.image_size, resized_rc3.shape
+    mean_311 = torch.tensor(config.pixel_mean).view(3, 1, 1).to(resized_rc3.device, non_blocking=True)
+    std_311 = torch.tensor(config.pixel_std).view(3, 1, 1).to(resized_rc3.device, non_blocking=True)
+    return F.pad((resized_rc3.permute(2, 0, 1) - mean_311) / std_311, (0, S - width, 0, S - height))

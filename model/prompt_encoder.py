@@ -75,8 +75,8 @@ class PromptEncoder(nn.Module):
     def grid_positions(self) -> Tensor:
         """Positional encoding of the embedding's cells, (1, C, H, W)."""
         centres = (torch.arange(self.grid_size, device=self.no_mask_embed.weight.device) + 0.5) / self.grid_size
-        y_HW, x_HW = torch.meshgrid(centres, centres, indexing="ij")
-        return self.pe_layer(torch.stack([x_HW, y_HW], dim=-1)).permute(2, 0, 1)[None]
+        y_YX, x_YX = torch.meshgrid(centres, centres, indexing="ij")
+        return self.pe_layer(torch.stack([x_YX, y_YX], dim=-1)).permute(2, 0, 1)[None]
 
     def _positions(self, xy: Tensor) -> Tensor:
         # Pixel centres, as a fraction of the input.

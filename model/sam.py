@@ -51,8 +51,8 @@ class Sam(nn.Module):
 
         `embedding` holds one embedding per prompt, or a single one that all prompts share.
         """
-        sparse_NTC, dense_NCHW = self.prompt_encoder(points_NP2, labels_NP, boxes_N4, masks_N1hw)
-        return self.mask_decoder.decode_prompts(embedding, self.grid_positions(), sparse_NTC, dense_NCHW)
+        sparse_NTC, dense_NCYX = self.prompt_encoder(points_NP2, labels_NP, boxes_N4, masks_N1hw)
+        return self.mask_decoder.decode_prompts(embedding, self.grid_positions(), sparse_NTC, dense_NCYX)
 
     def grid_positions(self) -> Tensor:
         """Positional encoding of the embedding's cells, (1, C, H, W)."""

@@ -34,9 +34,9 @@ class PreparedImage(NamedTuple):
     placed_BLC: Tensor  # with their positions
     positions_1LC: Tensor
     # The first block's, head by head, in float32: of tokens that ask the image, and of the image that asks tokens.
-    key_hBDL: Tensor
-    value_hBLD: Tensor
-    query_hBDL: Tensor
+    key_UBDL: Tensor
+    value_UBLD: Tensor
+    query_UBDL: Tensor
 
 
 class TokenSideTransformer:
@@ -69,9 +69,9 @@ class TokenSideTransformer:
             tokens_BLC=image_BLC.to(self._dtype),
             placed_BLC=placed_BLC.to(self._dtype),
             positions_1LC=positions_1LC.to(self._dtype),
-            key_hBDL=heads[0].contiguous(),
-            value_hBLD=heads[1].mT.contiguous(),
-            query_hBDL=heads[2].contiguous(),
+            key_UBDL=heads[0].contiguous(),
+            value_UBLD=heads[1].mT.contiguous(),
+            query_UBDL=heads[2].contiguous(),
         )
 
     def __call__(self, tokens_NTC: Tensor, image: PreparedImage) -> tuple[Tensor, Tensor]:
@@ -95,26 +95,26 @@ class _Block:
         """As the first block, whose tokens are the prompts themselves."""
         x_NTC = self.block.attend_to_tokens(prompts_NTC, prompts_NTC)
         x_NTC = self._update_tokens(x_NTC, self._tokens_to_image.prepared(x_NTC + prompts_NTC, image))
-        share_NYL = self._image_to_tokens.prepared_shares(x_NTC + prompts_NTC, image)
-        return x_NTC, *self._update_image(image.tokens_BLC, share_NYL, x_NTC, image.positions_1LC)
+        share_NFL = self._image_to_tokens.prepared_shares(x_NTC + prompts_NTC, image)
+        return x_NTC, *self._update_image(image.tokens_BLC, share_NFL, x_NTC, image.positions_1LC)
 
     def __call__(
         self, x_NTC: Tensor, image_NLC: Tensor, placed_NLC: Tensor, prompts_NTC: Tensor, positions_1LC: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         x_NTC = self.block.attend_to_tokens(x_NTC, prompts_NTC)
         x_NTC = self._update_tokens(x_NTC, self._tokens_to_image(x_NTC + prompts_NTC, placed_NLC, image_NLC))
-        share_NYL = self._image_to_tokens.shares(x_NTC + prompts_NTC, placed_NLC)
-        return x_NTC, *self._update_image(image_NLC, share_NYL, x_NTC, positions_1LC)
+        share_NFL = self._image_to_tokens.shares(x_NTC + prompts_NTC, placed_NLC)
+        return x_NTC, *self._update_image(image_NLC, share_NFL, x_NTC, positions_1LC)
 
     def _update_tokens(self, x_NTC: Tensor, attended_NTC: Tensor) -> Tensor:
         x_NTC = self.block.norm2(x_NTC + attended_NTC)
         return self.block.norm3(x_NTC + self.block.mlp(x_NTC))
 
     def _update_image(
-        self, image_BLC: Tensor, share_NYL: Tensor, x_NTC: Tensor, positions_1LC: Tensor
+        self, image_BLC: Tensor, share_NFL: Tensor, x_NTC: Tensor, positions_1LC: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The image tokens (N, L, C), without and with their positions."""
-        attended_NLC = share_NYL.transpose(1, 2) @ self._image_to_tokens.values(x_NTC)
+        attended_NLC = share_NFL.transpose(1, 2) @ self._image_to_tokens.values(x_NTC)
         return fused_ops.add_and_norm(attended_NLC, image_BLC, positions_1LC, self.block.norm4)
 
 
@@ -123,28 +123,28 @@ class _TokensToImage:
 
     def __init__(self, attention: CrossAttention, dtype: torch.dtype) -> None:
         self._attention, self._dtype = attention, dtype
-        self._key_hDC = _by_head(attention.k_proj, attention.heads)
-        self._value_hCD = _by_head(attention.v_proj, attention.heads).transpose(1, 2).contiguous()
+        self._key_UDC = _by_head(attention.k_proj, attention.heads)
+        self._value_UCD = _by_head(attention.v_proj, attention.heads).transpose(1, 2).contiguous()
 
     def __call__(self, query_NTC: Tensor, key_NLC: Tensor, value_NLC: Tensor) -> Tensor:
         (N, T, _), heads = query_NTC.shape, self._attention.heads
         # As long as an image token: these are its keys without projection.
-        query_NYC = _rows_by_prompt(self._query(query_NTC) @ self._key_hDC, N).to(self._dtype)
-        seen_NYC = (query_NYC @ key_NLC.mT).softmax(dim=-1) @ value_NLC
-        seen_hXC = seen_NYC.float().unflatten(1, (heads, T)).transpose(0, 1).flatten(1, 2)
-        return self._project_out(seen_hXC @ self._value_hCD, N)
+        query_NFC = _rows_by_prompt(self._query(query_NTC) @ self._key_UDC, N).to(self._dtype)
+        seen_NFC = (query_NFC @ key_NLC.mT).softmax(dim=-1) @ value_NLC
+        seen_UEC = seen_NFC.float().unflatten(1, (heads, T)).transpose(0, 1).flatten(1, 2)
+        return self._project_out(seen_UEC @ self._value_UCD, N)
 
     def prepared(self, query_NTC: Tensor, image: PreparedImage) -> Tensor:
         """The same for the first block's image."""
-        share_hXL = _by_image(self._query(query_NTC), image.key_hBDL).softmax(dim=-1)
-        return self._project_out(_by_image(share_hXL, image.value_hBLD), len(query_NTC))
+        share_UEL = _by_image(self._query(query_NTC), image.key_UBDL).softmax(dim=-1)
+        return self._project_out(_by_image(share_UEL, image.value_UBLD), len(query_NTC))
 
     def _query(self, query_NTC: Tensor) -> Tensor:
-        query_hXD = _split_heads(self._attention.q_proj(query_NTC), self._attention.heads)
-        return query_hXD * query_hXD.shape[-1] ** -0.5
+        query_UED = _split_heads(self._attention.q_proj(query_NTC), self._attention.heads)
+        return query_UED * query_UED.shape[-1] ** -0.5
 
-    def _project_out(self, x_hXD: Tensor, prompts: int) -> Tensor:
-        x_NTD = x_hXD.transpose(0, 1).reshape(prompts, -1, self._attention.v_proj.out_features)
+    def _project_out(self, x_UED: Tensor, prompts: int) -> Tensor:
+        x_NTD = x_UED.transpose(0, 1).reshape(prompts, -1, self._attention.v_proj.out_features)
         return self._attention.out_proj(x_NTD + self._attention.v_proj.bias)
 
 
@@ -153,35 +153,35 @@ class _ImageToTokens:
 
     def __init__(self, attention: CrossAttention, dtype: torch.dtype) -> None:
         self._attention, self._dtype = attention, dtype
-        self._query_hDC = _by_head(attention.q_proj, attention.heads)
-        self._query_bias_hD1 = attention.q_proj.bias.view(attention.heads, -1, 1)
-        self._out_hDC = attention.out_proj.weight.T.unflatten(0, (attention.heads, -1)).contiguous()
+        self._query_UDC = _by_head(attention.q_proj, attention.heads)
+        self._query_bias_UD1 = attention.q_proj.bias.view(attention.heads, -1, 1)
+        self._out_UDC = attention.out_proj.weight.T.unflatten(0, (attention.heads, -1)).contiguous()
 
     def shares(self, key_NTC: Tensor, query_NLC: Tensor) -> Tensor:
         """How much of each token an image token takes, head by head: (N, Y, L)."""
-        N, key_hXD = len(key_NTC), self._key(key_NTC)
-        key_NYC = _rows_by_prompt(key_hXD @ self._query_hDC, N).to(self._dtype)
-        bias_NY1 = _rows_by_prompt(key_hXD @ self._query_bias_hD1, N).to(self._dtype)
-        score_NYL = (key_NYC @ query_NLC.transpose(1, 2)).add_(bias_NY1)
-        return score_NYL.unflatten(1, (self._attention.heads, -1)).softmax(dim=2).flatten(1, 2)
+        N, key_UED = len(key_NTC), self._key(key_NTC)
+        key_NFC = _rows_by_prompt(key_UED @ self._query_UDC, N).to(self._dtype)
+        bias_NF1 = _rows_by_prompt(key_UED @ self._query_bias_UD1, N).to(self._dtype)
+        score_NFL = (key_NFC @ query_NLC.transpose(1, 2)).add_(bias_NF1)
+        return score_NFL.unflatten(1, (self._attention.heads, -1)).softmax(dim=2).flatten(1, 2)
 
     def prepared_shares(self, key_NTC: Tensor, image: PreparedImage) -> Tensor:
         """The same for the first block's image."""
-        score_hNTL = _by_image(self._key(key_NTC), image.query_hBDL).unflatten(1, key_NTC.shape[:2])
-        return _rows_by_prompt(score_hNTL.softmax(dim=2).flatten(1, 2).to(self._dtype), len(key_NTC))
+        score_UNTL = _by_image(self._key(key_NTC), image.query_UBDL).unflatten(1, key_NTC.shape[:2])
+        return _rows_by_prompt(score_UNTL.softmax(dim=2).flatten(1, 2).to(self._dtype), len(key_NTC))
 
     def values(self, value_NTC: Tensor) -> Tensor:
         """What an image token gets of each token, head by head: (N, Y, C)."""
-        value_hXC = _split_heads(self._attention.v_proj(value_NTC), self._attention.heads) @ self._out_hDC
+        value_UEC = _split_heads(self._attention.v_proj(value_NTC), self._attention.heads) @ self._out_UDC
         # The shares of a head sum to one: with one of the heads goes the bias.
-        value_hXC[0] += self._attention.out_proj.bias
-        return _rows_by_prompt(value_hXC, len(value_NTC)).to(self._dtype)
+        value_UEC[0] += self._attention.out_proj.bias
+        return _rows_by_prompt(value_UEC, len(value_NTC)).to(self._dtype)
 
     def _key(self, key_NTC: Tensor) -> Tensor:
         # What the keys of a head have in common makes no difference to shares, only to how scores are rounded.
         key_NTD = self._attention.k_proj(key_NTC)
-        key_hXD = _split_heads(key_NTD - key_NTD.mean(dim=1, keepdim=True), self._attention.heads)
-        return key_hXD * key_hXD.shape[-1] ** -0.5
+        key_UED = _split_heads(key_NTD - key_NTD.mean(dim=1, keepdim=True), self._attention.heads)
+        return key_UED * key_UED.shape[-1] ** -0.5
 
 
 # X = N * T rows of a head, prompt by prompt; Y = h * T rows of a prompt, head by head.
@@ -197,12 +197,12 @@ def _split_heads(x_NTC: Tensor, heads: int) -> Tensor:
     return x_NTC.flatten(0, 1).unflatten(-1, (heads, -1)).transpose(0, 1)
 
 
-def _rows_by_prompt(x_hXC: Tensor, prompts: int) -> Tensor:
+def _rows_by_prompt(x_UEC: Tensor, prompts: int) -> Tensor:
     """(N, Y, C)."""
-    return x_hXC.unflatten(1, (prompts, -1)).transpose(0, 1).flatten(1, 2)
+    return x_UEC.unflatten(1, (prompts, -1)).transpose(0, 1).flatten(1, 2)
 
 
-def _by_image(x_hXK: Tensor, y_hBKZ: Tensor) -> Tensor:
+def _by_image(x_UEI: Tensor, y_UBIO: Tensor) -> Tensor:
     """(h, X, Z): one large product for each head where all prompts share an image."""
-    images = y_hBKZ.shape[1]
-    return (x_hXK.unflatten(1, (images, -1)) @ y_hBKZ).flatten(1, 2)
+    images = y_UBIO.shape[1]
+    return (x_UEI.unflatten(1, (images, -1)) @ y_UBIO).flatten(1, 2)

@@ -79,12 +79,12 @@ class CrossAttention(nn.Module):
         self.out_proj = nn.Linear(inner_dim, dim)
 
     def forward(self, query_NTC: Tensor, key_NLC: Tensor, value_NLC: Tensor) -> Tensor:
-        q_NhTD = self._split_heads(self.q_proj(query_NTC))
-        k_NhLD = self._split_heads(self.k_proj(key_NLC))
-        v_NhLD = self._split_heads(self.v_proj(value_NLC))
-        score_NhTL = (q_NhTD @ k_NhLD.transpose(-1, -2)) / q_NhTD.shape[-1] ** 0.5
-        x_NhTD = score_NhTL.softmax(dim=-1) @ v_NhLD
-        return self.out_proj(x_NhTD.transpose(1, 2).flatten(2))
+        q_NUTD = self._split_heads(self.q_proj(query_NTC))
+        k_NULD = self._split_heads(self.k_proj(key_NLC))
+        v_NULD = self._split_heads(self.v_proj(value_NLC))
+        score_NUTL = (q_NUTD @ k_NULD.transpose(-1, -2)) / q_NUTD.shape[-1] ** 0.5
+        x_NUTD = score_NUTL.softmax(dim=-1) @ v_NULD
+        return self.out_proj(x_NUTD.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x_NTC: Tensor) -> Tensor:
         return x_NTC.unflatten(-1, (self.heads, -1)).transpose(1, 2)

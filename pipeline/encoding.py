@@ -69,9 +69,9 @@ class MaskEncoder:
     def _counts(self, batch: MaskBatch, height: int, width: int) -> list[bytes]:
         """The RLE of each mask in the image. Masks of one crop are encoded together."""
         counts = [b""] * len(batch)
-        crop_boxes_N4 = batch.crop_boxes.cpu()
-        for crop_box_4 in crop_boxes_N4.unique(dim=0):
-            rows = (crop_boxes_N4 == crop_box_4).all(dim=1).nonzero()[:, 0]
+        crop_boxes_K4 = batch.crop_boxes.cpu()
+        for crop_box_4 in crop_boxes_K4.unique(dim=0):
+            rows = (crop_boxes_K4 == crop_box_4).all(dim=1).nonzero()[:, 0]
             x0, y0, x1, y1 = crop_box_4.tolist()
             upsampling = crop_upsampling(self._network, y1 - y0, x1 - x0)
             for block in rows.split(ENCODED_AT_ONCE):
@@ -91,9 +91,9 @@ class MaskEncoder:
         edited = self._threads.map(edit, masks)
         kept = [mask for mask in edited if keep_largest or rle.area(mask.counts, height, width)]
         # Editing may have made duplicates: of two, the unedited one stays.
-        boxes_N4 = xywh_to_xyxy(torch.from_numpy(_boxes(kept, height, width)))
-        scores_N = torch.tensor([0.0 if mask.edited else 1.0 for mask in kept])
-        rows = nms(boxes_N4, scores_N, max(self._config.box_nms_thresh, self._config.crop_nms_thresh))
+        boxes_K4 = xywh_to_xyxy(torch.from_numpy(_boxes(kept, height, width)))
+        scores_K = torch.tensor([0.0 if mask.edited else 1.0 for mask in kept])
+        rows = nms(boxes_K4, scores_K, max(self._config.box_nms_thresh, self._config.crop_nms_thresh))
         return [kept[row] for row in rows.tolist()]
 
 

@@ -63,9 +63,9 @@ class MaskGenerator:
         for view in plan_views(height, width, self.config):
             x0, y0, x1, y1 = view.crop_box
             frame = Frame(view.height, view.width, self.sam.config.image_size)
-            resized_hw3 = frame.resize(pixels_HW3[y0:y1, x0:x1])
+            resized_rc3 = frame.resize(pixels_HW3[y0:y1, x0:x1])
             # The copy of pinned memory to a GPU runs at full speed and in the background.
-            views.append(ResizedView(view, resized_hw3 if self._on_cpu else resized_hw3.pin_memory()))
+            views.append(ResizedView(view, resized_rc3 if self._on_cpu else resized_rc3.pin_memory()))
         return ResizedImage(height, width, tuple(views))
 
     @torch.inference_mode()
@@ -92,8 +92,8 @@ class MaskGenerator:
         for first in range(0, len(image.views), self._views_per_batch):
             views = image.views[first : first + self._views_per_batch]
             with timer.step("encode"):
-                on_device = (pixels_hw3.to(self.sam.device, non_blocking=True) for _, pixels_hw3 in views)
-                images = [normalise(pixels_hw3, self.sam.config) for pixels_hw3 in on_device]
+                on_device = (pixels_rc3.to(self.sam.device, non_blocking=True) for _, pixels_rc3 in views)
+                images = [normalise(pixels_rc3, self.sam.config) for pixels_rc3 in on_device]
                 embeddings = self.sam.encode_images(torch.stack(images))
             for i, (view, _) in enumerate(views):
                 yield EncodedView(view, embeddings[i : i + 1], image.height, image.width)

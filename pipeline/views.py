@@ -15,7 +15,7 @@ class ResizedView(NamedTuple):
     """A view at the scale of the network's input."""
 
     view: View
-    pixels_hw3: Tensor  # uint8, on the CPU
+    pixels_rc3: Tensor  # uint8, on the CPU
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,7 +124,7 @@ class FakeEngine:
 
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
         self._use_device()
-        pixels_HW3 = image.views[0].pixels_hw3.numpy()
+        pixels_HW3 = image.views[0].pixels_rc3.numpy()
         if self.seconds:
             time.sleep(self.seconds)
             with (self.folder / "generated").open("a") as stream:

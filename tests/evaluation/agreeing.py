@@ -44,7 +44,7 @@ class DrawnEngine:
         return True
 
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
-        masks = self.drawn[chr(int(image.views[0].pixels_hw3[0, 0, 0]))]
+        masks = self.drawn[chr(int(image.views[0].pixels_rc3[0, 0, 0]))]
         if masks is None:
             raise ValueError("no masks")
         return image_masks(np.array(masks, np.bool_).reshape(-1, HEIGHT, WIDTH))
