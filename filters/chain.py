@@ -1,4 +1,7 @@
-"""The filters of the generator, and the counting of what each one dropped."""
+"""The filters of the generator, and counters of the masks that each filter drops.
+
+Shapes: K masks.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from maskmill.filters.nms import nms
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter: which one, and the rows that it keeps, as a boolean (N,) or as indices in their new order."""
+    """A named filter. `keep` returns the rows to keep: a boolean (K,), or indices in their new order."""
 
     name: DroppedBy
     keep: Callable[[MaskBatch], Tensor]
 
 
 def apply(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) -> MaskBatch:
-    """What all filters keep, one after the other. Adds to `dropped` how many masks each one dropped."""
+    """Applies filters one after the other. Adds the number of masks that each one drops to `dropped`."""
     for filter_ in filters:
         kept = batch.select(filter_.keep(batch))
         dropped[filter_.name.counter] += len(batch) - len(kept)
@@ -33,7 +36,7 @@ def apply(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) ->
 
 
 def apply_together(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter[str]) -> MaskBatch:
-    """`apply` for filters that decide on each mask separately: copies rows once, and waits once for a GPU."""
+    """`apply` for filters that decide on each mask separately. Copies rows once and synchronises with a GPU once."""
     dropped_by_K = first_to_drop(batch, filters).cpu()
     is_kept_K = dropped_by_K == DroppedBy.NONE
     dropped.update(DroppedBy(value).counter for value in dropped_by_K[~is_kept_K].tolist())
@@ -41,7 +44,7 @@ def apply_together(batch: MaskBatch, filters: Iterable[Filter], dropped: Counter
 
 
 def first_to_drop(batch: MaskBatch, filters: Iterable[Filter]) -> Tensor:
-    """The DroppedBy value (N,) int64 of each mask: the first filter that drops it, or NONE.
+    """The DroppedBy value (K,) int64 of each mask: the first filter that drops it, or NONE.
 
     For filters that decide on each mask separately.
     """
@@ -53,14 +56,14 @@ def first_to_drop(batch: MaskBatch, filters: Iterable[Filter]) -> Tensor:
 
 
 def stability_score(threshold: float) -> Filter:
-    """Keeps masks at or above the threshold; NaN, the score of a mask without pixels, is below any."""
+    """Keeps masks with a score of at least the threshold. Drops NaN, the score of a mask without pixels."""
     return Filter(DroppedBy.STABILITY_SCORE, lambda batch: batch.stability_score >= threshold)
 
 
 def crop_edge(height: int, width: int, inner_boxes_K4: Tensor | None = None) -> Filter:
-    """Drops masks that their crop probably cuts off; `height` and `width` are the image's, in pixels.
+    """Drops masks that their crop probably cuts off, in an image of (height, width) pixels.
 
-    `inner_boxes_K4` are those of `filters.boxes.near_crop_edge`, for a batch of N rows.
+    See `filters.boxes.near_crop_edge` for `inner_boxes_K4`.
     """
     return Filter(
         DroppedBy.CROP_EDGE, lambda batch: ~near_crop_edge(batch.boxes, batch.crop_boxes, height, width, inner_boxes_K4)
@@ -83,5 +86,5 @@ def crop_nms(threshold: float) -> Filter:
 
 
 def coverage(maximum: float, height: int, width: int) -> Filter:
-    """Drops masks over this share of the image or more; `height` and `width` are the image's, in pixels."""
+    """Drops masks that cover at least this fraction of an image of (height, width) pixels."""
     return Filter(DroppedBy.COVERAGE, lambda batch: batch.area < maximum * height * width)

@@ -1,9 +1,9 @@
-"""Scores, boxes and run lengths of masks, from low-resolution logits and without full-resolution masks.
+"""Scores, boxes and run lengths of masks, computed from low-resolution logits without storing full-resolution masks.
 
-Equal to `model.frame.Frame.to_image_logits` followed by counting pixels and `filters.boxes`, which store every pixel
-and are the reference. The memory is that of a few rows of pixels for each thread, whatever the image and the masks.
+The results equal those of the reference, which stores every pixel: `model.frame.Frame.to_image_logits`, then counting
+of pixels and `filters.boxes`. Memory per thread is a few rows of pixels, independent of the number of masks.
 
-Shapes: N masks, h w low-resolution logits, H W size of the crop, in pixels.
+Shapes: K masks, h w low-resolution logits, H W crop in pixels.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from maskmill.filters.upsampling import Upsampling
 
 
 class Measures(NamedTuple):
-    """What the filters need to know of N masks."""
+    """The properties of K masks that the filters use."""
 
-    stability_score: Tensor  # (N,) float32; NaN where no pixel is above the lower threshold
-    area: Tensor  # (N,) int64, pixels
-    boxes: Tensor  # (N, 4) int64, inclusive XYXY in pixels of the crop; zeros for an empty mask
-    inner_boxes: Tensor  # (N, 4) int64, those within `boxes` in any case; x0 > x1 where there is none
+    stability_score: Tensor  # (K,) float32; NaN if no pixel is above the lower threshold
+    area: Tensor  # (K,) int64, pixels
+    boxes: Tensor  # (K, 4) int64, inclusive XYXY in pixels of the crop; zeros for an empty mask
+    inner_boxes: Tensor  # (K, 4) int64, contained in the exact boxes, see `margin`; x0 > x1 if empty
 
 
-# As operators of PyTorch, these may be implemented by subclasses of Tensor (`__torch_function__`).
+# Subclasses of Tensor can override these functions with `__torch_function__`, like operators of PyTorch.
 @wrap_torch_function(lambda logits_Khw, *_, **__: (logits_Khw,))
 def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: float = 0.0) -> Measures:
-    """Measures of the masks, the pixels whose logit is above 0.
+    """Measures masks. A pixel belongs to the mask if its logit is above 0.
 
-    The stability score is the IoU of the masks at the thresholds `offset` and `-offset`. One lies inside the other, so
-    the IoU is the ratio of their areas. `margin` bounds the error of the logits: the box of the exact mask lies between
+    The stability score is the IoU of the masks at the thresholds `offset` and `-offset`. One contains the other, so the
+    IoU is the ratio of their areas. `margin` bounds the error of the logits: the box of the exact mask lies between
     `inner_boxes` and `boxes`.
     """
-    # For an integer every kernel would be compiled once more.
+    # Converted to float: numba would compile each kernel again for integers.
     counts_K3, boxes_K24 = _kernels(logits_Khw).measure(logits_Khw, upsampling, float(offset), float(margin))
     above_K, below_K, area_K = counts_K3.unbind(dim=1)
     outer_K4, inner_K4 = boxes_K24.unbind(dim=1)
@@ -45,13 +45,13 @@ def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: f
 
 @wrap_torch_function(lambda logits_Khw, *_, **__: (logits_Khw,))
 def encode(logits_Khw: Tensor, upsampling: Upsampling, corner: tuple[int, int], height: int, width: int) -> list[bytes]:
-    """The `counts` of the masks in an image of (height, width) pixels whose crop begins at `corner` (x, y)."""
+    """The `counts` of the masks in an image of (height, width) pixels. `corner` is the top-left (x, y) of the crop."""
     offset = corner[0] * height + corner[1]
     return rle.from_changes(_kernels(logits_Khw).find_changes(logits_Khw, upsampling, offset, height), height * width)
 
 
 def _kernels(logits_Khw: Tensor) -> ModuleType:
-    # Imported where they are needed: a machine without a GPU need not have Triton.
+    # Imported here because Triton is not installed on machines without a GPU.
     if logits_Khw.is_cuda:
         from maskmill.filters import mask_measure_gpu as kernels
     else:

@@ -1,10 +1,14 @@
 """`filters.mask_measure` on a CPU: Numba kernels that interpolate pixels without storing the full-resolution logits.
 
-Only where the logits around lie on both sides of a threshold are pixels interpolated, row by row in the caches, with
-the arithmetic of `torch.nn.functional.interpolate` in its order, so that every pixel is the published one. (For crops
-whose height and width are together 128 pixels or less torch adds in another order: there the last bits differ.)
+Pixels are interpolated only if their neighbouring logits are on both sides of a threshold, one row at a time in the CPU
+cache. The arithmetic is that of `torch.nn.functional.interpolate`, in the same order, so the pixels are bit-identical.
+(Exception: if height + width of a crop is at most 128 pixels, torch adds in another order, and the last bits differ.)
 
-Shapes: N masks, h w low-resolution logits, S side of the network's input, H W size of the crop, in pixels.
+A cell is the area between neighbouring low-resolution logits: row i of the cells holds the crop rows that are
+interpolated from logit rows i to i + 2 (`filters.upsampling.Upsampling.row_cells`).
+
+Shapes: K masks, h w low-resolution logits, S side of the network input, H W crop in pixels, E crop rows of one row of
+cells, F input rows that they are interpolated from.
 """
 
 from __future__ import annotations
@@ -26,37 +30,40 @@ from maskmill.filters.upsampling import Upsampling
 
 _Result = TypeVar("_Result")
 
-# Pixels of a span: all at most the lower threshold, all above the upper one, or nobody knows.
-OUTSIDE, INSIDE, MIXED = (np.int32(kind) for kind in range(3))
+# Kinds of spans of pixels: all at most the lower threshold; all above the upper threshold; undecided until
+# interpolated. numba compiles these constants into the kernels. END follows the last span of a row.
+OUTSIDE, INSIDE, MIXED, END = (np.int32(kind) for kind in range(4))
 
 _POOL = ThreadPoolExecutor(thread_name_prefix="mask-measure")
 
 
 def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
-    """Pixels (N, 3) above `offset`, above `-offset` and above 0, and the boxes (N, 2, 4) of those above `-margin` and
-    above `margin`, x0 > x1 where there are none: see `filters.mask_measure.measure`.
+    """Implements `filters.mask_measure.measure`.
+
+    Returns the number of pixels (K, 3) above `offset`, `-offset` and 0, and the boxes (K, 2, 4) of the pixels above
+    `-margin` and above `margin`. A box without pixels has x0 > x1.
     """
     logits = logits_Khw.numpy()
     counts_K3 = np.zeros((len(logits), 3), np.int64)
     boxes_K24 = np.empty((len(logits), 2, 4), np.int64)
-    _by_thread(lambda n: _measure(logits[n], upsampling, offset, margin, counts_K3[n], boxes_K24[n]), len(logits))
+    _by_thread(lambda k: _measure(logits[k], upsampling, offset, margin, counts_K3[k], boxes_K24[k]), len(logits))
     return torch.from_numpy(counts_K3), torch.from_numpy(boxes_K24)
 
 
 def find_changes(logits_Khw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
-    """Where each mask's value changes along its columns, in order: positions `offset + x * stride + y`.
+    """The sorted positions `offset + x * stride + y` at which the value of each mask changes along its columns.
 
-    A position may come twice, where a mask goes from the end of one column to the start of the next.
+    A position occurs twice if the mask continues from the end of one column to the start of the next.
     """
     logits = logits_Khw.numpy()
     blocks = _by_thread(
-        lambda n: [_changes(logits_hw, upsampling, offset, stride) for logits_hw in logits[n]], len(logits)
+        lambda k: [_changes(logits_hw, upsampling, offset, stride) for logits_hw in logits[k]], len(logits)
     )
     return [positions for block in blocks for positions in block]
 
 
 def _by_thread(function: Callable[[slice], _Result], count: int) -> list[_Result]:
-    """What it returns for slices that make up `range(count)`, as many as torch has threads."""
+    """Splits `range(count)` into one slice per torch thread, and returns the results of `function` for each slice."""
     blocks = min(torch.get_num_threads(), count)
     if blocks <= 1:
         return [function(slice(count))]
@@ -75,7 +82,7 @@ class _Buffers(NamedTuple):
 
 
 def _generate_fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c in one rounding."""
+    """Fused multiply-add: a * b + c with one rounding."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         return builder.fma(*arguments)
@@ -86,12 +93,12 @@ def _generate_fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 _fma: Any = intrinsic(_generate_fma)
 
 
-# Loops over pixels count in uint64: an index that might be negative would keep them from being vectorised.
+# Loops over pixels count in uint64: LLVM does not vectorise loops with an index that might be negative.
 
 
 @njit()
 def _buffers(upsampling):
-    """Room for the pixels of one row of cells and what they are made of, for the functions below."""
+    """Allocates buffers for one row of cells: pixels and intermediate results of the interpolation."""
     h, S, W = len(upsampling.row_cells) - 1, len(upsampling.to_input.near), len(upsampling.columns.near)
     return _Buffers(
         spans_w3=np.empty((h, 3), np.int64),
@@ -106,9 +113,9 @@ def _buffers(upsampling):
 
 @njit()
 def _find_spans(logits_hw, upsampling, i, low, high, buffers):
-    """Fills `spans_w3` with the columns (kind, x0, x1) that row i of the cells has pixels in; returns how many.
+    """Fills `spans_w3` with the spans (kind, x0, x1) of pixel columns in row i of the cells. Returns their number.
 
-    Left out is where all logits, and so all pixels, are at most `low`.
+    Spans in which all logits, and therefore all pixels, are at most `low` are left out.
     """
     h, w = logits_hw.shape
     (highest, lowest), kinds = buffers.bounds_2w, buffers.kinds_w
@@ -130,7 +137,7 @@ def _find_spans(logits_hw, upsampling, i, low, high, buffers):
         most = most if most > highest[j + two] else highest[j + two]
         least = least if least < lowest[j + two] else lowest[j + two]
         kinds[j] = (MIXED if most > low else OUTSIDE) if least <= high else INSIDE
-    kinds[w] = -1
+    kinds[w] = END
     spans, first = 0, np.uint64(0)
     for j in range(np.uint64(w)):
         if kinds[j] == kinds[j + one]:
@@ -146,7 +153,7 @@ def _find_spans(logits_hw, upsampling, i, low, high, buffers):
 
 @njit()
 def _interpolate(logits_hw, upsampling, i, x0, x1, buffers):
-    """Fills `pixels_EW` with the pixels of row i of the cells, columns from x0 to x1."""
+    """Interpolates row i of the cells, columns x0 to x1, into `pixels_EW`."""
     to_input, rows, columns = upsampling.to_input, upsampling.rows, upsampling.columns
     coarse_3S, input_S, fine_FW, pixels_EW = buffers.coarse_3S, buffers.input_S, buffers.fine_FW, buffers.pixels_EW
     y0, y1 = upsampling.row_cells[i], upsampling.row_cells[i + 1]
@@ -173,7 +180,7 @@ def _interpolate(logits_hw, upsampling, i, x0, x1, buffers):
 
 @njit()
 def _widen(box_4, row_W, y, x0, x1, threshold):
-    """Widens an inclusive box by the pixels of row y, columns from x0 to x1, some of which are above the threshold."""
+    """Extends an inclusive box by the pixels above the threshold in row y, columns x0 to x1. There is at least one."""
     first, last = x0, x1 - 1
     while first < box_4[0] and row_W[first] <= threshold:
         first += 1
@@ -189,8 +196,8 @@ def _measure(logits_Khw, upsampling, offset, margin, counts_K3, boxes_K24):
     pixels_EW = buffers.pixels_EW
     offset, margin, zero = np.float32(offset), np.float32(margin), np.float32(0)
     one, none = np.int32(1), np.int32(0)
-    # A little wider: a mean of equal logits may come out beyond them in its last bit.
-    known = max(offset, margin) * np.float32(1.0001)
+    # Slightly larger, because rounding can make the mean of equal logits differ from them in the last bit.
+    limit = max(offset, margin) * np.float32(1.0001)
     for n in range(len(logits_Khw)):
         logits_hw = logits_Khw[n]
         outer, inner = boxes_K24[n]
@@ -200,7 +207,7 @@ def _measure(logits_Khw, upsampling, offset, margin, counts_K3, boxes_K24):
             y0, y1 = upsampling.row_cells[i], upsampling.row_cells[i + 1]
             if y0 == y1:
                 continue
-            for s in range(_find_spans(logits_hw, upsampling, i, -known, known, buffers)):
+            for s in range(_find_spans(logits_hw, upsampling, i, -limit, limit, buffers)):
                 kind, x0, x1 = buffers.spans_w3[s]
                 if kind == INSIDE:
                     counts_K3[n] += (y1 - y0) * (x1 - x0)
@@ -240,7 +247,7 @@ def _measure(logits_Khw, upsampling, offset, margin, counts_K3, boxes_K24):
 def _changes(logits_hw, upsampling, offset, stride):
     buffers = _buffers(upsampling)
     H, W = len(upsampling.rows.near), len(upsampling.columns.near)
-    inside = np.zeros((H + 2, W), np.bool_)  # with a row of zeros before and after
+    inside = np.zeros((H + 2, W), np.bool_)  # with a row of zeros above and below
     left, top, right, bottom = W, H, 0, 0
     for i in range(len(logits_hw)):
         y0, y1 = upsampling.row_cells[i], upsampling.row_cells[i + 1]
@@ -256,15 +263,15 @@ def _changes(logits_hw, upsampling, offset, stride):
             for y in range(y0, y1):
                 for x in range(np.uint64(x0), np.uint64(x1)):
                     inside[y + 1, x] = buffers.pixels_EW[y - y0, x] > 0
-    changes_W = np.zeros(W, np.int32)  # in each column
+    count_W = np.zeros(W, np.int32)  # number of changes in each column
     for y in range(top, bottom + 1):
         for x in range(np.uint64(left), np.uint64(right)):
-            changes_W[x] += inside[y, x] ^ inside[y + 1, x]
-    place_W = np.cumsum(changes_W) - changes_W  # of each column's next change
-    positions = np.empty(changes_W.sum(), np.int64)
+            count_W[x] += inside[y, x] ^ inside[y + 1, x]
+    next_W = np.cumsum(count_W) - count_W  # index of the next change of each column
+    positions = np.empty(count_W.sum(), np.int64)
     for y in range(top, bottom + 1):
         for x in range(left, right):
             if inside[y, x] != inside[y + 1, x]:
-                positions[place_W[x]] = offset + x * stride + y
-                place_W[x] += 1
+                positions[next_W[x]] = offset + x * stride + y
+                next_W[x] += 1
     return positions

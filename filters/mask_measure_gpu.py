@@ -1,10 +1,10 @@
 """`filters.mask_measure` on a GPU: Triton kernels that interpolate pixels without storing full-resolution logits.
 
-A program takes a strip of columns of one mask and walks down the rows that can be above the threshold, between two rows
-of the network's input that stay in registers. Its arithmetic is that of `filters.mask_measure_cpu` in the same order,
-so that every pixel is the published one.
+Each Triton program processes a strip of columns of one mask. It iterates over the rows that can be above the threshold
+and keeps the two current rows of the network input in registers. The arithmetic is that of `filters.mask_measure_cpu`,
+in the same order, so the pixels are bit-identical.
 
-Shapes: N masks, h w low-resolution logits, W width of the crop, X columns of a strip, all in pixels.
+Shapes: K masks, h w low-resolution logits, W width of the crop in pixels, E columns of a strip.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ choose_triton_cache()
 
 _STRIP = 128  # columns
 _LAUNCH = {"STRIP": _STRIP, "num_warps": 1, "enable_fp_fusion": False}
-_PLANS = 64  # as many as `plan_upsampling` keeps
-_BEYOND = tl.constexpr(2**31 - 1)  # below every pixel and to its right
+_MAX_PLANS = 64  # the cache size of `plan_upsampling`
+_NO_PIXEL = tl.constexpr(2**31 - 1)  # initial minimum of coordinates: larger than every coordinate
 
 
 def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
     """See `filters.mask_measure_cpu.measure`.
 
-    The host waits only where an upsampling is new to the device.
+    Synchronises only when an upsampling plan is copied to the device for the first time.
     """
     plan = _on_device(upsampling, logits_Khw.device)
     counts_K3 = logits_Khw.new_zeros((len(logits_Khw), 3), dtype=torch.int64)
-    boxes_K24 = logits_Khw.new_full((len(logits_Khw), 2, 4), _BEYOND.value, dtype=torch.int64)
+    boxes_K24 = logits_Khw.new_full((len(logits_Khw), 2, 4), _NO_PIXEL.value, dtype=torch.int64)
     boxes_K24[:, :, 2:] = -1
     with torch.cuda.device_of(logits_Khw):
-        # A little lower: a mean of equal logits may come out higher in its last bit.
+        # Slightly lower, because rounding can make the mean of equal logits higher in the last bit.
         strips = _strips(logits_Khw, plan, -max(offset, margin) * 1.0001)
         _measure[plan.grid(logits_Khw)](*strips, offset, margin, counts_K3, boxes_K24, **_LAUNCH)
     return counts_K3, boxes_K24
 
 
 def find_changes(logits_Khw: Tensor, upsampling: Upsampling, offset: int, stride: int) -> list[NDArray[np.int64]]:
-    """See `filters.mask_measure_cpu.find_changes`. The host waits twice: for their number, then for the positions."""
+    """See `filters.mask_measure_cpu.find_changes`. Synchronises twice: for the counts, then for the positions."""
     if len(logits_Khw) == 0:
         return []
     plan = _on_device(upsampling, logits_Khw.device)
@@ -67,8 +67,8 @@ def find_changes(logits_Khw: Tensor, upsampling: Upsampling, offset: int, stride
 class _Axis(NamedTuple):
     """One axis of a bilinear resize, on a device."""
 
-    positions: Tensor  # float32, of each pixel the near tap plus the weight of the far one
-    last: int  # tap
+    positions: Tensor  # float32, per pixel: near tap + weight of the far tap
+    last: int  # last tap
 
 
 class _Plan(NamedTuple):
@@ -85,7 +85,7 @@ class _Plan(NamedTuple):
         return len(self.columns.positions)
 
     def grid(self, logits_Khw: Tensor) -> tuple[int, int]:
-        """A program for each strip of each mask."""
+        """The launch grid: one program per mask and strip."""
         return len(logits_Khw), -(-self.width // _STRIP)
 
 
@@ -94,11 +94,11 @@ _plans_lock = threading.Lock()
 
 
 def _on_device(upsampling: Upsampling, device: torch.device) -> _Plan:
-    """Copied once: `plan_upsampling` returns the same object for the same sizes."""
+    """The plan on the device. Cached by identity: `plan_upsampling` returns the same object for the same sizes."""
     key = id(upsampling), device
     with _plans_lock:
         if key not in _plans:
-            if len(_plans) == _PLANS:
+            if len(_plans) == _MAX_PLANS:
                 del _plans[next(iter(_plans))]
             plan = _Plan(
                 _axis_on_device(upsampling.to_input, device),
@@ -107,7 +107,7 @@ def _on_device(upsampling: Upsampling, device: torch.device) -> _Plan:
                 torch.from_numpy(upsampling.row_cells).to(device, torch.int32),
                 torch.from_numpy(upsampling.column_cells).to(device, torch.int32),
             )
-            # While this holds the upsampling, no other has its id.
+            # The entry keeps the upsampling alive, so no other object gets its id.
             _plans[key] = upsampling, plan
         return _plans[key][1]
 
@@ -118,7 +118,7 @@ def _axis_on_device(taps: Taps, device: torch.device) -> _Axis:
 
 
 def _strips(logits_Khw: Tensor, plan: _Plan, threshold: float) -> tuple[Tensor | int, ...]:
-    """The first arguments of a kernel. In a row of windows_K4, y0 y1 x0 x1, are the pixels that can be above."""
+    """The first arguments of the kernels. `windows_K4` (y0 y1 x0 x1) contains all pixels above the threshold."""
     x0_K, y0_K, x1_K, y1_K = masks_to_boxes(logits_Khw > threshold).unbind(dim=1)
     rows_K2 = plan.row_cells[torch.stack([(y0_K - 2).clamp(min=0), y1_K + 1], dim=1)]
     columns_K2 = plan.column_cells[torch.stack([(x0_K - 2).clamp(min=0), x1_K + 1], dim=1)]
@@ -127,13 +127,13 @@ def _strips(logits_Khw: Tensor, plan: _Plan, threshold: float) -> tuple[Tensor |
 
 
 _function: Any = triton.jit
-# Sizes are arguments like any other: no kernel is compiled again for another image.
+# Sizes are not specialised: Triton would compile the kernels again for images of other sizes.
 _kernel: Any = triton.jit(do_not_specialize=["last_logit", "last_row", "last_column", "width", "stride"])
 
 
 @_function
 def _taps(positions, pixel, last):
-    """Near and far tap and their weights: see `filters.upsampling.Taps`."""
+    """The near and far tap of pixels and their weights, see `filters.upsampling.Taps`."""
     position = tl.load(positions + pixel)
     near = position.to(tl.int32)
     far_weight = position - near
@@ -147,7 +147,7 @@ def _mix(near, far, taps):
 
 @_function
 def _input(near_row, far_row, row, column):
-    """Pixels (X,) of the network's input from two rows of logits; row and column are taps."""
+    """Interpolates pixels (E,) of the network input from two rows of logits. `row` and `column` are taps."""
     near = _mix(tl.load(near_row + column[0]), tl.load(near_row + column[1]), column)
     far = _mix(tl.load(far_row + column[0]), tl.load(far_row + column[1]), column)
     return _mix(near, far, row)
@@ -155,7 +155,7 @@ def _input(near_row, far_row, row, column):
 
 @_function
 def _input_row(r, strip):
-    """Row r of the network's input, resized to the columns (X,) of the strip."""
+    """Row r of the network input, interpolated at the columns (E,) of the strip."""
     logits, to_input, last_logit, column, left, right = strip
     row = _taps(to_input, r, last_logit)
     near_row, far_row = logits + row[0] * (last_logit + 1), logits + row[1] * (last_logit + 1)
@@ -164,7 +164,7 @@ def _input_row(r, strip):
 
 @_function
 def _pixels(y, r, near, far, rows, last_row, strip):
-    """Row y of the pixels (X,), and what to call this with for the next row: near is row r of the input."""
+    """Pixels (E,) of row y, then (r, near, far) for the next call: `near` is input row r, `far` the next input row."""
     row = _taps(rows, y, last_row)
     if row[0] != r:
         near = far if row[0] == r + 1 else _input_row(row[0], strip)
@@ -174,14 +174,14 @@ def _pixels(y, r, near, far, rows, last_row, strip):
 
 @_function
 def _strip(logits, windows, to_input, last_logit, columns, last_column, STRIP: tl.constexpr):
-    """The rows to walk down (first, end), the columns x, which of these are in the window, what `_input_row` takes."""
+    """Returns the row range (first, end), columns x, whether each is in the window, and arguments of `_input_row`."""
     n = tl.program_id(0).to(tl.int64)
     y0, y1 = tl.load(windows + 4 * n), tl.load(windows + 4 * n + 1)
     x0, x1 = tl.load(windows + 4 * n + 2), tl.load(windows + 4 * n + 3)
     x0 += tl.program_id(1) * STRIP
     x = x0 + tl.arange(0, STRIP)
     near, far, near_weight, far_weight = _taps(columns, tl.minimum(x, x1 - 1), last_column)
-    # NaN is above no threshold.
+    # Columns outside the window get NaN, which is above no threshold.
     column = near, far, tl.where(x < x1, near_weight, float("nan")), far_weight
     left, right = _taps(to_input, near, last_logit), _taps(to_input, far, last_logit)
     strip = logits + n * (last_logit + 1) * (last_logit + 1), to_input, last_logit, column, left, right
@@ -190,14 +190,14 @@ def _strip(logits, windows, to_input, last_logit, columns, last_column, STRIP: t
 
 @_function
 def _widen(top, bottom, y, inside):
-    """The first and the last row of each column that has a pixel inside, with row y."""
-    return tl.minimum(top, tl.where(inside, y, _BEYOND)), tl.where(inside, y, bottom)
+    """Updates the first and last row with a pixel of each column, for row y."""
+    return tl.minimum(top, tl.where(inside, y, _NO_PIXEL)), tl.where(inside, y, bottom)
 
 
 @_function
 def _store_box(box, x, top, bottom):
-    """Widens a box by those of the columns x that have pixels."""
-    tl.atomic_min(box, tl.min(tl.where(bottom >= 0, x, _BEYOND)))
+    """Extends a box by the columns x that have pixels."""
+    tl.atomic_min(box, tl.min(tl.where(bottom >= 0, x, _NO_PIXEL)))
     tl.atomic_min(box + 1, tl.min(top))
     tl.atomic_max(box + 2, tl.max(tl.where(bottom >= 0, x, -1)))
     tl.atomic_max(box + 3, tl.max(bottom))
@@ -213,7 +213,7 @@ def _measure(
         return
     above = tl.zeros([STRIP], tl.int32)
     below, area = above, above
-    outer_top, outer_bottom = above + _BEYOND, above - 1
+    outer_top, outer_bottom = above + _NO_PIXEL, above - 1
     inner_top, inner_bottom = outer_top, outer_bottom
     r, near, far = -2, above.to(tl.float32), above.to(tl.float32)
     for y in range(y0, y1):
@@ -236,7 +236,7 @@ def _changes(
     logits, windows, to_input, last_logit, rows, last_row, columns, last_column,
     width, stride, changes, ends, positions, STRIP: tl.constexpr,
 ):  # fmt: skip
-    """How many changes each column has or, where there is room for them, their positions."""
+    """Counts the changes of each column, or stores their positions if `positions` is given."""
     y0, y1, x, within, strip = _strip(logits, windows, to_input, last_logit, columns, last_column, STRIP)
     if y0 >= y1:
         return
@@ -248,7 +248,7 @@ def _changes(
     before = x < 0
     r, near, far = -2, tl.zeros([STRIP], tl.float32), tl.zeros([STRIP], tl.float32)
     for y in range(y0, y1 + 1):
-        # The window is followed by a row outside.
+        # One more row than the window, which counts as outside the mask.
         pixels, r, near, far = _pixels(tl.minimum(y, y1 - 1), r, near, far, rows, last_row, strip)
         inside = (pixels > 0) & (y < y1)
         changed = inside != before

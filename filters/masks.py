@@ -1,4 +1,7 @@
-"""MaskBatch: the candidate masks of one image, as row-aligned columns."""
+"""MaskBatch: the candidate masks of one image, as row-aligned columns.
+
+Shapes: K masks, h w low-resolution logits.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class MaskBatch:
-    """N candidate masks of one image, on one device. Indexing returns a new batch.
+    """K candidate masks of one image, on one device. Immutable: `select` and `concat` return new batches.
 
-    Full-resolution masks are deliberately no column: they would grow with image size times masks. They are
-    recomputed from `logits`, a block at a time, where they are needed.
+    There is no column of full-resolution masks, because it would need (image pixels * masks) bytes. Full-resolution
+    masks are recomputed from `logits` where they are needed, a block of masks at a time.
     """
 
-    logits: Tensor  # (N, h, w) mask logits over the padded square that the crop was resized into
-    predicted_iou: Tensor  # (N,) float32; can exceed 1
-    stability_score: Tensor  # (N,) float32
-    area: Tensor  # (N,) int64, pixels
-    boxes: Tensor  # (N, 4) int64, inclusive XYXY in image pixels; of an empty mask: its crop's corner, twice
-    points: Tensor  # (N, 2) float64, the click, XY in image pixels
-    crop_boxes: Tensor  # (N, 4) int64, half-open XYXY in image pixels
+    logits: Tensor  # (K, h, w) mask logits over the padded input square of the crop
+    predicted_iou: Tensor  # (K,) float32; can exceed 1
+    stability_score: Tensor  # (K,) float32
+    area: Tensor  # (K,) int64, pixels
+    boxes: (
+        Tensor  # (K, 4) int64, inclusive XYXY in image pixels; an empty mask has the top-left corner of its crop twice
+    )
+    points: Tensor  # (K, 2) float64, the prompt point, XY in image pixels
+    crop_boxes: Tensor  # (K, 4) int64, half-open XYXY in image pixels
 
     def __post_init__(self) -> None:
         shapes = {column.name: tuple(getattr(self, column.name).shape) for column in fields(self)}
@@ -37,22 +42,24 @@ class MaskBatch:
             "points": (rows, 2),
             "crop_boxes": (rows, 4),
         }
-        assert self.logits.ndim == 3, f"logits are not (N, h, w): {shapes}"
+        assert self.logits.ndim == 3, f"logits are not (K, h, w): {shapes}"
         assert shapes == expected, f"columns do not align: {shapes}"
 
     def __len__(self) -> int:
         return self.logits.shape[0]
 
     def select(self, rows: Tensor) -> MaskBatch:
-        """The rows of a boolean mask (N,) or of an index tensor, in that order; it may be on the CPU."""
+        """The rows where a boolean (K,) is true, or the rows of an index tensor, in its order. It may be on the CPU."""
         if rows.dtype == torch.bool:
-            rows = rows.nonzero()[:, 0]  # once: on a GPU every column would wait for their number
+            rows = rows.nonzero()[
+                :, 0
+            ]  # once: boolean indexing of each column would synchronise with the GPU each time
         rows = rows.to(self.logits.device, non_blocking=True)
         return MaskBatch(**{column.name: getattr(self, column.name)[rows] for column in fields(self)})
 
     @staticmethod
     def empty(logits_side: int, device: torch.device) -> MaskBatch:
-        """No rows, of square logits."""
+        """A batch without rows, for square logits."""
         return MaskBatch(
             logits=torch.empty(0, logits_side, logits_side, device=device),
             predicted_iou=torch.empty(0, device=device),

@@ -1,4 +1,4 @@
-"""The names of the filters, in the order in which they are applied. Imports nothing heavy: the tables need them too."""
+"""The names of the filters, in the order in which they are applied. Does not import torch: table code uses it too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DroppedBy(IntEnum):
 
     @property
     def counter(self) -> str:
-        """The name under which masks that this filter dropped are counted."""
+        """The name of the counter of masks that this filter dropped."""
         return self.name.lower()
 
 

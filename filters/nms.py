@@ -1,4 +1,7 @@
-"""Greedy non-maximum suppression of boxes."""
+"""Greedy non-maximum suppression of boxes.
+
+Shapes: K masks, E kept masks.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from maskmill.compiled import njit
 
 
 def nms(boxes_K4: Tensor, scores_K: Tensor, iou_threshold: float) -> Tensor:
-    """Rows (K,) int64 of the boxes that are kept, by descending score; equal scores keep their order.
+    """Indices (E,) int64 of the kept boxes, by descending score; equal scores keep their order.
 
-    A box is dropped when its IoU with a better kept one is above the threshold. The arithmetic is that of
+    A box is dropped if its IoU with a kept box of higher score is above the threshold. The arithmetic is that of
     `torchvision.ops.nms` on the CPU: XYXY corners, areas without the inclusive pixel, in float32, compared in
-    float64. A box without area has IoU 0 or NaN with any other, so it neither suppresses nor is suppressed.
+    float64. A box without area has IoU 0 or NaN with every other box, so it neither suppresses nor is suppressed.
 
-    It runs on the host, which waits for the boxes and scores.
+    Runs on the host: synchronises with a GPU to copy boxes and scores.
     """
     order_K = scores_K.cpu().argsort(descending=True, stable=True)
     kept_E = _keep(boxes_K4.cpu()[order_K].float().numpy(), float(iou_threshold))
@@ -28,7 +31,7 @@ def nms(boxes_K4: Tensor, scores_K: Tensor, iou_threshold: float) -> Tensor:
 
 @njit(error_model="numpy")  # IEEE division: no ZeroDivisionError
 def _keep(boxes_K4: Any, iou_threshold: float) -> NDArray[np.int64]:
-    """Which boxes are kept, the better first."""
+    """Indices of the kept boxes. `boxes_K4` are sorted by descending score."""
     kept = np.empty(len(boxes_K4), np.int64)
     count = 0
     for i in range(len(boxes_K4)):

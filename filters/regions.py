@@ -1,8 +1,8 @@
-"""Small holes and small islands in a mask.
+"""Removes small holes and small islands from masks.
 
-Regions are 8-connected. What is below the limit in pixels is small.
+Regions are 8-connected. A region is small if its area is below a limit in pixels.
 
-Shapes: H W size of the image, X columns and Y rows of it that are looked at.
+Shapes: H W image, r c rows and columns of a window of it, all in pixels.
 Source: Kirillov et al. 2023, Appendix B; `remove_small_regions` of segment-anything.
 """
 
@@ -20,9 +20,9 @@ Mask = NDArray[np.bool_]
 def remove_small_regions(
     counts: bytes, height: int, width: int, min_area: int, keep_largest: bool
 ) -> tuple[bytes, bool]:
-    """Fills the small holes of a mask, then removes its small islands; also says whether there were any.
+    """Fills the small holes of a mask, then removes its small islands. Returns the mask and whether it changed.
 
-    In and out go the `counts` of an RLE (`filters.rle`); what is decoded is not more of the image than has to be seen.
+    Masks are the `counts` of an RLE (`filters.rle`). Only the necessary window of the image is decoded.
     """
     rows, columns = _window(counts, height, width, min_area)
     mask_Hc = rle.decode(counts, height, width, columns)
@@ -35,7 +35,10 @@ def remove_small_regions(
 
 
 def _window(counts: bytes, height: int, width: int, min_area: int) -> tuple[slice, slice]:
-    """Rows and columns to look at: around the mask so much background that what goes on outside is not small."""
+    """The rows and columns to decode: the box of the mask with a margin.
+
+    The margin is wide enough that background which continues outside the window is not small.
+    """
     if rle.area(counts, height, width) == 0:
         return slice(0, height), slice(0, width)
     x, y, w, h = rle.bbox(counts, height, width)
@@ -49,7 +52,7 @@ def _window(counts: bytes, height: int, width: int, min_area: int) -> tuple[slic
 def fill_small_holes(mask_HW: Mask, min_area: int) -> tuple[Mask, bool]:
     """The mask with its small holes filled, and whether it had any.
 
-    Any region of background counts as a hole, also one at the border of the image.
+    Every background region counts as a hole, including one at the border of the image.
     """
     labels_HW, areas = _regions(~mask_HW)
     if not (areas < min_area).any():
@@ -61,7 +64,7 @@ def fill_small_holes(mask_HW: Mask, min_area: int) -> tuple[Mask, bool]:
 def remove_small_islands(mask_HW: Mask, min_area: int, keep_largest: bool) -> tuple[Mask, bool]:
     """The mask without its small islands, and whether it had any.
 
-    Where all are small, `keep_largest` says if the largest (the first of equals) stays or nothing does.
+    If all islands are small, `keep_largest` keeps the largest one (the first of equal size); otherwise none is kept.
     """
     labels_HW, areas = _regions(mask_HW)
     if not (areas < min_area).any():
@@ -73,6 +76,6 @@ def remove_small_islands(mask_HW: Mask, min_area: int, keep_largest: bool) -> tu
 
 
 def _regions(mask_HW: Mask) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    """Labels (H, W), 0 outside the mask and r + 1 in region r, and areas (R,) in pixels."""
+    """Labels (H, W), 0 outside the mask and i + 1 in region i, and the area of each region in pixels."""
     _, labels_HW, stats, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8, order="C"), connectivity=8)
     return labels_HW.astype(np.int32, copy=False), stats[1:, cv2.CC_STAT_AREA].astype(np.int32, copy=False)

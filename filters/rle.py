@@ -1,4 +1,7 @@
-"""Masks as COCO's compressed run lengths: column-major, starting with the count of zeros."""
+"""Masks as compressed run lengths of COCO: column-major, starting with a run of zeros.
+
+Shapes: K masks, H W image, c some of its columns.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ _CHARACTERS = bytes(range(48, 48 + 64))
 
 
 def encode(mask_HW: NDArray[np.bool_]) -> bytes:
-    """The `counts` of a boolean mask. With `size` (H, W) they are what pycocotools calls an RLE."""
-    # pycocotools wants the columns in a row; OpenCV transposes ten times faster than NumPy.
+    """The `counts` of a boolean mask. pycocotools calls a dictionary of `counts` and `size` (H, W) an RLE."""
+    # pycocotools requires column-major memory. OpenCV transposes ten times faster than NumPy.
     by_column_HW = np.asarray(cv2.transpose(mask_HW.view(np.uint8)), np.uint8).T
     counts = coco.encode(by_column_HW)["counts"]
     assert isinstance(counts, bytes)
@@ -24,9 +27,10 @@ def encode(mask_HW: NDArray[np.bool_]) -> bytes:
 
 
 def from_changes(positions: Sequence[NDArray[np.int64]], pixels: int) -> list[bytes]:
-    """The `counts` of masks of so many pixels from where the value changes along the columns, in order.
+    """The `counts` of masks of `pixels` pixels each, from the sorted positions at which the value changes.
 
-    A position that comes twice changes nothing: a mask may go from the end of one column to the start of the next.
+    Positions count pixels column by column. A position that occurs twice is no change: the mask continues from the end
+    of one column to the start of the next.
     """
     lengths: list[NDArray[np.int64]] = []
     for changes in positions:
@@ -37,7 +41,7 @@ def from_changes(positions: Sequence[NDArray[np.int64]], pixels: int) -> list[by
 
 
 def _compress(lengths: Sequence[NDArray[np.int64]]) -> list[bytes]:
-    """The text of each mask's run lengths, in the format that `_runs` reads."""
+    """Encodes the run lengths of each mask as text. See `_runs` for the format."""
     length = np.concatenate([np.empty(0, np.int64), *lengths])
     runs = np.array([len(of_mask) for of_mask in lengths], np.int64)
     position = np.arange(len(length)) - np.repeat(runs.cumsum() - runs, runs)
@@ -58,7 +62,7 @@ def _compress(lengths: Sequence[NDArray[np.int64]]) -> list[bytes]:
 
 
 def encode_columns(mask_Hc: NDArray[np.bool_], first: int, width: int) -> bytes:
-    """The `counts` of a mask of so many columns whose pixels are all in those given, from column `first` on."""
+    """The `counts` of a mask of `width` columns that is empty outside the given columns, which start at `first`."""
     height = len(mask_Hc)
     by_column = mask_Hc.T.ravel()
     changes = np.flatnonzero(np.diff(by_column, prepend=False, append=False))
@@ -66,7 +70,7 @@ def encode_columns(mask_Hc: NDArray[np.bool_], first: int, width: int) -> bytes:
 
 
 def decode(counts: bytes, height: int, width: int, columns: slice | None = None) -> NDArray[np.bool_]:
-    """The mask (H, W), or its columns from `start` to `stop`. ValueError where there is no such mask of this size."""
+    """The mask (H, W), or its columns from `start` to `stop`. Raises ValueError if the counts are invalid."""
     start, stop = (0, width) if columns is None else (columns.start, columns.stop)
     ends = _runs_of(counts, height, width).end.clip(start * height, stop * height)
     lengths = np.diff(ends, prepend=start * height)
@@ -74,12 +78,12 @@ def decode(counts: bytes, height: int, width: int, columns: slice | None = None)
 
 
 def run_lengths(counts: bytes, height: int, width: int) -> list[int]:
-    """The `counts` of the same mask in COCO's uncompressed form. Raises as `decode`."""
+    """The `counts` in the uncompressed form of COCO. Raises ValueError if they are invalid."""
     return _runs_of(counts, height, width).length.tolist()
 
 
 def _runs_of(counts: bytes, height: int, width: int) -> _Runs:
-    # Not pycocotools: it takes the counts on trust, and damaged ones make it read and write past the end.
+    # pycocotools does not validate counts: invalid ones make it read and write out of bounds.
     runs = _runs([counts], np.array([height]), np.array([width]))
     if runs.faults:
         raise ValueError(f"these counts are no mask: the RLE {runs.faults[0]}")
@@ -87,23 +91,23 @@ def _runs_of(counts: bytes, height: int, width: int) -> _Runs:
 
 
 def area(counts: bytes, height: int, width: int) -> int:
-    """Pixels in the mask, without decoding it."""
+    """The number of pixels in the mask, without decoding it."""
     return int(coco.area({"size": [height, width], "counts": counts}))
 
 
 def bbox(counts: bytes, height: int, width: int) -> tuple[int, int, int, int]:
-    """The mask's box as the tables have it, without decoding: XYWH, w = x1 - x0; zeros for an empty mask."""
+    """The box of the mask as in the tables, without decoding: XYWH, w = x1 - x0; zeros for an empty mask."""
     x, y, w, h = (int(side) for side in coco.toBbox({"size": [height, width], "counts": counts}))
-    # pycocotools counts the pixels from side to side; 0 only for an empty mask.
+    # pycocotools returns w = x1 - x0 + 1, or 0 for an empty mask.
     return x, y, max(w - 1, 0), max(h - 1, 0)
 
 
 def measure(
     counts: Sequence[bytes], heights: NDArray[np.int64], widths: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[int, str]]:
-    """Areas (N,) and boxes (N, 4), as the tables have them, of N masks, all at once: there may be thousands in a part.
+    """Areas (K,) and boxes (K, 4) of K masks, as in the tables. Vectorised: a part may hold thousands of masks.
 
-    The third is what is wrong with counts that stand for no mask of that size, by their position.
+    Also returns the faults of invalid counts, by index of the mask.
     """
     runs = _runs(counts, heights, widths)
     sound = np.ones(len(counts), np.bool_)
@@ -115,7 +119,7 @@ def measure(
         return area, boxes, runs.faults
     height = heights[mask]
     left, right = (stop - length) // height, (stop - 1) // height
-    # A run that goes on in the next column touches both borders.
+    # A run that continues in the next column touches the top and the bottom border.
     top = np.where(left < right, 0, stop - length - left * height)
     bottom = np.where(left < right, height - 1, stop - 1 - right * height)
     first = _firsts(mask)
@@ -128,18 +132,21 @@ def measure(
 
 @dataclass(frozen=True)
 class _Runs:
-    """The runs of some masks, one after the other, row by row."""
+    """The runs of some masks, one row per run, in order."""
 
-    mask: NDArray[np.int64]  # (R,) which of the masks
-    position: NDArray[np.int64]  # (R,) 0, 1, ... within the mask: ones where it is odd
-    length: NDArray[np.int64]  # (R,) pixels
-    end: NDArray[np.int64]  # (R,) pixels of the mask up to here, column by column
-    faults: dict[int, str]  # of masks whose runs mean nothing
+    mask: NDArray[np.int64]  # index of the mask
+    position: NDArray[np.int64]  # 0, 1, ... within the mask; odd runs are ones
+    length: NDArray[np.int64]  # pixels
+    end: NDArray[np.int64]  # pixels from the start of the mask to the end of the run
+    faults: dict[int, str]  # faults of invalid masks, by index of the mask
 
 
 def _runs(counts: Sequence[bytes], heights: NDArray[np.int64], widths: NDArray[np.int64]) -> _Runs:
-    """The format is that of rleToString in pycocotools' maskApi.c: base 48, five bits a character, lowest first, 32
-    where more follow, two's complement; from the fourth on, the difference from the number two before.
+    """Parses counts in the format of `rleToString` in maskApi.c of pycocotools.
+
+    Numbers are two's complement, five bits per character, lowest bits first. The character code is 48 + bits, + 32 if
+    more characters of the number follow. From the fourth number on, the difference from the number two before is
+    stored.
     """
     faults: dict[int, str] = {}
     sound = list(counts)
@@ -153,11 +160,13 @@ def _runs(counts: Sequence[bytes], heights: NDArray[np.int64], widths: NDArray[n
     digit = np.frombuffer(b"".join(sound), np.uint8) - 48
     last = np.flatnonzero(digit < 32)
     first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
-    starts = np.searchsorted(first, np.cumsum([0, *map(len, sound)]))  # of each mask among the numbers, and the end
+    starts = np.searchsorted(
+        first, np.cumsum([0, *map(len, sound)])
+    )  # index of the first number of each mask, and the end
     mask = np.repeat(np.arange(len(sound)), np.diff(starts))
     position = np.arange(len(first)) - np.repeat(starts[:-1], np.diff(starts))
     digits = last - first + 1
-    _blame(faults, mask[digits > 7], "has a number that is too long")  # 35 bits: no image has so many pixels
+    _add_fault(faults, mask[digits > 7], "has a number that is too long")  # more than 35 bits
     digits = np.minimum(digits, 7)
     length = np.zeros(len(first), np.int64)
     for place in range(7):
@@ -167,7 +176,7 @@ def _runs(counts: Sequence[bytes], heights: NDArray[np.int64], widths: NDArray[n
     for lane in (1, 2):
         of_lane = np.flatnonzero((position % 2 == lane % 2) & (position > 0))
         length[of_lane] = _cumsum_within(length[of_lane], mask[of_lane])
-    _blame(faults, mask[length < 0], "has a run of negative length")
+    _add_fault(faults, mask[length < 0], "has a run of negative length")
     end = _cumsum_within(length, mask)
     for index, total in enumerate(end[starts[1:] - 1]):
         if total != (pixels := int(heights[index]) * int(widths[index])):
@@ -175,17 +184,17 @@ def _runs(counts: Sequence[bytes], heights: NDArray[np.int64], widths: NDArray[n
     return _Runs(mask, position, length, end, faults)
 
 
-def _blame(faults: dict[int, str], masks: NDArray[np.int64], reason: str) -> None:
+def _add_fault(faults: dict[int, str], masks: NDArray[np.int64], reason: str) -> None:
     for index in np.unique(masks):
         faults.setdefault(int(index), reason)
 
 
 def _firsts(group: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each group begins: equal numbers are adjacent."""
+    """The index of the first row of each group. Rows of a group are adjacent."""
     return np.flatnonzero(np.diff(group, prepend=-1))
 
 
 def _cumsum_within(value: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The running sum, which begins anew with each group."""
+    """The cumulative sum within each group."""
     total, first = value.cumsum(), _firsts(group)
     return total - np.repeat(total[first] - value[first], np.diff(first, append=len(group)))

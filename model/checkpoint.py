@@ -1,4 +1,4 @@
-"""Checkpoint files of every layout to our network, and back to a file.
+"""Loads checkpoint files of every layout into our network, and saves the network to a file.
 
 Our state dict has the key names of the official `.pth` files.
 """
@@ -37,9 +37,10 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds: float32 tensors under our key names, and what is known about them.
+    """The content of a checkpoint file: float32 tensors under our key names, and their metadata.
 
-    `variant` is what the file says, or else the variant with this image encoder; `metadata` is how it was trained.
+    `variant` comes from the metadata, otherwise from the shape of the image encoder. `metadata` says how the network
+    was trained.
     """
 
     path: Path
@@ -51,7 +52,7 @@ class Checkpoint:
 
 
 def load_model(variant: str, checkpoint: Path | None) -> LoadedModel:
-    """The network `variant` on the CPU with the weights of a file; without one, `mini` takes the embedded weights.
+    """The network `variant` on the CPU with the weights of a file. Without a file, `mini` uses the embedded weights.
 
     Raises:
         ConfigError: an unknown variant.
@@ -65,7 +66,7 @@ def load_model(variant: str, checkpoint: Path | None) -> LoadedModel:
 
 
 def embedded_checkpoint(variant: str) -> Path:
-    """The file that is used when the user names none. Raises CheckpointError where there is none."""
+    """The default checkpoint of a variant. Raises CheckpointError if it has none or the file is missing."""
     if variant != "mini":
         raise CheckpointError(f"{variant} needs a checkpoint file; give one (--checkpoint FILE)")
     if not EMBEDDED_WEIGHTS.exists():
@@ -79,7 +80,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a `.pth`, `.bin` or `.safetensors` file of any layout.
 
     Raises:
-        CheckpointError: the file is missing, empty, damaged, or holds anything but tensors.
+        CheckpointError: the file is missing, empty, damaged, or holds objects other than tensors.
     """
     tensors, metadata = _read_tensors(path)
     if not tensors:
@@ -103,10 +104,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def build_sam(config: SamConfig, checkpoint: Checkpoint) -> Sam:
-    """The network of `config` around the tensors of a checkpoint.
+    """The network of `config` with the tensors of a checkpoint.
 
     Raises:
-        CheckpointError: keys are missing or left over, or shapes differ.
+        CheckpointError: keys are missing or unexpected, or shapes differ.
     """
     state = checkpoint.state
     with torch.device("meta"):
@@ -129,7 +130,7 @@ def build_sam(config: SamConfig, checkpoint: Checkpoint) -> Sam:
                 f"choose that model (--model {variant})"
             )
         raise CheckpointError(f"{checkpoint.path} does not fit {config.name}: {'; '.join(filter(None, problems))}")
-    # Takes the tensors as they are: no random initialisation, no copy.
+    # `assign` uses the tensors of the checkpoint as parameters, without a copy and without random initialisation.
     sam.load_state_dict(state, assign=True)
     return sam.eval()
 
@@ -139,10 +140,10 @@ def save_checkpoint(
 ) -> None:
     """Writes safetensors: the parameters as `dtype`, with the variant and `facts` (how it was trained) as metadata.
 
-    The file appears in one step, complete.
+    The file is renamed into place once it is complete.
     """
     parameters = dict(sam.named_parameters())
-    # Buffers keep float32: rounded frequencies of the positional encoding would move every point.
+    # Buffers stay float32: rounding the frequencies of the positional encoding would move every point.
     state = {
         key: tensor.detach().to("cpu", dtype if key in parameters else torch.float32).contiguous()
         for key, tensor in sam.state_dict().items()
@@ -158,9 +159,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# How Hugging Face's SamModel names what the official files call otherwise: patterns and our names, applied in order.
+# Key names of Hugging Face's SamModel that differ from the official ones: patterns and our names, applied in order.
 _HUGGING_FACE_NAMES = (
-    # One tensor under two names; files have either or both.
+    # Files store this tensor under the first name, the second or both.
     (
         r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
         "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
@@ -181,7 +182,7 @@ _HUGGING_FACE_NAMES = (
     (r"^mask_decoder\.upscale_conv1\.", "mask_decoder.output_upscaling.0."),
     (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
     (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
-    # Every head has three layers; there the middle one is a list of its own.
+    # Every head has three layers. Hugging Face stores the middle one as a list of one layer.
     (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.layers\.0\.", r"\1.layers.1."),
     (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.proj_in\.", r"\1.layers.0."),
     (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.proj_out\.", r"\1.layers.2."),
@@ -202,7 +203,7 @@ def _from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, T
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a file, whose format is told by its first bytes."""
+    """The tensors and metadata of a file. Its first bytes show the format."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -229,11 +230,11 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # A damaged pickle can raise anything.
+    except Exception as error:  # unpickling a damaged file can raise any exception
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
             raise CheckpointError(
-                f"{path} holds pickled Python code or objects ({code[1]}); maskmill loads nothing but tensors"
+                f"{path} holds pickled Python code or objects ({code[1]}); maskmill loads tensors only"
             ) from error
         raise CheckpointError(f"{path} is truncated or damaged; fetch it again ({one_line_cause(error)})") from error
     if not isinstance(loaded, dict):
@@ -257,7 +258,7 @@ def _matching_variant(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _describe(what: str, names: list[str]) -> str:
-    """ "missing keys: 7 (a, b, c, ...)", with the first few names, or nothing when there are none."""
+    """ "missing keys: 7 (a, b, c, ...)" with the first names; an empty string without names."""
     if not names:
         return ""
     shown = 3

@@ -1,4 +1,4 @@
-"""Which SAM to build: one frozen config and the table of named variants."""
+"""SamConfig, the dimensions of a network, and the table of named variants."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from maskmill.model.errors import ConfigError
 
 @dataclass(frozen=True)
 class SamConfig:
-    """Dimensions of one SAM variant. Defaults are those all published variants share.
+    """Dimensions of one SAM variant. The defaults are shared by all published variants.
 
     Source: Kirillov et al. 2023, Appendix A; `build_sam.py` of segment-anything.
     """
@@ -89,7 +89,7 @@ VARIANTS: dict[str, SamConfig] = {
 
 
 def find_variant(name: str) -> SamConfig:
-    """The entry of VARIANTS with this name. Raises ConfigError where there is none."""
+    """The entry of VARIANTS with this name. Raises ConfigError for an unknown name."""
     if name not in VARIANTS:
         raise ConfigError(f"there is no model {name!r}; choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]

@@ -1,9 +1,9 @@
-"""Numba kernels for `model.fused_ops` on a CPU: each reads and writes the image tokens once.
+"""Numba kernels of `model.fused_ops` for CPUs. Each kernel reads and writes the image tokens once.
 
-Tensors are contiguous, float32 or bfloat16; arithmetic is float32. The kernels run in the calling thread.
+Tensors must be contiguous, in float32 or bfloat16. The arithmetic is float32. The kernels run in the calling thread.
 
-Shapes: B images (1 where all prompts share one, else N), N prompts, L image tokens, X pixels, C channels, M masks per
-prompt, K chosen masks, H W embedding grid.
+Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, M masks per prompt, K
+chosen masks, Y X embedding grid, E logit pixels of an image, cell by cell (E = 16 * L after both upsampling steps).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from torch import Tensor
 
 from maskmill.compiled import njit
 
-# So that all loops are vectorised: sums may be taken in any order, and division is that of IEEE (no ZeroDivisionError).
+# These options let LLVM vectorise the loops: sums in any order, and IEEE division (no ZeroDivisionError).
 _options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 
 
 def add_and_norm(
     attended_NLC: Tensor, image_BLC: Tensor, positions_1LC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
 ) -> Tensor:
-    """Layer norm of the sum of the first two, in place of the first. Returns the result with positions added."""
+    """Overwrites `attended_NLC` with the layer norm of attended + image. Returns that result plus positions."""
     placed_NLC = torch.empty_like(attended_NLC)
     tensors = attended_NLC, image_BLC, positions_1LC[0], weight_C, bias_C, placed_NLC
     _add_and_norm(np.float32(eps), *map(_array, tensors))
@@ -36,32 +36,32 @@ def add_and_norm(
 
 
 def norm_and_gelu(x_NLC: Tensor, skip_BLC: Tensor | None, weight_C: Tensor, bias_C: Tensor, eps: float) -> None:
-    """In place: the skip added, layer norm, GELU."""
+    """In place: adds the skip features, then layer norm and GELU."""
     skip_BLC = x_NLC[:0] if skip_BLC is None else skip_BLC
     _norm_and_gelu(np.float32(eps), *map(_array, (x_NLC, skip_BLC, weight_C, bias_C)))
 
 
 def gelu(x_NLC: Tensor, skip_BLC: Tensor | None) -> None:
-    """In place: the skip added, GELU."""
+    """In place: adds the skip features, then GELU."""
     skip_BLC = x_NLC[:0] if skip_BLC is None else skip_BLC
-    _gelu_of_all(_array(x_NLC.flatten(1)), _array(skip_BLC.flatten(1)))
+    _add_and_gelu(_array(x_NLC.flatten(1)), _array(skip_BLC.flatten(1)))
 
 
 def to_pixels(x_NEM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Tensor:
-    """Logits (K, 4H, 4W), float32, of chosen prompts and masks; 16 pixels of a cell lie as two doublings made them."""
-    H, W = grid
-    logits_Khw = torch.empty(len(chosen_K2), 4 * H, 4 * W)
-    _to_pixels(_array(x_NEM), _array(chosen_K2), W, _array(logits_Khw))
+    """See `fused_ops.to_pixels`."""
+    Y, X = grid
+    logits_Khw = torch.empty(len(chosen_K2), 4 * Y, 4 * X)
+    _to_pixels(_array(x_NEM), _array(chosen_K2), X, _array(logits_Khw))
     return logits_Khw
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
-    """The same memory; bfloat16 as uint16."""
+    """A NumPy view of the tensor. bfloat16 becomes uint16, because NumPy has no bfloat16."""
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
 
 def _generate_bitcast(typing_context: Any, value: Any) -> Any:
-    """float32 to the uint32 of the same bits, and back."""
+    """Reinterprets the bits of a float32 as uint32, or of a uint32 as float32."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
@@ -73,11 +73,11 @@ _bitcast: Any = intrinsic(_generate_bitcast)
 
 
 def _load(value) -> Any:
-    """An element of an array as float32."""
+    """Converts an array element (float32, or the bits of a bfloat16) to float32."""
 
 
 def _store(array, index, value) -> Any:
-    """A float32 into an array, rounded to what it holds."""
+    """Stores a float32 in an array, rounded to the type of the array."""
 
 
 @overload(_load, inline="always")
@@ -97,7 +97,7 @@ def _overload_store(array, index, value):
 
         def store(array, index, value):
             bits = _bitcast(value)
-            # To the nearest, of two the even one.
+            # Round to nearest, ties to even.
             odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
             array[index] = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
@@ -108,28 +108,29 @@ def _float32(*values: float) -> tuple[np.float32, ...]:
     return tuple(np.float32(value) for value in values)
 
 
-# The normal distribution's integral from 0 to x is x P(x^2) / Q(x^2), to 1e-8 up to 5.5: fitted by least squares.
+# The integral of the normal density from 0 to x is x P(x^2) / Q(x^2) with an error below 1e-8 for |x| <= 5.5. The
+# coefficients were fitted by least squares.
 _P = _float32(0.39894226, 0.033620734, 0.0046622665, 0.00016636985, 6.327097e-06, 2.2880347e-08)
 _Q = _float32(1.0, 0.25094083, 0.028511103, 0.0018705947, 7.281694e-05, 1.1994756e-06)
-_FAR, _HALF, _ONE = _float32(5.5, 0.5, 1.0)
+_LIMIT, _HALF, _ONE = _float32(5.5, 0.5, 1.0)
 
 
 @njit(**_options)
 def _gelu(x):
-    z = -_FAR if x < -_FAR else x
-    z = _FAR if z > _FAR else z
+    z = -_LIMIT if x < -_LIMIT else x
+    z = _LIMIT if z > _LIMIT else z
     t = z * z
     p = ((((_P[5] * t + _P[4]) * t + _P[3]) * t + _P[2]) * t + _P[1]) * t + _P[0]
     q = ((((_Q[5] * t + _Q[4]) * t + _Q[3]) * t + _Q[2]) * t + _Q[1]) * t + _Q[0]
     return x * (_HALF + z * p / q)
 
 
-# Loops count in uint64: an index that might be negative would keep them from being vectorised.
+# Loops count in uint64: LLVM does not vectorise loops with an index that might be negative.
 
 
 @njit(**_options)
 def _normalise(row_C, eps):
-    """In place: mean 0 and variance 1."""
+    """Normalises a row to mean 0 and variance 1, in place."""
     channels = np.uint64(len(row_C))
     total = squares = np.float32(0)
     for c in range(channels):
@@ -179,7 +180,7 @@ def _norm_and_gelu(eps, x_NLC, skip_BLC, weight_C, bias_C):
 
 
 @njit(**_options)
-def _gelu_of_all(x_NE, skip_BE):
+def _add_and_gelu(x_NE, skip_BE):
     N, E = x_NE.shape
     for n in range(N):
         x_E = x_NE[n]
@@ -193,12 +194,12 @@ def _gelu_of_all(x_NE, skip_BE):
 
 
 @njit(**_options)
-def _to_pixels(x_NEM, chosen_K2, W, logits_Khw):
+def _to_pixels(x_NEM, chosen_K2, grid_width, logits_Khw):
     for k in range(len(chosen_K2)):
         n, m = chosen_K2[k]
         for i in range(x_NEM.shape[1] // 16):
-            y, x = 4 * (i // W), 4 * (i % W)
+            y, x = 4 * (i // grid_width), 4 * (i % grid_width)
             for p in range(16):
-                # The bits of p: row and column of the first doubling, then of the second.
+                # The bits of p are the row and column in the first upsampling step, then those in the second.
                 row, column = (p >> 3 & 1) * 2 + (p >> 1 & 1), (p >> 2 & 1) * 2 + (p & 1)
                 logits_Khw[k, y + row, x + column] = _load(x_NEM[n, 16 * i + p, m])

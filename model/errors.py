@@ -1,20 +1,20 @@
-"""The root of every error that a user can cause or mend.
+"""The base class of all errors that a user can cause or fix.
 
 MaskmillError
-├── ConfigError       an argument out of its range, or two that exclude each other
+├── ConfigError       an argument out of range, or two arguments that exclude each other
 ├── CheckpointError   a checkpoint that cannot be loaded (model/checkpoint.py)
 ├── DeviceError       a device or precision that this machine does not have (model/optimize.py)
-├── PromptError       an image or prompt that makes no sense (model/predictor.py)
+├── PromptError       an image or prompt of the wrong shape or kind (model/predictor.py)
 └── (pipeline/errors.py continues the tree)
 """
 
 
 class MaskmillError(Exception):
-    """One clear line: what was wrong, where, and what to do. The CLI prints it and exits with 1."""
+    """The message is one line: what is wrong, where, and how to fix it. The CLI prints it and exits with 1."""
 
 
 class ConfigError(MaskmillError):
-    """An argument out of its range, or two that exclude each other."""
+    """An argument out of range, or two arguments that exclude each other."""
 
 
 class CheckpointError(MaskmillError):

@@ -1,12 +1,13 @@
-"""The mask decoder arranged for inference: the same function, token by token from end to end.
+"""The mask decoder for inference: the same function, with image tokens stored channels-last throughout.
 
-The published one keeps images channel by channel between its upscaling layers. As their kernels do not overlap, each
-embedding cell makes its pixels by itself: here the layers are products of rows of channels, and only the logits, which
-are few, are put in the order of pixels.
+The published decoder upscales with transposed convolutions, channels first. Their 2 x 2 kernels do not overlap, so each
+embedding cell determines its own pixels, and a convolution is a matrix multiplication of the channels of each cell. The
+pixels stay grouped by cell; only the logits are arranged by row and column.
 
-Shapes: B images (1 where all prompts share one, else N), N prompts, R prompts with a mask, M masks per prompt, K chosen
-masks, C channels, H W embedding grid, L = H*W.
-Source: `modeling/mask_decoder.py` of segment-anything, by way of `model/mask_decoder.py`.
+Shapes: B images (1 if all prompts share one, else N), N prompts, Z prompts with at least one chosen mask, M masks per
+prompt, K chosen masks, C channels, Y X embedding grid, L = Y*X image tokens, O = 1 + M output tokens (predicted IoU,
+masks), E logit pixels, cell by cell.
+Source: `modeling/mask_decoder.py` of segment-anything, through `model/mask_decoder.py`.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ from maskmill.model.transformer import TwoWayTransformer
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is computed of an embedding ahead of all prompts without a mask."""
+    """Features of an embedding that all prompts without a mask share."""
 
     image: PreparedImage
-    skips: tuple[Tensor, ...]  # (B, 4L, C/4) and (B, 16L, C/8): cell by cell, as the doublings make the pixels
+    skips: tuple[Tensor, ...]  # (B, 4L, C/4) and (B, 16L, C/8), pixels grouped by cell
 
 
 class FastMaskDecoder(MaskDecoder):
-    """A `MaskDecoder` for inference, with the weights that the given one has now.
+    """A `MaskDecoder` for inference. Changes to the weights of the given decoder after construction are ignored.
 
-    Image tokens are computed in a dtype of choice, prompt tokens and predicted IoUs in float32. Keeps what it computed
-    of an embedding as long as that is there. Raises TypeError where a part is of another class than in `MaskDecoder`.
+    Image tokens are computed in `dtype`, prompt tokens and predicted IoUs in float32. The shared features of an
+    embedding are cached until the embedding is garbage-collected. Raises TypeError if a submodule has another class
+    than in `MaskDecoder`.
     """
 
     def __init__(self, config: SamConfig, decoder: MaskDecoder, dtype: torch.dtype) -> None:
@@ -49,15 +51,15 @@ class FastMaskDecoder(MaskDecoder):
         self._dtype = dtype
         assert isinstance(self.transformer, TwoWayTransformer)
         self._token_side = TokenSideTransformer(self.transformer, dtype)
-        double_1, _, _, double_2, _ = self.output_upscaling
-        self._double_1, self._double_2 = (_as_linear(double, dtype) for double in (double_1, double_2))
+        upscale_1, _, _, upscale_2, _ = self.output_upscaling
+        self._upscale_1, self._upscale_2 = (_as_linear(layer, dtype) for layer in (upscale_1, upscale_2))
         self._prepared: WeakKeyDictionary[ImageEmbedding, _Prepared] = WeakKeyDictionary()
 
     def decode_prompts(
         self, embedding: ImageEmbedding, positions_1CYX: Tensor, sparse_NTC: Tensor, dense_NCYX: Tensor
     ) -> DecodedPrompts:
-        """See `MaskDecoder`. What it returns is for its own `decode_masks`: the skips lie pixel by pixel."""
-        without_mask = dense_NCYX.shape[-2:] == (1, 1)  # one embedding for all cells
+        """See `MaskDecoder`. Only `decode_masks` of this class accepts the result: its skips are channels-last."""
+        without_mask = dense_NCYX.shape[-2:] == (1, 1)  # the same "no mask" embedding for all cells
         prepared = self._prepared.get(embedding) if without_mask else None
         if prepared is None:
             prepared = self._prepare(embedding, positions_1CYX, dense_NCYX)
@@ -76,13 +78,13 @@ class FastMaskDecoder(MaskDecoder):
     def _prepare(self, embedding: ImageEmbedding, positions_1CYX: Tensor, dense_NCYX: Tensor) -> _Prepared:
         image_BLC = (embedding.grid_BEHW + dense_NCYX).flatten(2).transpose(1, 2)
         image = self._token_side.prepare(image_BLC, positions_1CYX.flatten(2).transpose(1, 2))
-        H, W = embedding.grid_BEHW.shape[-2:]
+        Y, X = embedding.grid_BEHW.shape[-2:]
         skips = []
-        for skip, doublings in zip(embedding.skips, (1, 2), strict=False):
-            pairs = [2] * doublings
-            cells = skip.unflatten(3, (W, *pairs)).unflatten(2, (H, *pairs))
-            # From B, C, H, its pairs, W, its pairs to B, H, W, the pairs of each doubling, C.
-            order = [0, 2, 3 + doublings, *(axis + i for i in range(doublings) for axis in (3, 4 + doublings)), 1]
+        for skip, steps in zip(embedding.skips, (1, 2), strict=False):
+            twos = [2] * steps  # each upsampling step splits a cell in two along both axes
+            cells = skip.unflatten(3, (X, *twos)).unflatten(2, (Y, *twos))
+            # From (B, C, Y, y of each step, X, x of each step) to (B, Y, X, y and x of each step, C).
+            order = [0, 2, 3 + steps, *(axis + i for i in range(steps) for axis in (3, 4 + steps)), 1]
             skips.append(cells.permute(order).flatten(1, -2).to(self._dtype).contiguous())
         return _Prepared(image, tuple(skips))
 
@@ -94,11 +96,11 @@ class FastMaskDecoder(MaskDecoder):
         rows = rows.to(device, non_blocking=True)
         tokens_ZLC = decoded.image_tokens_NCHW.flatten(2).transpose(1, 2)[rows]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips] or [None, None]
-        half_ZEC = fast_linear(tokens_ZLC, *self._double_1).unflatten(2, (4, -1)).flatten(1, 2)
+        half_ZEC = fast_linear(tokens_ZLC, *self._upscale_1).unflatten(2, (4, -1)).flatten(1, 2)
         norm = self.output_upscaling[1]
         assert isinstance(norm, nn.LayerNorm)
         half_ZEC = fused_ops.norm_and_gelu(half_ZEC, skips[0], norm)
-        full_ZEC = fast_linear(half_ZEC, *self._double_2).unflatten(2, (4, -1)).flatten(1, 2)
+        full_ZEC = fast_linear(half_ZEC, *self._upscale_2).unflatten(2, (4, -1)).flatten(1, 2)
         full_ZEC = fused_ops.gelu(full_ZEC, skips[1])
         mlps = self.output_hypernetworks_mlps
         weights_ZMC = torch.stack([mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(mlps)], dim=1)
@@ -107,6 +109,6 @@ class FastMaskDecoder(MaskDecoder):
 
 
 def _as_linear(convolution: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weight and bias that make of a cell its 2 x 2 pixels, pixel by pixel."""
+    """Weight and bias of a linear layer that computes the 2 x 2 pixels of a cell: i input, o output channels."""
     weight_io22, bias_o = convolution.get_parameter("weight"), convolution.get_parameter("bias")
     return weight_io22.permute(2, 3, 1, 0).flatten(0, 2).to(dtype), bias_o.repeat(4).to(dtype)

@@ -1,15 +1,17 @@
-"""The image encoder's blocks in a form for inference: the same function in less time and much less memory.
+"""Transformer blocks of the image encoder for inference: the same function in less time and much less memory.
 
-Windows are padded after the projection to queries, keys and values instead of before it, so that only cells of the
-image are projected. Zeros are right there because two of the three biases can leave the attention: the key's cancels in
-the softmax over keys, and the value's passes through unchanged, because what attention hands out sums to one.
+Windows are zero-padded after the projection to queries, keys and values, so that only cells of the image are projected.
+The published code pads before the projection, so its padding cells hold the biases. Zeros give the same result because
+the biases of keys and values are not added here: the softmax over keys cancels the key bias, and attention weights sum
+to one, so the value bias is added to the output as a constant.
 
-Relative positions go into queries and keys: a query is extended by what it adds to its scores with each row and with
-each column, a key by the unit vectors of its row and its column. Their product is the whole score; a bias of (L, L) is
-never stored.
+The relative position bias of a score has a row term and a column term. Queries are extended by their terms for each row
+and each column, keys by the one-hot vectors of their row and column. The dot product is then the score with its bias,
+and the (L, L) bias is never stored.
 
-Shapes: B images, X windows or whole images, H W grid in cells, L = H*W, C width, N heads, D features per head,
-P = H+W positions, F = D+P where queries and keys are extended and D where not, Q queries at a time.
+Shapes: B images, V windows (or whole images for global attention), Y X grid or window in cells, L = Y*X, C channels, U
+heads, D features per head, E = Y + X relative position terms, F = D + E for extended queries and keys and D otherwise,
+Q queries of one block, I O inner and outer axis of a product.
 """
 
 from __future__ import annotations
@@ -23,27 +25,28 @@ from torch import Tensor, nn
 from maskmill.model.image_encoder import Attention, Block, ImageEncoder, join_windows, relative_distances, split_windows
 from maskmill.model.layers import fast_linear, is_float32_on_cpu, require_class
 
-# What is worked on together on a CPU, so that scores and hidden features stay in its cache.
-QUERIES_AT_ONCE = 512
-CELLS_AT_ONCE = 1024
+# Block sizes on a CPU: scores and hidden features of a block fit in its cache.
+QUERIES_PER_BLOCK = 512
+CELLS_PER_BLOCK = 1024
 
 
 def speed_up(encoder: ImageEncoder, dtype: torch.dtype) -> None:
-    """Makes an encoder, in place, one for inference that multiplies in `dtype`. Parameters keep their names.
+    """Replaces the blocks of an encoder by their inference form, in place. Parameters keep their names.
 
-    Norms and residual sums stay in float32. Raises TypeError where a block is of another class than `Block`.
+    Matrix multiplications and convolutions run in `dtype`, norms and residual sums in float32. Raises TypeError if a
+    block is not exactly a `Block`.
     """
     for name, block in encoder.blocks.named_children():
         require_class(f"image_encoder.blocks.{name}", block, Block)
     encoder.blocks = nn.ModuleList(FastBlock(cast(Block, block), dtype) for block in encoder.blocks)
-    # Autocast would convert these weights again in every call.
+    # Converted once: autocast would convert these weights in every call.
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)
 
 
 class FastBlock(nn.Module):
-    """`Block`, made of the parts of one."""
+    """`Block` for inference. Shares the submodules of `block`."""
 
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         super().__init__()
@@ -52,20 +55,19 @@ class FastBlock(nn.Module):
         self.attn = FastAttention(block.attn, block.window_size, dtype)
 
     def forward(self, x_BYXC: Tensor) -> Tensor:
-        x_BYXC = x_BYXC.contiguous()  # The stem leaves channels first in memory.
+        x_BYXC = x_BYXC.contiguous()  # the stem returns a channels-first memory layout
         x_BYXC = x_BYXC + self.attn(self.norm1(x_BYXC).to(self._dtype))
-        return x_BYXC + self._perceive(self.norm2(x_BYXC).to(self._dtype))
+        return x_BYXC + self._mlp(self.norm2(x_BYXC).to(self._dtype))
 
-    def _perceive(self, x_BYXC: Tensor) -> Tensor:
-        """The perceptron."""
+    def _mlp(self, x_BYXC: Tensor) -> Tensor:
         lin1, lin2 = self.mlp.lin1, self.mlp.lin2
-        parts = x_BYXC.flatten(0, 2).split(CELLS_AT_ONCE if x_BYXC.device.type == "cpu" else x_BYXC.numel())
+        parts = x_BYXC.flatten(0, 2).split(CELLS_PER_BLOCK if x_BYXC.device.type == "cpu" else x_BYXC.numel())
         hidden = (self.mlp.activation(fast_linear(part, lin1.weight, lin1.bias)) for part in parts)
         return torch.cat([fast_linear(part, lin2.weight, lin2.bias) for part in hidden]).view_as(x_BYXC)
 
 
 class FastAttention(nn.Module):
-    """`Attention` in windows, or over the whole grid where `window_size` is 0, made of the parts of one."""
+    """`Attention` for inference, in windows or, if `window_size` is 0, over the whole grid. Shares its submodules."""
 
     _qkv_bias: Tensor
     _proj_bias: Tensor
@@ -105,44 +107,45 @@ class FastAttention(nn.Module):
         return fast_linear(x_VYXC, self.proj.weight, self._proj_bias)
 
     def _attend(self, q_VYXUD: Tensor, k_VYXUD: Tensor, v_VYXUD: Tensor) -> Tensor:
-        """(V, Y, X, C)."""
+        """Returns (V, Y, X, C)."""
         q_VULF, k_VULF, v_VULD = (_by_head(x) for x in (q_VYXUD * q_VYXUD.shape[-1] ** -0.5, k_VYXUD, v_VYXUD))
         biases = []
         if self.relative_positions:
             by_row_VYXUY = torch.einsum("vyxud,ydk->vyxuk", q_VYXUD, self._rows_YDY)
             by_column_VYXUX = torch.einsum("vyxud,xdk->vyxuk", q_VYXUD, self._columns_XDX)
             biases = [_by_head(by_row_VYXUY), _by_head(by_column_VYXUX)]
-            if not is_float32_on_cpu(q_VYXUD):  # there products cost so much that it is sums that should be made
+            # For float32 on a CPU longer products cost more than adding the bias terms to the scores.
+            if not is_float32_on_cpu(q_VYXUD):
                 q_VULF = torch.cat([q_VULF, *biases], dim=-1)
                 k_VULF = torch.cat([k_VULF, self._cells_LE.expand(*k_VULF.shape[:2], -1, -1)], dim=-1)
                 biases = []
-        attend = _attend_in_pieces if v_VULD.device.type == "cpu" else _attend_at_once
+        attend = _attend_in_blocks if v_VULD.device.type == "cpu" else _attend_fused
         return attend(q_VULF, k_VULF, v_VULD, *biases).transpose(1, 2).reshape(*q_VYXUD.shape[:3], -1)
 
 
 def _by_head(x_VYXUF: Tensor) -> Tensor:
-    """(V, U, L, F)."""
+    """Returns (V, U, L, F)."""
     return x_VYXUF.flatten(1, 2).transpose(1, 2)
 
 
-def _attend_at_once(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor) -> Tensor:
-    """(V, U, L, D), by a kernel that stores no scores but wants values as long as keys."""
+def _attend_fused(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor) -> Tensor:
+    """Returns (V, U, L, D). The fused kernel stores no scores, but requires values with as many features as keys."""
     v_VULF = F.pad(v_VULD, (0, k_VULF.shape[-1] - v_VULD.shape[-1]))
     return F.scaled_dot_product_attention(q_VULF, k_VULF, v_VULF, scale=1.0)[..., : v_VULD.shape[-1]]
 
 
-def _attend_in_pieces(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor, *biases: Tensor) -> Tensor:
-    """(V, U, L, D). On CPUs PyTorch's kernel takes twice as long as plain products of this size."""
+def _attend_in_blocks(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor, *biases: Tensor) -> Tensor:
+    """Returns (V, U, L, D). On CPUs plain matrix products are twice as fast as PyTorch's fused kernel at this size."""
     tensors = [q_VULF, k_VULF, v_VULD.mT, *biases]
-    if v_VULD.shape[2] > QUERIES_AT_ONCE:
-        tensors = [x.contiguous().flatten(0, 1).unsqueeze(1) for x in tensors]  # head by head
-    return torch.stack([_attend_piece(*piece) for piece in zip(*tensors, strict=True)]).view_as(v_VULD)
+    if v_VULD.shape[2] > QUERIES_PER_BLOCK:
+        tensors = [x.contiguous().flatten(0, 1).unsqueeze(1) for x in tensors]  # one head at a time
+    return torch.stack([_attend_window(*window) for window in zip(*tensors, strict=True)]).view_as(v_VULD)
 
 
-def _attend_piece(q_ULF: Tensor, k_ULF: Tensor, v_UDL: Tensor, *biases: Tensor) -> Tensor:
-    """(U, L, D)."""
+def _attend_window(q_ULF: Tensor, k_ULF: Tensor, v_UDL: Tensor, *biases: Tensor) -> Tensor:
+    """Returns (U, L, D)."""
     parts = []
-    for q_UQF, *biases_UQ in zip(*(x.split(QUERIES_AT_ONCE, dim=1) for x in (q_ULF, *biases)), strict=True):
+    for q_UQF, *biases_UQ in zip(*(x.split(QUERIES_PER_BLOCK, dim=1) for x in (q_ULF, *biases)), strict=True):
         score_UQL = _multiply(q_UQF, k_ULF)
         if biases_UQ:
             by_row_UQY, by_column_UQX = biases_UQ

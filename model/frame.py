@@ -1,10 +1,9 @@
-"""One image size and one network input: how the image is resized into it, and points and logits between the two.
+"""Conversions between an image and the square input of the network: pixels, points and mask logits.
 
-The image is scaled so that its longest side is the input's side, and padded at the right and bottom.
+The image is scaled so that its longest side equals the side of the input, and padded at the right and bottom.
 
-Shapes: H W image side in pixels, S input side in pixels, N masks, h w side of a mask in logit pixels or of the resized
-image in input pixels.
-Source: `utils/transforms.py` and `modeling/sam.py` of segment-anything; results are equal to the bit.
+Shapes: K masks, H W image in pixels, r c resized image in input pixels, S input side, h w low-resolution logits.
+Source: `utils/transforms.py` and `modeling/sam.py` of segment-anything; the results are bit-identical.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class Frame:
         return max(1, int(self.height * scale + 0.5)), max(1, int(self.width * scale + 0.5))
 
     def resize(self, pixels_HW3: NDArray[np.uint8]) -> Tensor:
-        """The image at the scale of the input, without padding: (h, w, 3) uint8 on the CPU."""
+        """The image at the scale of the input, without padding: (r, c, 3) uint8 on the CPU."""
         height, width = self.resized
-        # PIL's filter widens as it shrinks (antialiasing), and its result is uint8: what the weights were trained on.
+        # The weights were trained on uint8 images that PIL resized with antialiasing.
         resized = Image.fromarray(pixels_HW3).resize((width, height), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(resized))
 
@@ -48,9 +47,9 @@ class Frame:
         return xy * scale.to(xy.device, non_blocking=True)
 
     def to_image_logits(self, logits_Khw: Tensor) -> Tensor:
-        """Mask logits (N, H, W) of the image from the decoder's low-resolution ones.
+        """Upsamples low-resolution logits to (K, H, W) logits of the image.
 
-        In two bilinear steps, as published: to the input's size, and without its padding to the image's.
+        Two bilinear steps, as published: to the input size, then, without the padding, to the image size.
         """
         height, width = self.resized
         x_K1SS = F.interpolate(logits_Khw[:, None], [self.input_size] * 2, mode="bilinear", align_corners=False)

@@ -1,10 +1,10 @@
 """Fused element-wise operations of the mask decoder between its matrix multiplications.
 
-On a CPU each is one Numba kernel that reads and writes memory once; elsewhere it is several torch operations. An
-operation that is documented as in place may or may not overwrite its argument: use only the returned tensor.
+On a CPU each is one Numba kernel that reads and writes memory once. On other devices it is several torch operations.
+All operations may overwrite their first argument: use only the returned tensors.
 
-Shapes: B images (1 where all prompts share one, else N), N prompts, L image tokens, X pixels, C channels, M masks per
-prompt, K chosen masks.
+Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, M masks per prompt, K
+chosen masks, Y X embedding grid, E logit pixels of an image, cell by cell (E = 16 * L after both upsampling steps).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 def add_and_norm(
     attended_NLC: Tensor, image_BLC: Tensor, positions_1LC: Tensor, norm: nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:
-    """Layer norm of the sum of the first two, in place of the first; and the same with positions added."""
+    """Returns the layer norm of attended + image, and the same plus positions."""
     if _has_kernels(attended_NLC):
         from maskmill.model import cpu_kernels
 
@@ -30,7 +30,7 @@ def add_and_norm(
 
 
 def norm_and_gelu(x_NEC: Tensor, skip_BEC: Tensor | None, norm: nn.LayerNorm) -> Tensor:
-    """The skip added, layer norm, GELU; in place of the first."""
+    """Adds the skip features, then applies layer norm and GELU."""
     if _has_kernels(x_NEC):
         from maskmill.model import cpu_kernels
 
@@ -40,7 +40,7 @@ def norm_and_gelu(x_NEC: Tensor, skip_BEC: Tensor | None, norm: nn.LayerNorm) ->
 
 
 def gelu(x_NEC: Tensor, skip_BEC: Tensor | None) -> Tensor:
-    """The skip added, GELU; in place of the first."""
+    """Adds the skip features, then applies GELU."""
     if _has_kernels(x_NEC):
         from maskmill.model import cpu_kernels
 
@@ -50,8 +50,10 @@ def gelu(x_NEC: Tensor, skip_BEC: Tensor | None) -> Tensor:
 
 
 def to_pixels(logits_NEM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Tensor:
-    """Logits (K, 4H, 4W), float32, of chosen prompts and masks, of a grid (H, W) of cells whose 16 pixels lie as two
-    doublings made them.
+    """Arranges logits by row and column: (K, 4Y, 4X) float32.
+
+    `chosen_K2` holds the prompt and mask index of each chosen mask, `grid` is (Y, X). The 16 pixels of a cell are
+    stored in the order of the two 2 x 2 upsampling steps.
     """
     if _has_kernels(logits_NEM):
         from maskmill.model import cpu_kernels
@@ -67,7 +69,7 @@ def _add(x_NEC: Tensor, skip_BEC: Tensor | None) -> Tensor:
 
 
 def _normalise(x_NEC: Tensor, norm: nn.LayerNorm) -> Tensor:
-    # Not by calling it: a `LayerNorm2d` expects channels first.
+    # `norm` itself cannot be called: `LayerNorm2d` expects channels first.
     return F.layer_norm(x_NEC.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 

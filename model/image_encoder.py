@@ -1,7 +1,7 @@
 """The image encoder: a ViTDet backbone, the neck that makes the image embedding, and finer features beside it.
 
-Shapes: B images (or windows), S input side in pixels, H W grid in cells, L = H*W, C width,
-N heads, D features per head, E embedding channels.
+Shapes: B images, V windows (or whole images for global attention), S input side in pixels, H W or Y X grid in cells,
+L = Y*X, C channels, U heads, D features per head, E embedding channels.
 Source: Li et al. 2022 (ViTDet); `modeling/image_encoder.py` of segment-anything. The skips are those of SAM 2
 (Ravi et al. 2024).
 """
@@ -22,10 +22,10 @@ from maskmill.model.layers import LayerNorm2d, MLPBlock
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
-    """What the encoder makes of B images.
+    """The embeddings of B images.
 
-    `grid_BEHW` is the published embedding. `skips` are features of twice and of four times its resolution for the
-    mask upscaler, (B, E/4, 2H, 2W) and (B, E/8, 4H, 4W); none where the variant has no such skips.
+    `grid_BEHW` is the published embedding. `skips` are features of 2 and 4 times its resolution for the mask upscaler,
+    (B, E/4, 2H, 2W) and (B, E/8, 4H, 4W); empty for variants without skips.
     """
 
     grid_BEHW: Tensor
@@ -38,7 +38,7 @@ class ImageEmbedding:
         return self.map(lambda x: x[images])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ImageEmbedding:
-        """The same with a function applied to each tensor."""
+        """Applies a function to each tensor."""
         return ImageEmbedding(function(self.grid_BEHW), tuple(function(skip) for skip in self.skips))
 
 
@@ -180,7 +180,7 @@ class Attention(nn.Module):
         return self.proj(x_VULD.transpose(1, 2).reshape(V, Y, X, C))
 
     def _position_bias(self, q_VULD: Tensor, Y: int, X: int) -> Tensor:
-        """What each query adds to its score with each key: one term for the row distance, one for the column's."""
+        """The bias (V, U, L, L) of attention scores: a term for the row distance plus one for the column distance."""
         V, U, L, D = q_VULD.shape
         q_VUYXD = q_VULD.reshape(V, U, Y, X, D)
         rows_YYD = self.rel_pos_h[relative_distances(Y, q_VULD.device)]
@@ -191,13 +191,13 @@ class Attention(nn.Module):
 
 
 def relative_distances(size: int, device: torch.device) -> Tensor:
-    """(size, size) index of query i minus key j into a table of 2 * size - 1 relative positions."""
+    """(size, size) indices into a table of 2 * size - 1 relative positions: query i minus key j."""
     position = torch.arange(size, device=device)
     return position[:, None] - position[None, :] + size - 1
 
 
 def split_windows(x_BYXC: Tensor, size: int) -> Tensor:
-    """Cuts a grid into windows (B * windows, size, size, C), zero-padded at the right and bottom."""
+    """Splits a grid into windows (V, size, size, C), zero-padded at the right and bottom."""
     B, Y, X, C = x_BYXC.shape
     x_BYXC = F.pad(x_BYXC, (0, 0, 0, -X % size, 0, -Y % size))
     rows, columns = x_BYXC.shape[1] // size, x_BYXC.shape[2] // size
@@ -206,7 +206,7 @@ def split_windows(x_BYXC: Tensor, size: int) -> Tensor:
 
 
 def join_windows(windows: Tensor, size: int, grid: torch.Size) -> Tensor:
-    """Undoes `split_windows` for a grid of (Y, X) cells."""
+    """The inverse of `split_windows` for a grid of (Y, X) cells."""
     Y, X = grid
     rows, columns = -(-Y // size), -(-X // size)
     x = windows.reshape(-1, rows, columns, size, size, windows.shape[-1])

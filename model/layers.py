@@ -1,6 +1,6 @@
-"""Small layers that several parts of the network share.
+"""Small layers used by several parts of the network.
 
-Shapes: B batch, C channels, H W height and width in cells, D features.
+Shapes: B images, C channels, Y X grid in cells, D features, E rows per image in `fast_linear`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class MLPBlock(nn.Module):
-    """The two-layer perceptron of a transformer block."""
+    """The two-layer MLP of a transformer block."""
 
     def __init__(self, dim: int, hidden_dim: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """The perceptron of an output head: `depth` linear layers with ReLU between them."""
+    """The multi-layer perceptron of an output head: `depth` linear layers with ReLU between them."""
 
     def __init__(self, dim: int, hidden_dim: int, output_dim: int, depth: int) -> None:
         super().__init__()
@@ -52,32 +52,32 @@ class MLP(nn.Module):
 
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, for many rows."""
+    """`torch.nn.functional.linear`, faster for many rows of float32 on a CPU."""
     rows = x.numel() // x.shape[-1]
     if not is_float32_on_cpu(x) or rows % 16 or rows == 0:
         return F.linear(x, weight, bias)
-    # PyTorch gives float32 products to MKL, which needs twice as long as oneDNN on AMD's processors. oneDNN gets all
-    # convolutions of at least 16 images.
+    # PyTorch computes float32 matrix products with MKL, which takes twice as long as oneDNN on AMD processors. It uses
+    # oneDNN for convolutions of at least 16 images, so the product is computed as a 1 x 1 convolution.
     x_16C1E = x.reshape(16, 1, rows // 16, -1).permute(0, 3, 1, 2)
     return F.conv2d(x_16C1E, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
 
 
 def is_float32_on_cpu(x: Tensor) -> bool:
-    """Where a product costs more than several sums."""
+    """Whether `x` is float32 on a CPU, where matrix products are slow compared with element-wise operations."""
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def require_class(name: str, module: nn.Module, known: type[nn.Module]) -> None:
-    """Raises TypeError where a module is not exactly of the class that a form for inference is made from.
+    """Raises TypeError unless a module is exactly of the class `known`, for which an inference form exists.
 
-    A subclass may compute something else, which that form would leave out.
+    A subclass may compute something else, which the inference form would ignore.
     """
     if type(module) is not known:
         raise TypeError(f"{name}: {type(module).__name__} has no form for inference; only {known.__name__} has one")
 
 
 def require_same_classes(module: nn.Module, rebuilt: nn.Module) -> None:
-    """`require_class` for all parts of a module that was built again from its config."""
+    """`require_class` for all submodules: `rebuilt` is the same module, constructed from the config."""
     for name, part in rebuilt.named_modules():
         if name:
             require_class(name, module.get_submodule(name), type(part))

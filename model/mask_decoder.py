@@ -1,7 +1,8 @@
-"""The mask decoder: tokens and an image embedding to predicted IoUs and mask logits.
+"""The mask decoder: predicts mask logits and their IoUs from prompt tokens and an image embedding.
 
-Shapes: N prompts, T prompt tokens, M masks per prompt (the single mask first, then the ambiguity
-masks), K chosen masks, C channels, H W embedding grid, L = H*W, h w mask side (4H, 4W).
+Shapes: N prompts, Z prompts with at least one chosen mask, T prompt tokens, O = 1 + M output tokens (predicted IoU,
+masks), M masks per prompt (the single mask first, then the ambiguity masks), K chosen masks, C channels, Y X embedding
+grid, L = Y*X image tokens, h w = 4Y 4X mask logits.
 Source: Kirillov et al. 2023, Appendix A; `modeling/mask_decoder.py` of segment-anything.
 """
 
@@ -20,12 +21,12 @@ from maskmill.model.transformer import TwoWayTransformer
 
 @dataclass(frozen=True)
 class DecodedPrompts:
-    """What the transformer made of N prompts; masks can be computed from it for any subset."""
+    """The output of the transformer for N prompts. `MaskDecoder.decode_masks` computes masks of any subset from it."""
 
     predicted_iou_NM: Tensor
     mask_tokens_NMC: Tensor
     image_tokens_NCHW: Tensor
-    # See `ImageEmbedding`; with a leading 1 where all prompts share an image.
+    # See `ImageEmbedding`. The leading size is 1 if all prompts share an image.
     skips: tuple[Tensor, ...] = ()
 
 
@@ -52,7 +53,7 @@ class MaskDecoder(nn.Module):
     def decode_prompts(
         self, embedding: ImageEmbedding, positions_1CYX: Tensor, sparse_NTC: Tensor, dense_NCYX: Tensor
     ) -> DecodedPrompts:
-        """Runs the transformer. `embedding` and `dense_NCYX` may have a leading 1: shared by all prompts."""
+        """Runs the transformer. `embedding` and `dense_NCYX` have leading size N, or 1 if all prompts share them."""
         Y, X = embedding.grid_BEHW.shape[-2:]
         output_tokens_OC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         output_tokens_NOC = output_tokens_OC.expand(len(sparse_NTC), -1, -1)
@@ -70,7 +71,7 @@ class MaskDecoder(nn.Module):
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
         """Mask logits (K, h, w) of the masks where the boolean `keep_NM` is true, in row-major order of (N, M).
 
-        `keep_NM` may be on the CPU: then nobody waits for a GPU to say how many there are.
+        `keep_NM` may be on the CPU: its count is then known without synchronising with a GPU.
         """
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips]
@@ -84,6 +85,6 @@ class MaskDecoder(nn.Module):
     def _upscale(self, image_tokens_ZCYX: Tensor, skips: list[Tensor]) -> Tensor:
         if not skips:
             return self.output_upscaling(image_tokens_ZCYX)
-        double_1, norm, activation_1, double_2, activation_2 = self.output_upscaling
-        half = activation_1(norm(double_1(image_tokens_ZCYX) + skips[0]))
-        return activation_2(double_2(half) + skips[1])
+        upscale_1, norm, activation_1, upscale_2, activation_2 = self.output_upscaling
+        half = activation_1(norm(upscale_1(image_tokens_ZCYX) + skips[0]))
+        return activation_2(upscale_2(half) + skips[1])

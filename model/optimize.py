@@ -1,7 +1,6 @@
-"""Device and precision, applied to the network from outside.
+"""Moves a network to a device and sets its precision.
 
-Shapes: B images, N prompts, P points per prompt, M masks per prompt, K chosen masks, C embedding
-channels, H W embedding grid, S input side, h w mask side.
+Shapes: B images, S input side in pixels.
 """
 
 from __future__ import annotations
@@ -22,12 +21,14 @@ from maskmill.model.sam import Sam
 
 
 def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
-    """The network on `device`, all in float32 for "exact". "fast" where the device multiplies half precision natively:
+    """The network for inference on `device`. Moves `sam` itself.
+
+    "exact" computes everything in float32. "fast" differs on devices with native half-precision multiplication:
 
     - a GPU encodes images in float16;
     - a network in half precision (float16 on a GPU, bf16 on a CPU) screens the prompts, see `Sam.screen`.
 
-    Embeddings, predicted IoUs and logits come out as float32 either way. `sam` itself is moved.
+    Embeddings, predicted IoUs and logits are float32 in both.
 
     Raises:
         DeviceError: an unknown precision, or a device that this machine does not have.
@@ -38,13 +39,13 @@ def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
     if device.type == "cpu":
         _keep_freed_memory()
     half = half_precision(device) if precision == "fast" else None
-    # Otherwise cuDNN rounds what convolutions multiply to ten bits (TF32). Has no effect on other devices.
+    # With TF32 cuDNN would round the operands of convolutions to 10 bits of mantissa. No effect on other devices.
     torch.backends.cudnn.allow_tf32 = False
     return OptimizedSam(sam.to(device), encoder_precision(half), half)
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a name: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>". Raises DeviceError."""
+    """The device called "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:<index>". Raises DeviceError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -59,9 +60,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_answers(device: torch.device) -> bool:
-    """Whether a device still computes: false for a GPU after a fault, which fails every later call of its process.
+    """Whether a device still computes. After a fault of a GPU every later CUDA call of the process fails.
 
-    Waits until the device has done the work that it was given before.
+    Synchronises: waits for all work that was submitted to the device before.
     """
     if device.type == "cpu":
         return True
@@ -69,14 +70,14 @@ def device_answers(device: torch.device) -> bool:
         torch.ones(1, device=device).add_(1)
         torch.cuda.synchronize(device)
     except torch.cuda.OutOfMemoryError:
-        return True  # the allocator says so, after asking the device
+        return True  # the allocator raises this after a successful call to the device
     except RuntimeError:
         return False
     return True
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:
-    """The 16-bit type that the device has instructions to multiply; without them it would be slower than float32."""
+    """The 16-bit type that the device multiplies natively, or None. Emulated 16-bit types are slower than float32."""
     if device.type == "cuda":
         return torch.float16 if torch.cuda.get_device_capability(device) >= (7, 0) else None
     cpuinfo = Path("/proc/cpuinfo")
@@ -85,32 +86,34 @@ def half_precision(device: torch.device) -> torch.dtype | None:
 
 
 def encoder_precision(half: torch.dtype | None) -> torch.dtype:
-    """What the encoder of "fast" multiplies where `half` is the device's 16-bit type.
+    """The dtype of the image encoder for precision "fast", given the 16-bit type of the device.
 
-    The eight bits of bf16 would change one mask in twenty-five, the eleven of float16 do not (docs/0008).
+    bf16 (8 significant bits) would change one mask in 25; float16 (11 bits) does not (docs/0008).
     """
     return torch.float16 if half == torch.float16 else torch.float32
 
 
 def _keep_freed_memory() -> None:
-    """Has this process keep the memory that it frees: large tensors come and go with every batch, and new pages cost as
-    much as the work on them. Pieces of more than 32 MiB, glibc's limit, are given back as ever.
+    """Configures glibc's malloc to keep freed memory for reuse instead of returning it to the operating system.
+
+    Each batch allocates large tensors, and page faults of new memory take as long as the computation. Allocations above
+    32 MiB, the limit of glibc, are still returned.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        return  # not glibc
+        return  # the C library is not glibc
     trim_threshold, mmap_threshold = -1, -3
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(mmap_threshold, 32 * 2**20)
 
 
 class OptimizedSam(Sam):
-    """A `Sam` for inference with fewer products, those of the decoder in float32, those of the encoder in a dtype of
-    choice; and the same with a decoder in another one, for screening.
+    """A `Sam` for inference: the encoder computes in `encoder_dtype`, the decoder in float32.
 
-    The encoder's residual sums and norms, prompt tokens and predicted IoUs are float32 in any case. Raises TypeError
-    where a part of `sam` is of another class than `Sam` has.
+    `screen` returns the same network with a decoder in `screen_dtype`. Residual sums and norms of the encoder, prompt
+    tokens and predicted IoUs are always float32. Raises TypeError if a submodule of `sam` has another class than in
+    `Sam`.
     """
 
     def __init__(self, sam: Sam, encoder_dtype: torch.dtype, screen_dtype: torch.dtype | None = None) -> None:
@@ -128,7 +131,7 @@ class OptimizedSam(Sam):
         if self._screen_dtype is None:
             return None
         screen = copy.copy(self)
-        screen._modules = dict(self._modules)  # all but the decoder are shared
+        screen._modules = dict(self._modules)  # all submodules except the decoder are shared
         screen.mask_decoder = FastMaskDecoder(self.config, self.mask_decoder, self._screen_dtype)
         return screen
 

@@ -1,6 +1,6 @@
 """Interactive use: encode an image once, then prompt it many times.
 
-Shapes: H W image side in pixels, P points, M masks, h w mask side in logit pixels.
+Shapes: H W image in pixels, P points, M masks, h w low-resolution logits.
 Source: `predictor.py` of segment-anything.
 """
 
@@ -28,12 +28,12 @@ class Prediction:
 
     masks: NDArray[np.bool_]  # (M, H, W)
     scores: NDArray[np.float32]  # (M,) predicted IoU; can exceed 1
-    logits: NDArray[np.float32]  # (M, h, w) low-resolution logits: logits[i] as `mask_input` refines mask i
+    logits: NDArray[np.float32]  # (M, h, w) low-resolution logits; pass logits[i] as `mask_input` to refine mask i
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image that has been through the image encoder. Made by `encode_image`."""
+    """An image and its embedding. Created by `encode_image`."""
 
     sam: Sam
     embedding: ImageEmbedding
@@ -48,17 +48,17 @@ class EncodedImage:
         mask_input: ArrayLike | None = None,
         multimask: bool = True,
     ) -> Prediction:
-        """The masks of one prompt: points, a box, an earlier mask, or any combination.
+        """The masks of one prompt: points, a box, the logits of an earlier mask, or any combination.
 
         Args:
             points: (P, 2) x, y in pixels of the image.
-            labels: (P,) 1 foreground, 0 background. All foreground when left out.
+            labels: (P,) 1 foreground, 0 background. Default: all foreground.
             box: (4,) x0, y0, x1, y1 in pixels of the image.
             mask_input: (h, w) logits of an earlier prediction: `prediction.logits[i]`.
-            multimask: return three candidate masks, for ambiguous prompts such as one click; otherwise one mask.
+            multimask: return three masks, for ambiguous prompts such as one click; otherwise one mask.
 
         Raises:
-            PromptError: no prompt at all, or one of the wrong shape or with impossible values.
+            PromptError: there is no prompt, or an argument has the wrong shape or invalid values.
         """
         prompt = self._prompt_tensors(points, labels, box, mask_input)
         decoded = self.sam.decode_prompts(self.embedding, **prompt)
@@ -74,7 +74,7 @@ class EncodedImage:
     def _prompt_tensors(
         self, points: ArrayLike | None, labels: ArrayLike | None, box: ArrayLike | None, mask_input: ArrayLike | None
     ) -> dict[str, Tensor]:
-        """What was given, checked, as arguments of `Sam.decode_prompts` for one prompt."""
+        """Validates the prompt. Returns it as arguments of `Sam.decode_prompts`."""
         tensors: dict[str, Tensor] = {}
         if points is not None:
             points_P2 = _array("points", points, (-1, 2))
@@ -89,7 +89,7 @@ class EncodedImage:
         if box is not None:
             corners_22 = _array("box", box, (4,)).reshape(2, 2)
             if (corners_22[0] > corners_22[1]).any():
-                raise PromptError("the box is inside out; give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
+                raise PromptError("the corners of the box are swapped; give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
             tensors["boxes_N4"] = self._to_input(corners_22).flatten(1)
         if mask_input is not None:
             side = self.sam.config.mask_size
@@ -99,11 +99,11 @@ class EncodedImage:
         return tensors
 
     def _to_input(self, xy_P2: NDArray[np.float64]) -> Tensor:
-        """(1, P, 2) in pixels of the model's input. Scaled in float64, as published."""
+        """Returns (1, P, 2) in input pixels. Scales in float64, as published."""
         return self._tensor(self.frame.to_input(torch.from_numpy(xy_P2)).numpy())
 
     def _tensor(self, array: NDArray[np.float64]) -> Tensor:
-        """(1, ...) float32 on the network's device."""
+        """Returns (1, ...) float32 on the device of the network."""
         return torch.from_numpy(array)[None].to(self.sam.device, torch.float32)
 
 
@@ -116,7 +116,7 @@ def encode_image(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> EncodedImage:
 
 
 def check_pixels(pixels: NDArray[Any]) -> None:
-    """Raises PromptError, with a remedy, for any array but an RGB image, (H, W, 3) uint8."""
+    """Raises PromptError unless the array is an RGB image, (H, W, 3) uint8. The message says how to convert it."""
     if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0:
         return
     if pixels.dtype != np.uint8:
@@ -133,7 +133,7 @@ def check_pixels(pixels: NDArray[Any]) -> None:
 
 
 def _array(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """`value` as finite float64 of `shape`, in which -1 stands for any positive length."""
+    """`value` as finite float64 of `shape`; -1 in `shape` matches any positive length."""
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:

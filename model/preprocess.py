@@ -1,7 +1,7 @@
-"""RGB pixels to the tensor that the image encoder takes.
+"""Converts RGB pixels to the input tensor of the image encoder.
 
-Shapes: H W image side in pixels, S input side in pixels, h w side of the resized image in input pixels.
-Source: `modeling/sam.py` of segment-anything, whose numbers these equal exactly.
+Shapes: H W image in pixels, r c resized image in input pixels, S input side in pixels.
+Source: `modeling/sam.py` of segment-anything; the results are bit-identical.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from maskmill.model.frame import Frame
 
 
 def preprocess(pixels_HW3: NDArray[np.uint8], config: SamConfig) -> Tensor:
-    """The network's input (3, S, S), float32, of an RGB image."""
+    """Resizes, normalises and pads an RGB image: (3, S, S) float32."""
     frame = Frame(*pixels_HW3.shape[:2], config.image_size)
     return normalise(frame.resize(pixels_HW3), config)
 
 
 def normalise(resized_rc3: Tensor, config: SamConfig) -> Tensor:
-    """The network's input (3, S, S), float32 on the same device: zero-padded at the right and bottom."""
+    """Normalises a resized image and zero-pads it at the right and bottom: (3, S, S) float32 on the same device."""
     S, (height, width, _) = config.image_size, resized_rc3.shape
     mean_311 = torch.tensor(config.pixel_mean).view(3, 1, 1).to(resized_rc3.device, non_blocking=True)
     std_311 = torch.tensor(config.pixel_std).view(3, 1, 1).to(resized_rc3.device, non_blocking=True)

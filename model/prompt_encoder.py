@@ -1,6 +1,6 @@
-"""The prompt encoder: clicks, boxes and masks to tokens and a dense map.
+"""The prompt encoder: encodes points and boxes as tokens, and masks as a dense embedding.
 
-Shapes: N prompts, P points per prompt, T tokens, C embedding channels, H W embedding grid.
+Shapes: N prompts, P points per prompt, T prompt tokens, C channels, Y X embedding grid, h w mask logits.
 Source: Kirillov et al. 2023, Appendix A; `modeling/prompt_encoder.py` of segment-anything.
 """
 
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from maskmill.model.config import SamConfig
 from maskmill.model.layers import LayerNorm2d
 
-PADDING_LABEL = -1  # a point that says nothing; stands where a box could be
+PADDING_LABEL = -1  # the published label of a point that is ignored; pads prompts without a box
 
 
 class PromptEncoder(nn.Module):
-    """Any combination of points, a box and a mask per prompt."""
+    """Encodes any combination of points, a box and a mask per prompt."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
         self.image_size = config.image_size
         self.grid_size = config.grid_size
         self.pe_layer = RandomFourierPositions(config.embed_dim)
-        # Background point, foreground point, top-left and bottom-right box corner.
+        # In order: background point, foreground point, top-left box corner, bottom-right box corner.
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, config.embed_dim) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, config.embed_dim)
         channels = config.mask_prompt_channels
@@ -47,16 +47,16 @@ class PromptEncoder(nn.Module):
         boxes_N4: Tensor | None = None,
         masks_N1hw: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Encodes prompts given in pixels of the model's input.
+        """Encodes prompts in input pixels.
 
         Args:
             points_NP2: x, y of each point.
             labels_NP: 1 foreground, 0 background, -1 padding.
             boxes_N4: x0, y0, x1, y1.
-            masks_N1hw: mask logits, four per embedding cell and axis.
+            masks_N1hw: mask logits, 4 x 4 per embedding cell.
 
         Returns:
-            sparse (N, T, C) and dense (N, C, H, W); dense is (1, C, 1, 1) when there is no mask prompt.
+            sparse (N, T, C) and dense (N, C, Y, X); dense is (1, C, 1, 1) without a mask prompt.
         """
         tokens = []
         if points_NP2 is not None and labels_NP is not None:
@@ -73,13 +73,13 @@ class PromptEncoder(nn.Module):
         return sparse_NTC, self.no_mask_embed.weight[:, :, None, None]
 
     def grid_positions(self) -> Tensor:
-        """Positional encoding of the embedding's cells, (1, C, H, W)."""
+        """Positional encoding of the embedding cells, (1, C, Y, X)."""
         centres = (torch.arange(self.grid_size, device=self.no_mask_embed.weight.device) + 0.5) / self.grid_size
         y_YX, x_YX = torch.meshgrid(centres, centres, indexing="ij")
         return self.pe_layer(torch.stack([x_YX, y_YX], dim=-1)).permute(2, 0, 1)[None]
 
     def _positions(self, xy: Tensor) -> Tensor:
-        # Pixel centres, as a fraction of the input.
+        # Pixel centres as a fraction of the input side.
         return self.pe_layer((xy + 0.5) / self.image_size)
 
     def _embed_points(self, points_NP2: Tensor, labels_NP: Tensor, pad: bool) -> Tensor:
@@ -103,7 +103,7 @@ class PromptEncoder(nn.Module):
 
 
 class RandomFourierPositions(nn.Module):
-    """Coordinates in [0, 1] to sines and cosines at random frequencies (Tancik et al. 2020)."""
+    """Encodes coordinates in [0, 1] as sines and cosines of random frequencies (Tancik et al. 2020)."""
 
     positional_encoding_gaussian_matrix: Tensor
 
@@ -112,7 +112,7 @@ class RandomFourierPositions(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, dim // 2))
 
     def forward(self, xy: Tensor) -> Tensor:
-        # Phases reach hundreds of radians: bf16 would lose the position, so this stays in float32.
+        # Computed in float32: phases reach hundreds of radians, which bf16 cannot represent precisely.
         with torch.autocast(xy.device.type, enabled=False):
             matrix = self.positional_encoding_gaussian_matrix
             phase = 2 * math.pi * ((2 * xy.to(matrix.dtype) - 1) @ matrix)

@@ -1,7 +1,9 @@
-"""Which outputs of the mask decoder answer a prompt.
+"""Selects the outputs of the mask decoder that answer a prompt.
 
-The decoder computes M masks for each prompt. Output 0 is the single mask, for prompts with one meaning (a box, several
-clicks). The others are the ambiguity masks: the answers to a lone click, which can mean a part, an object or a whole.
+The decoder computes M masks per prompt. Output 0 is the single mask, for unambiguous prompts (a box, several clicks).
+The other R = M - 1 outputs are the ambiguity masks, for a single click, which can mean a whole object, a part or a
+subpart.
+
 Source: Kirillov et al. 2023, Appendix A, "Making the model ambiguity-aware".
 """
 
@@ -16,17 +18,17 @@ AMBIGUITY_MASKS = slice(1, None)
 
 
 def choose(outputs: int | slice, predicted_iou_NM: Tensor) -> Tensor:
-    """A boolean (N, M) for `Sam.decode_masks`: true for SINGLE_MASK or AMBIGUITY_MASKS of all N prompts."""
+    """A boolean (N, M) for `Sam.decode_masks`, true for `outputs`: SINGLE_MASK or AMBIGUITY_MASKS."""
     keep_NM = torch.zeros_like(predicted_iou_NM, dtype=torch.bool)
     keep_NM[:, outputs] = True
     return keep_NM
 
 
 def among_all(keep_NR: Tensor) -> Tensor:
-    """A boolean (N, M) for `Sam.decode_masks` from one (N, M - 1) over the ambiguity masks."""
+    """Extends a boolean (N, R) over the ambiguity masks to all outputs (N, M), for `Sam.decode_masks`."""
     return F.pad(keep_NR, (1, 0))
 
 
 def best_ambiguity_mask(predicted_iou_NM: Tensor) -> Tensor:
-    """The output (N,) int64 with the highest predicted IoU, by index in M, of the ambiguity masks."""
+    """The index in M (N,) int64 of the ambiguity mask with the highest predicted IoU."""
     return 1 + predicted_iou_NM[:, AMBIGUITY_MASKS].argmax(dim=1)

@@ -1,8 +1,7 @@
-"""Segment Anything, composed of its three parts. Stateless: it keeps no image and no prompt.
+"""Segment Anything, composed of its three parts. The network stores no image and no prompt.
 
-Shapes: B images, N prompts, P points per prompt, M masks per prompt (single mask first), K chosen
-masks, C embedding channels, H W embedding grid, S input side, h w mask side. Coordinates are pixels of
-the model's S x S input.
+Shapes: B images, N prompts, P points per prompt, T prompt tokens, M masks per prompt (the single mask first), K chosen
+masks, C channels, Y X embedding grid, S input side, h w low-resolution logits. Coordinates are input pixels.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ class Sam(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.image_encoder.pos_embed.device
 
     def screen(self) -> Sam | None:
-        """A cheaper network for the same embeddings that finds nearly the same, if there is one that is worth it."""
+        """A faster network for the same embeddings with approximate results, or None. See `filters.screening`."""
         return None
 
     def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
-        """Embeddings of normalised, padded images (see `preprocess.py`)."""
+        """The embeddings of images from `preprocess`."""
         return self.image_encoder(images_B3SS)
 
     def decode_prompts(
@@ -47,25 +46,26 @@ class Sam(nn.Module):
         boxes_N4: Tensor | None = None,
         masks_N1hw: Tensor | None = None,
     ) -> DecodedPrompts:
-        """Predicted IoUs, and what `decode_masks` needs, for any combination of prompts.
+        """Predicted IoUs, and the input of `decode_masks`, for any combination of prompts.
 
-        `embedding` holds one embedding per prompt, or a single one that all prompts share.
+        `embedding` holds one embedding per prompt, or one that all prompts share.
         """
         sparse_NTC, dense_NCYX = self.prompt_encoder(points_NP2, labels_NP, boxes_N4, masks_N1hw)
         return self.mask_decoder.decode_prompts(embedding, self.grid_positions(), sparse_NTC, dense_NCYX)
 
     def grid_positions(self) -> Tensor:
-        """Positional encoding of the embedding's cells, (1, C, H, W)."""
+        """Positional encoding of the embedding cells, (1, C, Y, X)."""
         return self.prompt_encoder.grid_positions()
 
     def decode_points(self, embedding: ImageEmbedding, points_N2: Tensor) -> DecodedPrompts:
-        """`decode_prompts` for N prompts of one foreground click each, on one image."""
+        """`decode_prompts` for N prompts on one image, each a single foreground point."""
         points_N12 = points_N2[:, None]
         labels_N1 = torch.ones(points_N12.shape[:2], dtype=torch.int64, device=points_N2.device)
         return self.decode_prompts(embedding, points_N12, labels_N1)
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
-        """Mask logits (K, h, w), four per embedding cell and axis, of the masks chosen by the boolean `keep_NM`,
-        which may be on the CPU.
+        """Mask logits (K, h, w), 4 x 4 per embedding cell, of the masks for which `keep_NM` is true.
+
+        `keep_NM` may be on the CPU.
         """
         return self.mask_decoder.decode_masks(decoded, keep_NM)

@@ -1,8 +1,8 @@
-"""The two-way transformer: prompt tokens and image tokens look at each other.
+"""The two-way transformer: cross-attention between prompt tokens and image tokens, in both directions.
 
-Shapes: N prompts, T tokens of a prompt, L image tokens, C channels, h heads, D features per head.
-Image tokens may have a leading 1 instead of N where all prompts still share them: what is shared by all
-prompts of an image is then computed once, and broadcasting does the rest.
+Shapes: N prompts, T prompt tokens, L image tokens, C channels, U heads, D features per head.
+The leading size of image tokens is 1 instead of N if all prompts share them. Operations on shared tokens then run once,
+and their results are broadcast.
 Source: `modeling/transformer.py` of segment-anything.
 """
 
@@ -16,7 +16,7 @@ from maskmill.model.layers import MLPBlock
 
 
 class TwoWayTransformer(nn.Module):
-    """Updates prompt tokens and image tokens in turn, `decoder_depth` times."""
+    """Updates prompt tokens, then image tokens, in each of `decoder_depth` blocks."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class TwoWayTransformer(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens to tokens, tokens to image, MLP on the tokens, image to tokens."""
+    """Self-attention of tokens, attention from tokens to image, MLP on tokens, attention from image to tokens."""
 
     def __init__(self, config: SamConfig, add_positions_first: bool) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ class TwoWayBlock(nn.Module):
         if self.add_positions_first:
             query_NTC = x_NTC + prompts_NTC
             return self.norm1(x_NTC + self.self_attn(query_NTC, query_NTC, x_NTC))
-        # The first block's tokens are the prompts themselves: nothing to add them to.
+        # In the first block the tokens are the prompt tokens themselves, so they are not added.
         return self.norm1(self.self_attn(x_NTC, x_NTC, x_NTC))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention whose inner width is the channels divided by `downsample`."""
+    """Multi-head attention with an inner width of `dim // downsample`."""
 
     def __init__(self, dim: int, heads: int, downsample: int) -> None:
         super().__init__()

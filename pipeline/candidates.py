@@ -1,6 +1,7 @@
-"""The candidate masks of a batch of point prompts: decoded by one network, and measured.
+"""Decodes and measures the candidate masks of a batch of point prompts.
 
-Shapes: N points, R ambiguity masks per point, K candidates, h w low-resolution logits.
+Shapes: P points of a view, N points of a batch (one prompt each), R ambiguity masks per point, K candidates, h w
+low-resolution logits.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from maskmill.pipeline.views import EncodedView
 
 T = TypeVar("T")
 
-# Size of the largest tensor of a batch of prompts: on a CPU about the size of the caches, on a GPU a share of its
-# memory that leaves room for the other tensors. The larger a batch, the fewer kernels are launched.
+# The size of the largest tensor of a batch of prompts: on a CPU about the size of the caches, on a GPU a fraction of
+# its memory that leaves room for the other tensors. Larger batches launch fewer kernels.
 CPU_TENSOR_BYTES = 32 * 2**20
 GPU_TENSOR_SHARE = 1 / 32
 
@@ -37,11 +38,11 @@ class Candidates(NamedTuple):
     masks: MaskBatch
     inner_boxes_K4: Tensor  # see `mask_measure.measure`; XYXY in image pixels
     predicted_iou_NR: Tensor
-    chosen: tuple[Tensor, Tensor]  # (K,) each: the point and the mask of each candidate
+    chosen: tuple[Tensor, Tensor]  # (K,) each: the indices in N and R of each candidate
 
 
 class PointDecoder:
-    """Decodes points with one network, in batches that suit its device."""
+    """Decodes points with one network, in batches sized for its device."""
 
     def __init__(self, sam: Sam, config: GeneratorConfig, threads: SingleCoreThreads) -> None:
         self.threads = threads
@@ -55,19 +56,19 @@ class PointDecoder:
         self._batch_size = min(suitable, config.points_per_batch or suitable)
 
     def map_batches(self, function: Callable[[Tensor], T], points_P2: Tensor) -> Iterator[T]:
-        """The results of `function` for each batch of points, in order. Threads compute them."""
+        """The results of `function` for each batch of points, in order. Batches run in parallel threads."""
         return self.threads.map(function, points_P2.split(self._batch_size))
 
     def no_masks(self) -> MaskBatch:
-        """A batch of no rows, to which those of this network can be appended."""
+        """An empty batch that can be concatenated with batches of this decoder."""
         return MaskBatch.empty(self._sam.config.mask_size, self._sam.device)
 
     def decode(
         self, encoded: EncodedView, points_N2: Tensor, iou_threshold: float, logit_margin: float, timer: StepTimer
     ) -> Candidates:
-        """The candidates at one batch of points. Masks that the threshold rejects are not computed.
+        """The candidates at one batch of points. Only masks with a predicted IoU above the threshold are computed.
 
-        Boxes are those of `mask_measure.measure` with the margin.
+        See `mask_measure.measure` for boxes and `logit_margin`.
         """
         sam, device, view = self._sam, self._sam.device, encoded.view
         with timer.step("prompt", self.threads.count):
@@ -76,7 +77,7 @@ class PointDecoder:
             decoded = sam.decode_points(encoded.embedding, frame.to_input(points_N2))
             iou_NR = decoded.predicted_iou_NM[:, AMBIGUITY_MASKS]
             keep_NR = iou_NR > iou_threshold if iou_threshold > 0 else torch.ones_like(iou_NR, dtype=torch.bool)
-            keep_NR = keep_NR.cpu()  # The host waits for a GPU here; from then on it knows K.
+            keep_NR = keep_NR.cpu()  # synchronises with a GPU: the host needs the number K
             points_K, masks_K = keep_NR.nonzero().to(device, non_blocking=True).unbind(dim=1)
             logits_Khw = sam.decode_masks(decoded, among_all(keep_NR))
         with timer.step("filter", self.threads.count):
@@ -101,7 +102,7 @@ def mask_filters(
 ) -> list[chain.Filter]:
     """The filters that decide on each mask of a view separately.
 
-    With the `inner_boxes_K4` of `Candidates` they are relaxed by the error of a low-precision network.
+    Pass the `inner_boxes_K4` of `Candidates` to relax them by the error of a low-precision network.
     """
     filters = [chain.crop_edge(encoded.image_height, encoded.image_width, inner_boxes_K4)]
     if stability_threshold > 0:

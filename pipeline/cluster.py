@@ -1,4 +1,7 @@
-"""Shards onto a Ray cluster: actors, the driver's loop, what happens when something dies. The only import of ray."""
+"""Runs shards on a Ray cluster: worker actors, the loop of the driver, and the handling of failures.
+
+The only module that imports ray.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +36,20 @@ from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
 from maskmill.pipeline.signals import StopSignals
 from maskmill.pipeline.worker import MAX_REASON_CHARACTERS, Job, process_shard
 
-SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and images of the next are read ahead
-MAX_AHEAD = 8  # images that are decoded at once: a small part of what a large machine could
-DRAIN_SECONDS = 25.0  # containers get thirty after their SIGTERM
-PROGRESS_SECONDS = 1.0  # between two words of one worker
-PLACEMENT_SECONDS = 5.0  # between two looks for new machines
-REPORTS_OF_SILENCE = 6  # before a worker is given up
-# So many in a row end the run: the fault lies in none of the shards.
-HOPELESS_STARTS = 3  # for each worker
-HOPELESS_LOSSES = 10  # for each worker, without an image that ended
-HOPELESS_STORAGE_ERRORS = SHARDS_PER_WORKER + 2  # without a commit; a worker may lose all its shards at once
-# Only progress records pass through it. Ray's default is a third of the memory, more than a container may have.
+SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and one reads its first images ahead
+MAX_AHEAD = 8  # images of a shard that are decoded in advance; more would take memory without a gain in speed
+DRAIN_SECONDS = 25.0  # containers are usually killed 30 seconds after SIGTERM
+PROGRESS_SECONDS = 1.0  # between two reports of a worker
+PLACEMENT_SECONDS = 5.0  # between two checks for new machines
+WARNINGS_PER_TIMEOUT = 6  # warnings about a silent worker before it is replaced
+# This many consecutive failures end the run, because the shards are then not the cause.
+MAX_FAILED_STARTS = 3  # per worker
+MAX_FAILED_ATTEMPTS = 10  # per worker, without a finished image in between
+MAX_STORAGE_ERRORS = SHARDS_PER_WORKER + 2  # without a commit in between; all shards of a worker may fail together
+# The object store holds progress records only. Ray's default is a third of the memory, which a container may not have.
 OBJECT_STORE_BYTES = 100 * 2**20
 
-Reference = Any  # ray.ObjectRef or ray.ObjectRefGenerator, of which type checkers see nothing
+Reference = Any  # ray.ObjectRef or ray.ObjectRefGenerator; ray does not export their types to type checkers
 
 logger = logging.getLogger(__name__)
 
@@ -60,16 +63,23 @@ def run(
     address: str | None = None,
     image_timeout: float = 1800.0,
 ) -> None:
-    """Commits a part for every shard. Local without an address: a cluster of one machine, gone afterwards.
+    """Commits a part for every shard. Without an address, starts a local Ray cluster and stops it at the end.
 
-    A shard whose worker dies, raises or says nothing for `image_timeout` seconds is done again, image by image; an
-    image that takes its worker with it twice then is quarantined. Lost machines are nobody's fault. `on_progress` is
-    told once of each image that ended, `on_commit` of each shard. Failed attempts and silence are logged as warnings.
+    If a worker dies, raises or reports no progress for `image_timeout` seconds, its shards are tried again, one image
+    at a time. An image that ends two such isolated attempts is quarantined. The loss of a machine does not count as a
+    failure. `on_progress` is called once for each finished image, `on_commit` once for each committed shard. Failed
+    attempts and silent workers are logged as warnings.
 
-    On SIGINT and SIGTERM no more shards are handed out, those at work have DRAIN_SECONDS to end, and RunStoppedError is
-    raised; a second signal stops at once. Raises RunFailedError, when everything else is done, if there are shards that
-    could not be done, and at once where the cluster or the store cannot be reached; CheckpointError and DeviceError
-    where a worker cannot make its engine. Whatever ends it, what is committed stands: another run goes on from there.
+    After SIGINT or SIGTERM no more shards are assigned. Shards in progress have DRAIN_SECONDS to finish, then
+    RunStoppedError is raised. A second signal stops at once. Committed shards stay committed: another run continues
+    from there.
+
+    Raises:
+        RunFailedError: after all other shards are done, if shards failed; at once, if the cluster cannot be reached or
+            the workers keep failing.
+        StorageError: storage keeps failing.
+        CheckpointError, DeviceError: a worker cannot build its engine.
+        RunStoppedError: a signal stopped the run.
     """
     with _session(address), StopSignals() as signals:
         placement = place(list(_machines().values()), device)
@@ -81,7 +91,7 @@ def run(
 
 
 def _machines() -> dict[str, Machine]:
-    """The machines that are alive, by Ray's node id."""
+    """The alive machines, by Ray node id."""
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
@@ -111,15 +121,15 @@ def _session(address: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _connection(trouble: str, remedy: str = "", **options: Any) -> Iterator[None]:
+def _connection(problem: str, remedy: str = "", **options: Any) -> Iterator[None]:
     try:
         "".join(sys.argv).encode()
-    except UnicodeEncodeError:  # Ray sends the command line to the cluster, and fails where it is not UTF-8
+    except UnicodeEncodeError:  # Ray sends the command line to the cluster and fails if it is not UTF-8
         setproctitle("maskmill")
     try:
         ray.init(configure_logging=False, log_to_driver=False, **options)
     except (OSError, RuntimeError, ValueError, RayError) as error:
-        raise RunFailedError(f"{trouble}: {exception_line(str(error))}{remedy}") from error
+        raise RunFailedError(f"{problem}: {exception_line(str(error))}{remedy}") from error
     try:
         yield
     finally:
@@ -134,13 +144,13 @@ def _check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if port.isdigit():
         try:
-            socket.create_connection((host, int(port)), timeout=10).close()  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()  # ray.init would retry for minutes
         except OSError as error:
             raise RunFailedError(f"no Ray cluster at {address}: {error}") from error
 
 
 class _Worker:
-    """The actor: one engine, on which shards take turns. It is called from SHARDS_PER_WORKER threads."""
+    """The actor: one engine that its shards use one after the other. Ray calls it from SHARDS_PER_WORKER threads."""
 
     def __init__(self, job: Job, placement: Placement) -> None:
         threads = placement.threads_on(_machines()[self.machine()])
@@ -150,23 +160,23 @@ class _Worker:
         self._ahead = min(max(2, threads), MAX_AHEAD)
         self._device_lock = threading.Lock()
         self._engine: Engine | None = None
-        self._images = metrics.Counter("maskmill_images", "Images by what became of them.", tag_keys=("status",))
+        self._images = metrics.Counter("maskmill_images", "Finished images, by status.", tag_keys=("status",))
         self._masks = metrics.Counter("maskmill_masks", "Masks found.")
 
     def start(self) -> str:
-        """Makes the engine, and tells which machine this is."""
-        # Not in __init__: what that raises reaches the driver as text only.
+        """Builds the engine. Returns the id of the machine."""
+        # Not in __init__, because Ray passes exceptions of constructors to the driver as text only.
         self._engine = self._job.make_engine()
         return self.machine()
 
     def machine(self) -> str:
-        """Which machine this is."""
+        """The Ray node id of the machine."""
         return ray.get_runtime_context().get_node_id()
 
     def process(self, shard: Shard, attempt: Attempt) -> Iterator[list[Progress]]:
-        """Yields progress: at once when the shard has the device, then in batches every PROGRESS_SECONDS.
+        """Yields progress records: the first one at once, later ones in batches every PROGRESS_SECONDS.
 
-        An isolated attempt yields each record at once.
+        An isolated attempt yields every record at once.
         """
         assert self._engine is not None, "started"
         unsent: list[Progress] = []
@@ -185,11 +195,11 @@ class _Worker:
 
 @dataclass(eq=False)
 class _WorkerHandle:
-    """An actor and the shards it holds, in the order in which it infers them."""
+    """An actor and its shards, in the order in which it infers them."""
 
     actor: ActorHandle
-    placement: Placement  # what it requested
-    starting: Reference  # its answer to the question where it is, with its engine; None once that is there
+    placement: Placement  # the resources that it requested
+    starting: Reference  # pending result of `start` or `machine`; None once it has arrived
     machine: str = ""
     leases: dict[Reference, Lease] = field(default_factory=dict[Reference, Lease])
     unconfirmed: list[Lease] = field(default_factory=list[Lease])  # its shards when Ray reported it unavailable
@@ -198,14 +208,14 @@ class _WorkerHandle:
 
     @property
     def is_ready(self) -> bool:
-        """Whether another shard may be sent to it: not while one waits for the device or is an isolated attempt."""
+        """Whether it accepts another shard: not while one waits for the device or is an isolated attempt."""
         return not self.starting and all(
             lease.has_begun and not lease.attempt.isolated for lease in self.leases.values()
         )
 
 
 class _Driver:
-    """The workers of a run, and what they are at."""
+    """Starts the workers of a run, assigns shards to them and handles their results and failures."""
 
     def __init__(self, job: Job, placement: Placement, schedule: Schedule, image_timeout: float) -> None:
         self._job = job
@@ -213,10 +223,10 @@ class _Driver:
         self._schedule = schedule
         self._image_timeout = image_timeout
         self._placed = time.monotonic()
-        # In a row, which is how it shows that the fault lies in none of the shards:
+        # Consecutive failures:
         self._failed_starts = 0
-        self._losses = 0  # without an image that ended
-        self._storage_errors = 0  # without a commit
+        self._failed_attempts = 0  # since the last finished image
+        self._storage_errors = 0  # since the last commit
         self._workers = [self._new_worker() for _ in range(min(placement.workers, schedule.unfinished))]
 
     def run(self, signals: StopSignals) -> None:
@@ -241,12 +251,14 @@ class _Driver:
             ray.kill(worker.actor)
 
     def _drain(self, signals: StopSignals) -> None:
-        """Gives the shards at work some time to end, but not those that wait for their turn."""
-        logger.warning("stopping: the shards at work have %.0f s to end; once more stops at once", DRAIN_SECONDS)
+        """Waits up to DRAIN_SECONDS for the shards in progress, but not for shards that wait for the device."""
+        logger.warning(
+            "stopping: the shards in progress have %.0f s to finish; a second signal stops at once", DRAIN_SECONDS
+        )
         deadline = time.monotonic() + DRAIN_SECONDS
-        at_work = {stream for worker in self._workers for stream, lease in worker.leases.items() if lease.has_begun}
+        in_progress = {stream for worker in self._workers for stream, lease in worker.leases.items() if lease.has_begun}
         while signals.count == 1 and time.monotonic() < deadline:
-            if not any(at_work & worker.leases.keys() for worker in self._workers):
+            if not any(in_progress & worker.leases.keys() for worker in self._workers):
                 break
             self._handle_results()
 
@@ -255,15 +267,16 @@ class _Driver:
         actor = actor_class.options(
             num_cpus=self._placement.cpus,
             num_gpus=self._placement.gpus,
-            max_restarts=0,  # the driver replaces it, and so knows when and on which machine the new one has started
+            max_restarts=0,  # the driver replaces dead workers itself, to know when and on which machine they start
             max_task_retries=0,
             max_concurrency=SHARDS_PER_WORKER,
         ).remote(self._job, self._placement)
         return _WorkerHandle(actor, self._placement, actor.start.remote())
 
     def _assign_shards(self) -> None:
-        # In rounds, so that every worker has a shard before one has two. The next one is sent when the last one has its
-        # turn: so they take turns in the order in which they are sent, and only one at a time is read ahead.
+        # In rounds: every worker gets its first shard before any gets its second. A worker gets the next shard once the
+        # previous one has the device, so shards use the device in the order in which they are sent, and only one reads
+        # ahead.
         for held in range(SHARDS_PER_WORKER):
             for worker in self._workers:
                 if not worker.is_ready or len(worker.leases) != held:
@@ -279,15 +292,15 @@ class _Driver:
                         worker.last_progress = worker.last_report = time.monotonic()
 
     def _handle_results(self) -> None:
-        """Waits up to a second for news, and takes one piece from each shard that has any."""
-        waiting = {ref: worker for worker in self._workers for ref in (worker.starting, *worker.leases) if ref}
-        ray.wait(list(waiting), timeout=1.0, fetch_local=False)
-        news, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0, fetch_local=False)
-        for reference in news:
-            worker = waiting[reference]
+        """Waits up to a second for results, then handles one result of each worker start or shard that has one."""
+        pending = {ref: worker for worker in self._workers for ref in (worker.starting, *worker.leases) if ref}
+        ray.wait(list(pending), timeout=1.0, fetch_local=False)
+        ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0, fetch_local=False)
+        for reference in ready:
+            worker = pending[reference]
             if reference == worker.starting:
                 self._handle_worker_start(worker)
-            elif reference in worker.leases:  # else it was lost a moment ago, together with its worker
+            elif reference in worker.leases:  # otherwise its worker was replaced in this loop
                 self._handle_shard_result(worker, reference)
 
     def _handle_worker_start(self, worker: _WorkerHandle) -> None:
@@ -300,7 +313,7 @@ class _Driver:
                 self._handle_worker_death(worker, error)
                 return
             self._failed_starts += 1
-            if self._failed_starts == HOPELESS_STARTS * len(self._workers):
+            if self._failed_starts == MAX_FAILED_STARTS * len(self._workers):
                 raise RunFailedError(f"the workers cannot start: {_reason(error)}") from error
             self._replace(worker)
         else:
@@ -311,7 +324,7 @@ class _Driver:
     def _handle_shard_result(self, worker: _WorkerHandle, stream: Reference) -> None:
         lease = worker.leases[stream]
         try:
-            news: list[Progress] = ray.get(next(stream))
+            records: list[Progress] = ray.get(next(stream))
         except StopIteration:
             del worker.leases[stream]
             self._schedule.finish(lease)
@@ -320,45 +333,45 @@ class _Driver:
             self._handle_shard_error(worker, stream, error)
         else:
             worker.last_progress = worker.last_report = time.monotonic()
-            for progress in news:
+            for progress in records:
                 self._schedule.record_progress(lease, progress)
                 if progress.status is not None:
-                    self._losses = 0
+                    self._failed_attempts = 0
 
     def _handle_shard_error(self, worker: _WorkerHandle, stream: Reference, error: RayError) -> None:
         if isinstance(error, RayTaskError) and isinstance(error.cause, StorageError):
-            # The worker is as good as before.
+            # The worker itself is intact.
             self._storage_errors += 1
-            if self._storage_errors == HOPELESS_STORAGE_ERRORS:
+            if self._storage_errors == MAX_STORAGE_ERRORS:
                 raise error.cause from None
             self._schedule.record_failure(worker.leases.pop(stream), _reason(error))
         elif isinstance(error, RayTaskError):
             self._replace(worker, [worker.leases.pop(stream)], _reason(error))
         else:
-            # All the shards it held fail together.
+            # All shards of the worker fail together.
             worker.unconfirmed = list(worker.leases.values())
             worker.leases.clear()
             self._handle_worker_death(worker, error)
 
     def _handle_worker_death(self, worker: _WorkerHandle, error: RayError) -> None:
         if isinstance(error, ActorUnavailableError):
-            # Ray does not know yet whether the worker is dead, or its machine: it will when it answers this.
+            # Ray does not know yet whether the worker or its machine is dead. The result of this call will show it.
             worker.starting = worker.actor.machine.remote()
         elif (isinstance(error, RayActorError) and error.preempted) or worker.machine not in _machines():
-            logger.warning("a machine is gone: what it was at is done again")
+            logger.warning("a machine is gone: its shards are tried again")
             self._replace(worker)
         else:
-            # Any of them may have done it: its images are decoded while others are inferred or committed.
+            # Any of these shards may be the cause: while one is inferred, others are decoded or committed.
             suspects, worker.unconfirmed = worker.unconfirmed, []
             self._replace(worker, suspects, _reason(error))
 
     def _replace(self, worker: _WorkerHandle, suspects: Sequence[Lease] = (), reason: str = "") -> None:
-        """Gives up a worker, because of shards that were taken from it or through the fault of none."""
+        """Replaces a worker by a new one. Records a failure for each suspect, and requeues the other shards."""
         for lease in suspects:
             self._schedule.record_failure(lease, reason)
         if suspects:
-            self._losses += 1
-            if self._losses > HOPELESS_LOSSES * len(self._workers):
+            self._failed_attempts += 1
+            if self._failed_attempts > MAX_FAILED_ATTEMPTS * len(self._workers):
                 raise RunFailedError(f"the workers fail before they end an image: {reason}")
         self._requeue_leases(worker)
         ray.kill(worker.actor)
@@ -371,17 +384,17 @@ class _Driver:
         worker.leases.clear()
 
     def _handle_silent_workers(self) -> None:
-        """Tells of workers that are silent, and gives up those that have been for too long."""
+        """Logs a warning for workers without progress. Replaces a worker after `image_timeout` seconds."""
         now = time.monotonic()
         for worker in list(self._workers):
-            culprit = next(iter(worker.leases), None)
-            if culprit and now - worker.last_progress > self._image_timeout:
-                self._replace(worker, [worker.leases.pop(culprit)], f"no progress for {self._image_timeout:.0f} s")
-            elif (culprit or worker.starting) and now - worker.last_report > self._image_timeout / REPORTS_OF_SILENCE:
+            suspect = next(iter(worker.leases), None)
+            if suspect and now - worker.last_progress > self._image_timeout:
+                self._replace(worker, [worker.leases.pop(suspect)], f"no progress for {self._image_timeout:.0f} s")
+            elif (suspect or worker.starting) and now - worker.last_report > self._image_timeout / WARNINGS_PER_TIMEOUT:
                 worker.last_report = now
                 request = f"{worker.placement.cpus} CPUs and {worker.placement.gpus} GPUs"
-                starting = f"a worker that starts: does any machine have {request} free for it?"
-                what = worker.leases[culprit].whereabouts if culprit else starting
+                starting = f"a worker is starting: does any machine have {request} free?"
+                what = worker.leases[suspect].description if suspect else starting
                 logger.warning("%s: no progress for %.0f s", what, now - worker.last_progress)
 
     def _use_new_machines(self) -> None:
@@ -389,11 +402,11 @@ class _Driver:
         if now - self._placed < PLACEMENT_SECONDS:
             return
         self._placed = now
-        with suppress(DeviceError, RunFailedError):  # no machine at all: the workers wait for one
-            # Not the device that the user named: a run that began on GPUs waits for GPUs.
+        with suppress(DeviceError, RunFailedError):  # no machine is available: the workers wait
+            # Keeps the device of the start of the run, also for "auto": a run that began on GPUs waits for GPUs.
             self._placement = place(list(_machines().values()), "cuda" if self._placement.gpus else "cpu")
             for worker in list(self._workers):
-                # It waits for a machine and requests more CPUs than a machine that came meanwhile has for it.
+                # This worker waits for more CPUs per worker than a new machine has.
                 if not worker.machine and worker.placement.cpus > self._placement.cpus:
                     self._replace(worker)
             room = min(self._placement.workers, self._schedule.unfinished)
@@ -401,7 +414,7 @@ class _Driver:
 
 
 def _reason(error: RayError) -> str:
-    """One line of what Ray says at length."""
+    """The error message of Ray in one line."""
     if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
         return f"{type(error.cause).__name__}: {one_line_cause(error.cause, MAX_REASON_CHARACTERS)}"
     if isinstance(error, OutOfMemoryError):

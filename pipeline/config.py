@@ -1,4 +1,4 @@
-"""What a run is configured by: frozen dataclasses and named presets."""
+"""The configuration of a run: frozen dataclasses and named presets."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Precision = Literal["exact", "fast"]
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """How masks are generated. Fields up to `min_mask_region_area` are the released generator's arguments.
+    """The arguments of the mask generator. Fields up to `min_mask_region_area` are those of the published generator.
 
     Source: `SamAutomaticMaskGenerator` of segment-anything; Kirillov et al. 2023, Appendix B.
     """
 
     points_per_side: int | None = 32
-    # At most; None: as many as suit the device. The masks are the same.
+    # An upper limit; None: sized for the device. Does not change the masks.
     points_per_batch: int | None = None
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
@@ -37,13 +37,14 @@ class GeneratorConfig:
     # One (P, 2) array of points in [0, 1] per crop layer, instead of `points_per_side`.
     point_grids: tuple[NDArray[np.float64], ...] | None = None
     min_mask_region_area: int = 0
-    # SA-1B also dropped masks that cover this share of the image or more. None keeps them.
+    # Drops masks that cover at least this fraction of the image, as for SA-1B. None keeps them.
     max_coverage: float | None = None
-    # SA-1B dropped masks whose largest island is below `min_mask_region_area`; the released code keeps it.
+    # Drops masks without an island of at least `min_mask_region_area` pixels, as for SA-1B. The released code keeps
+    # their largest island.
     drop_small_masks: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ConfigError naming the argument that is wrong."""
+        """Raises ConfigError with the name of the invalid argument."""
         if self.points_per_batch is not None:
             _check_range("points_per_batch", self.points_per_batch, 1)
         _check_range("pred_iou_thresh", self.pred_iou_thresh, 0)
@@ -52,14 +53,14 @@ class GeneratorConfig:
         _check_range("box_nms_thresh", self.box_nms_thresh, 0, 1)
         _check_range("crop_n_layers", self.crop_n_layers, 0)
         _check_range("crop_nms_thresh", self.crop_nms_thresh, 0, 1)
-        # Crops that overlap entirely would all be the same.
+        # With a ratio of 1 all crops would be identical.
         _check_range("crop_overlap_ratio", self.crop_overlap_ratio, 0, 0.99)
         _check_range("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, 1)
         _check_range("min_mask_region_area", self.min_mask_region_area, 0)
         if self.max_coverage is not None:
             _check_range("max_coverage", self.max_coverage, 0, 1)
         if self.points_per_side is not None:
-            # So that every crop layer has a point.
+            # At least one point in every crop layer.
             fewest = self.crop_n_points_downscale_factor**self.crop_n_layers
             _check_range("points_per_side", self.points_per_side, fewest)
         if self.point_grids is not None:
@@ -89,8 +90,8 @@ PRESETS: dict[str, GeneratorConfig] = {
         max_coverage=0.95,
         drop_small_masks=True,
     ),
-    # For the embedded model, which is less sure of its masks than the published ones, and leaves specks. Chosen with
-    # benchmarks/thresholds.py on BSDS500's validation split (docs/model-card.md).
+    # For the embedded model, which predicts lower scores than the published models and more small islands. Chosen with
+    # benchmarks/thresholds.py on the validation split of BSDS500 (docs/model-card.md).
     "mini": GeneratorConfig(
         pred_iou_thresh=0.2,
         stability_score_thresh=0.35,
@@ -103,7 +104,7 @@ PRESETS: dict[str, GeneratorConfig] = {
 
 
 def generator_config(preset: str, overrides: Mapping[str, Any]) -> GeneratorConfig:
-    """A preset in which some fields differ. ConfigError where the preset, a field or its value is wrong."""
+    """A preset with some fields replaced. Raises ConfigError if the preset, a field or its value is invalid."""
     if preset not in PRESETS:
         raise ConfigError(f"there is no preset {preset!r}; choose one of {', '.join(PRESETS)}")
     names = [field.name for field in fields(GeneratorConfig)]
@@ -118,14 +119,14 @@ def generator_config(preset: str, overrides: Mapping[str, Any]) -> GeneratorConf
 
 @dataclass(frozen=True)
 class ValueRange:
-    """The sample values that become black and white."""
+    """The sample values that are mapped to black and white."""
 
     low: float
     high: float
-    percentiles: bool = False  # of each band of each image, from 0 to 100, instead of sample values
+    percentiles: bool = False  # low and high are percentiles (0 to 100) of each band of each image, not sample values
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where the range is empty, not finite, or beyond 0 to 100 percent."""
+        """Raises ConfigError if the range is empty or not finite, or percentiles are outside 0 to 100."""
         if not -math.inf < self.low < self.high < math.inf:
             raise ConfigError(f"the value range {self.low:g},{self.high:g} is empty: LOW must be below HIGH")
         if self.percentiles and not 0 <= self.low < self.high <= 100:
@@ -157,18 +158,18 @@ def parse_bands(text: str) -> Bands:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How encoded images become 8-bit RGB pixels."""
+    """How images are decoded to 8-bit RGB pixels."""
 
-    # Images with more pixels become failed rows: decoded, they take three bytes for each.
+    # Images with more pixels become failed rows. A decoded pixel takes three bytes.
     max_image_pixels: int = 200_000_000
-    # Which bands of a TIFF with several are red, green and blue, counted from 1. None: the first ones.
+    # The bands of a multi-band TIFF used as red, green and blue, counted from 1. None: the first ones.
     bands: Bands | None = None
-    # What becomes black and white where samples have more than 8 bits. None: the range of the integer type.
+    # The value range of samples with more than 8 bits. None: the range of the integer type.
     value_range: ValueRange | None = None
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> DecodingConfig:
-        """What `dataclasses.asdict` made, after a way through JSON."""
+        """Restores a config from the JSON of `dataclasses.asdict`."""
         bands, value_range = fields.get("bands"), fields.get("value_range")
         return DecodingConfig(
             fields.get("max_image_pixels", DecodingConfig.max_image_pixels),
@@ -182,10 +183,10 @@ DEFAULT_DECODING = DecodingConfig()
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What decides the masks of a run, besides the weights and the images: part of the run's identity."""
+    """The settings that determine the masks of a run, with weights and images. Part of the identity of the run."""
 
     model: str  # one of model.config.VARIANTS
-    preset: str  # where `generator` started from; single arguments may differ
+    preset: str  # the base of `generator`, which may override some of its fields
     generator: GeneratorConfig
     precision: Precision = "exact"
     decoding: DecodingConfig = DEFAULT_DECODING

@@ -1,4 +1,7 @@
-"""The masks that the filters kept, as run lengths in the image, without their small holes and islands."""
+"""Encodes the masks of an image as run lengths, and removes their small holes and islands.
+
+Shapes: K masks.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +24,20 @@ from maskmill.pipeline.records import ImageMasks, StepTimer
 from maskmill.pipeline.threads import SingleCoreThreads
 from maskmill.pipeline.upsampling import crop_upsampling
 
-# The borders of so many masks are in memory before they are compressed.
-ENCODED_AT_ONCE = 64
+# Masks that are encoded together; bounds the memory for the positions of their borders.
+MASKS_PER_BLOCK = 64
 
 
 class EncodedMask(NamedTuple):
-    """A mask of the image as COCO's compressed `counts`."""
+    """A mask of the image as compressed COCO `counts`."""
 
-    row: int  # of the batch
+    row: int  # in the MaskBatch
     counts: bytes
-    edited: bool = False  # by the removal of small regions
+    edited: bool = False  # whether the removal of small regions changed it
 
 
 class MaskEncoder:
-    """Encodes the masks of images that one network found."""
+    """Encodes the masks of one network."""
 
     def __init__(self, network: SamConfig, config: GeneratorConfig, threads: SingleCoreThreads) -> None:
         self._network, self._config, self._threads = network, config, threads
@@ -42,9 +45,9 @@ class MaskEncoder:
     def __call__(
         self, batch: MaskBatch, height: int, width: int, timer: StepTimer, dropped: Counter[str]
     ) -> ImageMasks:
-        """The masks of an image of (height, width) pixels, in the order in which the published generator returns them.
+        """The masks of an image of (height, width) pixels, in the order of the published generator.
 
-        Adds to `dropped` the masks that the removal of small regions dropped; `dropped` becomes part of the result.
+        Adds the number of masks that the removal of small regions drops to `dropped`, which is part of the result.
         """
         with timer.step("rle"):
             masks = [EncodedMask(row, counts) for row, counts in enumerate(self._counts(batch, height, width))]
@@ -67,17 +70,17 @@ class MaskEncoder:
         )
 
     def _counts(self, batch: MaskBatch, height: int, width: int) -> list[bytes]:
-        """The RLE of each mask in the image. Masks of one crop are encoded together."""
+        """The `counts` of each mask. Masks of the same crop are encoded together."""
         counts = [b""] * len(batch)
         crop_boxes_K4 = batch.crop_boxes.cpu()
         for crop_box_4 in crop_boxes_K4.unique(dim=0):
             rows = (crop_boxes_K4 == crop_box_4).all(dim=1).nonzero()[:, 0]
             x0, y0, x1, y1 = crop_box_4.tolist()
             upsampling = crop_upsampling(self._network, y1 - y0, x1 - x0)
-            for block in rows.split(ENCODED_AT_ONCE):
+            for block in rows.split(MASKS_PER_BLOCK):
                 logits = batch.logits[block.to(batch.logits.device, non_blocking=True)]
-                of_block = mask_measure.encode(logits, upsampling, (x0, y0), height, width)
-                for row, text in zip(block.tolist(), of_block, strict=True):
+                block_counts = mask_measure.encode(logits, upsampling, (x0, y0), height, width)
+                for row, text in zip(block.tolist(), block_counts, strict=True):
                     counts[row] = text
         return counts
 
@@ -90,7 +93,7 @@ class MaskEncoder:
 
         edited = self._threads.map(edit, masks)
         kept = [mask for mask in edited if keep_largest or rle.area(mask.counts, height, width)]
-        # Editing may have made duplicates: of two, the unedited one stays.
+        # Editing can produce duplicates. NMS keeps the unedited mask.
         boxes_K4 = xywh_to_xyxy(torch.from_numpy(_boxes(kept, height, width)))
         scores_K = torch.tensor([0.0 if mask.edited else 1.0 for mask in kept])
         rows = nms(boxes_K4, scores_K, max(self._config.box_nms_thresh, self._config.crop_nms_thresh))
@@ -98,5 +101,5 @@ class MaskEncoder:
 
 
 def _boxes(masks: list[EncodedMask], height: int, width: int) -> NDArray[np.int64]:
-    """Boxes (N, 4) XYWH, w = x1 - x0."""
+    """Boxes (K, 4) XYWH, w = x1 - x0."""
     return np.array([rle.bbox(mask.counts, height, width) for mask in masks], dtype=np.int64).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""What finds the masks of an image: the interface that a worker calls, and what makes the real one for a run."""
+"""The interface between a worker and the mask generator, and the factory that builds the generator of a run."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ from maskmill.pipeline.views import ResizedImage
 
 
 class Engine(Protocol):
-    """What finds the masks of an image: MaskGenerator, or a fake."""
+    """Generates the masks of an image. Implemented by MaskGenerator, and by fakes in tests."""
 
     @property
     def at_once(self) -> int:
-        """How many threads may call `generate`: the device works on one image while the host does on another."""
+        """How many threads should call `generate`, so that device and host work on different images."""
         ...
 
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
-        """All that is done to an RGB image ahead of the device, by any thread. What it raises ends that image only."""
+        """Preprocesses an RGB image on the CPU. Thread-safe. An exception fails this image only."""
         ...
 
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
-        """The masks of an image. What it raises ends that image only."""
+        """The masks of an image. An exception fails this image only."""
         ...
 
     def device_answers(self) -> bool:
-        """Whether the device still computes. A worker asks after each error: a GPU that has faulted fails every later
-        call of its process, so the images that follow are not to blame.
+        """Whether the device still computes. A worker calls this after each exception.
+
+        After a fault of a GPU every later CUDA call of the process fails, so later images must not be recorded as
+        failed.
         """
         ...
 
 
 @dataclass(frozen=True)
 class SamFactory:
-    """Makes the engine of a run in the process that calls it: each worker loads the weights itself."""
+    """Builds the engine of a run in the calling process. Each worker loads the weights itself."""
 
     config: RunConfig
     checkpoint: Path | None
@@ -51,7 +53,7 @@ class SamFactory:
     device: str
 
     def __call__(self) -> Engine:
-        """Raises CheckpointError where the checkpoint cannot be loaded, or is not the one the run started with."""
+        """Raises CheckpointError if the checkpoint cannot be loaded or differs from the one that the run began with."""
         loaded = load_model(self.config.model, self.checkpoint)
         if loaded.sha256 != self.weights_sha256:
             raise CheckpointError(

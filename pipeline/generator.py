@@ -1,7 +1,7 @@
-"""The engine: one image to its masks, on one device, without Ray.
+"""The engine: generates the masks of an image on one device, without Ray.
 
-An image is resized (`prepare`), then: encode each view, find the masks at its points (`one_pass.py`, `two_pass.py`),
-filter the masks of all views together, encode them as run lengths (`encoding.py`).
+`prepare` resizes the views of an image. `generate` encodes each view, finds masks at its points (`one_pass.py`,
+`two_pass.py`), filters the masks of all views together, and encodes them as run lengths (`encoding.py`).
 
 Source: Kirillov et al. 2023, Appendix B; `SamAutomaticMaskGenerator` of segment-anything.
 """
@@ -32,18 +32,19 @@ from maskmill.pipeline.threads import SingleCoreThreads
 from maskmill.pipeline.two_pass import TwoPassSearch
 from maskmill.pipeline.views import EncodedView, ResizedImage, ResizedView
 
-# Views of an image that a GPU encodes at once. A CPU encodes one: its caches hold no more.
+# Views of an image that a GPU encodes in one batch. A CPU encodes one view at a time: more do not fit in its caches.
 GPU_VIEWS_PER_BATCH = 8
 
-# Images on a GPU at once: the device works on one while the host filters or compresses the masks of the other.
+# Images that are processed concurrently on a GPU: the GPU computes one while the host filters or encodes the masks of
+# the other.
 GPU_IMAGES = 2
 
 
 class MaskGenerator:
-    """Finds the masks of images, each independently of the others. Threads may share one."""
+    """Generates the masks of images. Results do not depend on other images. Thread-safe."""
 
     def __init__(self, sam: Sam, config: GeneratorConfig, views_per_batch: int | None = None) -> None:
-        """`views_per_batch` views are encoded at once; by default as many as suit the device."""
+        """`views_per_batch` views are encoded in one batch; the default depends on the device."""
         self.sam, self.config = sam, config
         self._on_cpu = sam.device.type == "cpu"
         self.at_once = 1 if self._on_cpu else GPU_IMAGES
@@ -57,22 +58,22 @@ class MaskGenerator:
         self._encode_masks = MaskEncoder(sam.config, config, threads)
 
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
-        """Plans and resizes the views of an RGB image of any size. Threads may do so while others generate."""
+        """Plans and resizes the views of an RGB image of any size. Other threads may call `generate` meanwhile."""
         height, width = pixels_HW3.shape[:2]
         views: list[ResizedView] = []
         for view in plan_views(height, width, self.config):
             x0, y0, x1, y1 = view.crop_box
             frame = Frame(view.height, view.width, self.sam.config.image_size)
             resized_rc3 = frame.resize(pixels_HW3[y0:y1, x0:x1])
-            # The copy of pinned memory to a GPU runs at full speed and in the background.
+            # Pinned memory is copied to a GPU asynchronously and at full bandwidth.
             views.append(ResizedView(view, resized_rc3 if self._on_cpu else resized_rc3.pin_memory()))
         return ResizedImage(height, width, tuple(views))
 
     @torch.inference_mode()
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
-        """The masks of an image, in the order in which the published generator returns them.
+        """The masks of an image, in the order of the published generator.
 
-        Adds to the timer's steps `encode`, `prompt`, `filter` and `rle`.
+        Adds to the steps `encode`, `prompt`, `filter` and `rle` of the timer.
         """
         dropped: Counter[str] = Counter(dict.fromkeys(FILTERS, 0))
         by_view: list[MaskBatch] = []
@@ -85,7 +86,7 @@ class MaskGenerator:
         return self._encode_masks(masks, image.height, image.width, timer, dropped)
 
     def device_answers(self) -> bool:
-        """Whether the device still computes; after a fault it does not."""
+        """Whether the device still computes, see `Engine.device_answers`."""
         return device_answers(self.sam.device)
 
     def _encode_views(self, image: ResizedImage, timer: StepTimer) -> Iterator[EncodedView]:
@@ -99,7 +100,7 @@ class MaskGenerator:
                 yield EncodedView(view, embeddings[i : i + 1], image.height, image.width)
 
     def _image_filters(self, image: ResizedImage) -> list[chain.Filter]:
-        """The filters for the masks of all views together."""
+        """The filters that compare or measure the masks of all views in the image."""
         filters = [chain.crop_nms(self.config.crop_nms_thresh)] if len(image.views) > 1 else []
         if self.config.max_coverage is not None:
             filters.append(chain.coverage(self.config.max_coverage, image.height, image.width))

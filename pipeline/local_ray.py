@@ -1,4 +1,4 @@
-"""What a Ray cluster that lives for one local run takes from the environment. Imports no ray: `cluster` starts it."""
+"""Environment variables and temporary folder of the local Ray cluster of a run. Does not import ray."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 from maskmill.compiled import home_is_writable
 from maskmill.pipeline.errors import RunFailedError
 
-# Ray lowers the priority of its workers by 15, and beside any busy program of normal priority they nearly stop.
-# 0 leaves them the priority of the process that starts Ray. Whoever starts a cluster should set it on every machine.
+# By default Ray runs its workers at niceness 15, where they get almost no CPU time while another process is busy. With
+# 0 they keep the niceness of the process that starts Ray. Set it on every machine of a cluster.
 WORKER_NICENESS = ("RAY_worker_niceness", "0")
-# The longest path of a socket that Ray creates below its temporary folder.
+# The longest socket path that Ray creates, relative to its temporary folder.
 SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 MAX_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
@@ -24,21 +24,21 @@ SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 @contextmanager
 def local_environment() -> Iterator[str]:
-    """Sets the variables that Ray reads, unless the user has; yields the temporary folder for Ray.
+    """Sets the variables that Ray reads, unless the user has set them. Yields the temporary folder for Ray.
 
-    That is Ray's own choice where the paths of sockets below it are short enough and it can be written, else a folder
-    that is removed after the block. Raises RunFailedError where there is none.
+    This is the default folder of Ray if it is writable and its socket paths are short enough, otherwise a folder that
+    is removed at the end. Raises RunFailedError if no such folder exists.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(*WORKER_NICENESS)
     if not ({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or home_is_writable()):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into the home folder
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # otherwise Ray writes a token file to the home folder
     wanted = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     folder = os.path.join(wanted, "ray")
-    if len(os.fsencode(folder + SOCKET)) <= MAX_SOCKET_BYTES and _can_be_made(Path(folder)):
+    if len(os.fsencode(folder + SOCKET)) <= MAX_SOCKET_BYTES and _is_usable(Path(folder)):
         yield folder
         return
-    short = next((short for short in SHORT_FOLDERS if _can_be_made(Path(short, "ray"))), None)
+    short = next((short for short in SHORT_FOLDERS if _is_usable(Path(short, "ray"))), None)
     if short is None:
         raise RunFailedError(
             f"{wanted}: Ray needs a temporary folder that can be written and has a path of at most "
@@ -48,7 +48,7 @@ def local_environment() -> Iterator[str]:
         yield folder
 
 
-def _can_be_made(folder: Path) -> bool:
-    """Whether the folder can be written, or created where it does not exist."""
+def _is_usable(folder: Path) -> bool:
+    """Whether the folder is writable or can be created."""
     existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)

@@ -1,4 +1,4 @@
-"""The masks of one view in one pass: the exact network decodes every point."""
+"""Finds the masks of a view in one pass: the exact network decodes every point."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from maskmill.pipeline.views import EncodedView
 
 
 class OnePassSearch:
-    """Finds the masks that pass the filters for single masks (predicted IoU, stability score, crop edge)."""
+    """Finds the masks that pass the filters on single masks (predicted IoU, stability score, crop edge)."""
 
     def __init__(self, decoder: PointDecoder, config: GeneratorConfig) -> None:
         self.decoder = decoder
         self._config = config
 
     def __call__(self, encoded: EncodedView, timer: StepTimer, dropped: Counter[str]) -> MaskBatch:
-        """The masks at all points of a view. Adds to `dropped` how many masks each filter dropped."""
+        """The masks at all points of a view. Adds the number of masks that each filter drops to `dropped`."""
         return self.masks_at(encoded, torch.from_numpy(encoded.view.points_P2), timer, dropped)
 
     def masks_at(self, encoded: EncodedView, points_P2: Tensor, timer: StepTimer, dropped: Counter[str]) -> MaskBatch:
-        """The same at some points of it."""
+        """The masks at some points of a view. Adds the number of masks that each filter drops to `dropped`."""
 
-        @torch.inference_mode()  # each thread has a mode of its own
+        @torch.inference_mode()  # inference mode is thread-local
         def masks_of_batch(points_N2: Tensor) -> tuple[MaskBatch, Counter[str]]:
             found = self.decoder.decode(encoded, points_N2, self._config.pred_iou_thresh, 0.0, timer)
             dropped_here = Counter({DroppedBy.PREDICTED_IOU.counter: found.predicted_iou_NR.numel() - len(found.masks)})

@@ -1,4 +1,4 @@
-"""Pictures of masks: overlays as in SA-1B's figures, and contact sheets of them."""
+"""Draws masks over images, as in the figures of SA-1B, and contact sheets of such pictures."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from maskmill.pipeline.errors import StorageError
 Pixels = NDArray[np.uint8]
 
 FILL_OPACITY = 0.45
-GOLDEN_RATIO = 0.618034  # hues this far apart on the circle never come close to their neighbours
+GOLDEN_RATIO = 0.618034  # steps of this size around the colour circle give consecutive masks distinct hues
 
 
 def draw_masks(pixels_HW3: Pixels, masks: Iterable[NDArray[np.bool_]]) -> Pixels:
-    """Fills and outlines boolean (H, W) masks over an RGB image; later masks lie on top, so pass the largest first."""
+    """Draws filled and outlined boolean (H, W) masks over an RGB image. Later masks cover earlier ones: pass large
+    first.
+    """
     height, width = pixels_HW3.shape[:2]
     fill = pixels_HW3.copy()
     outlines = np.zeros_like(pixels_HW3)
@@ -29,7 +31,7 @@ def draw_masks(pixels_HW3: Pixels, masks: Iterable[NDArray[np.bool_]]) -> Pixels
     for index, mask in enumerate(masks):
         colour = _colour(index)
         fill[mask] = colour
-        # A smaller mask covers what it hides of the outlines below it.
+        # The mask hides the parts of earlier outlines that it covers.
         outlined[mask] = 0
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(outlines, contours, -1, tuple((c + 255) // 2 for c in colour), thickness)
@@ -39,7 +41,10 @@ def draw_masks(pixels_HW3: Pixels, masks: Iterable[NDArray[np.bool_]]) -> Pixels
 
 
 def contact_sheet(pictures: Sequence[tuple[str, Pixels]], tile_width: int = 480, tile_height: int = 360) -> Pixels:
-    """Captioned RGB pictures on one sheet, up to four a row, each scaled into its tile. At least one picture."""
+    """Arranges captioned RGB pictures on one sheet, at most four per row, each scaled to fit its tile.
+
+    There must be at least one picture.
+    """
     columns = min(4, max(2, round(len(pictures) ** 0.5))) if len(pictures) > 1 else 1
     rows = -(-len(pictures) // columns)
     caption_height = 24
@@ -57,9 +62,9 @@ def contact_sheet(pictures: Sequence[tuple[str, Pixels]], tile_width: int = 480,
 
 
 def write_picture(path: Path, pixels_HW3: Pixels) -> None:
-    """Writes an RGB picture as the format that the extension of `path` names, making its folder if need be.
+    """Writes an RGB picture in the format of the file extension. Creates the folder if it does not exist.
 
-    Raises StorageError where the format is unknown or the file cannot be written.
+    Raises StorageError if the format is unknown or the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How many workers a cluster has room for, and how many CPUs and threads each one gets."""
+"""Computes the number of workers of a cluster, and the CPUs, GPUs and threads of each worker."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from maskmill.pipeline.errors import RunFailedError
 
 CPUS_PER_WORKER = 2
 
-# The resources of a machine, under Ray's names.
+# The resources of a machine, with the names of Ray.
 Machine = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How many workers a cluster has room for, and what each one requests from Ray."""
+    """The number of workers of a run, and the resources that each one requests from Ray."""
 
     workers: int
-    cpus: int  # 0 where a machine has fewer CPUs than GPUs: its workers start all the same
+    cpus: int  # 0 if a machine has fewer CPUs than GPUs; its workers then start without reserved CPUs
     gpus: int
 
     def threads_on(self, machine: Machine) -> int:
-        """CPU threads of a worker on a machine, for torch and for decoding.
+        """The number of CPU threads of a worker on a machine, for torch and for decoding.
 
-        At most the CPUs that the worker requested. At most the CPUs per GPU of the machine, which may have joined the
+        The CPUs that the worker requested, limited to the CPUs per GPU of the machine: the machine may have joined the
         cluster after the request and have fewer.
         """
         cpus = min(self.cpus, _cpus_per_gpu(machine)) if self.gpus else self.cpus
@@ -33,12 +33,12 @@ class Placement:
 
 
 def place(machines: Sequence[Machine], device: str) -> Placement:
-    """One worker per GPU, or one per two CPUs where there is none or `device` is "cpu".
+    """One worker per GPU, or one worker per two CPUs if there is no GPU or `device` is "cpu".
 
-    A worker on a GPU requests the CPUs per GPU of its machine. All workers of a run request the same, so on machines
-    that differ it is the smallest of these numbers: Ray can then place any worker on any of the GPUs.
+    A worker on a GPU requests the CPUs per GPU of its machine. All workers of a run request the same
+    number, the smallest over all machines, so Ray can place any worker on any GPU.
 
-    Raises DeviceError where `device` asks for a GPU and there is none, RunFailedError where there is no CPU either.
+    Raises DeviceError if `device` is a GPU and the cluster has none, RunFailedError if the cluster has no CPU.
     """
     with_gpus = [machine for machine in machines if machine.get("GPU", 0) >= 1]
     if device == "auto":

@@ -1,4 +1,4 @@
-"""The messages between a driver and its workers about one shard: the attempt, and the progress of its images."""
+"""Messages between the driver and a worker about one shard: the attempt, and the progress of its images."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from maskmill.pipeline.records import Failure, Shard, Status
 
 @dataclass(frozen=True)
 class Attempt:
-    """Which attempt at a shard this is, and which of its images not to touch."""
+    """The number of an attempt at a shard, and the images that it must skip."""
 
-    number: int = 1  # from 1; attempts that ended with a lost machine are not counted
+    number: int = 1  # starts at 1; attempts that a lost machine ended are not counted
     quarantined: Mapping[str, Failure] = field(default_factory=dict[str, Failure])  # image_id -> why it is skipped
 
     @property
     def isolated(self) -> bool:
-        """Whether images are processed one at a time, each step reported before it starts.
+        """Whether images are processed one at a time, and each step is reported before it starts.
 
-        After a lost worker this shows which image and step the next worker is lost at.
+        If the worker dies again, the last report identifies the image and the step.
         """
         return self.number > 1
 
 
 @dataclass(frozen=True)
 class Progress:
-    """An image of a shard starts a step (`status` None), or has ended with a status."""
+    """An image of a shard has started a step (`status` is None) or has finished with a status."""
 
     shard: int
     image_id: str
-    step: str = ""  # one of STEPS; decode or encode where an image begins, the last one where it ended
+    step: str = ""  # one of STEPS: decode or encode at the start of a step, the last step of a finished image
     status: Status | None = None
     n_masks: int = 0
-    milliseconds: float = 0.0  # of all steps
+    milliseconds: float = 0.0  # sum over all steps
 
 
 OnProgress = Callable[[Progress], None]

@@ -1,4 +1,6 @@
-"""Where to look and where to click: crops of the image and the grid of points in each.
+"""Plans the prompts of an image: its crops, and a grid of points in each crop.
+
+Shapes: P points of a view.
 
 Source: Kirillov et al. 2023, Appendix B; `build_all_layer_point_grids` and `generate_crop_boxes` of
 segment-anything.
@@ -20,24 +22,24 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One crop of the image and the clicks in it."""
+    """One crop of the image and its point prompts."""
 
     crop_box: Box  # half-open XYXY in image pixels
     points_P2: NDArray[np.float64]  # XY in pixels of the crop
 
     @property
     def height(self) -> int:
-        """Pixels."""
+        """Height of the crop in pixels."""
         return self.crop_box[3] - self.crop_box[1]
 
     @property
     def width(self) -> int:
-        """Pixels."""
+        """Width of the crop in pixels."""
         return self.crop_box[2] - self.crop_box[0]
 
 
 def plan_views(height: int, width: int, config: GeneratorConfig) -> list[View]:
-    """The whole image first, then the crops, layer by layer."""
+    """The views of an image of (height, width) pixels: the whole image, then the crops of each layer."""
     views: list[View] = []
     for layer, grid_P2 in enumerate(point_grids(config)):
         for x0, y0, x1, y1 in crop_boxes(height, width, layer, config.crop_overlap_ratio):
@@ -46,7 +48,7 @@ def plan_views(height: int, width: int, config: GeneratorConfig) -> list[View]:
 
 
 def point_grids(config: GeneratorConfig) -> list[NDArray[np.float64]]:
-    """The points (P, 2) of each layer, XY in [0, 1] of the crop."""
+    """The points (P, 2) of each crop layer, XY as fractions of the crop."""
     layers = range(config.crop_n_layers + 1)
     if config.point_grids is not None:
         return [config.point_grids[layer] for layer in layers]
@@ -56,17 +58,17 @@ def point_grids(config: GeneratorConfig) -> list[NDArray[np.float64]]:
 
 
 def square_grid(points_per_side: int) -> NDArray[np.float64]:
-    """The centres (P, 2) of a square's cells, XY in [0, 1], row by row."""
+    """The cell centres (P, 2) of a square grid, XY in [0, 1], row by row."""
     centres = (np.arange(points_per_side) + 0.5) / points_per_side
     x, y = np.meshgrid(centres, centres)
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 
 def crop_boxes(height: int, width: int, layer: int, overlap_ratio: float) -> list[Box]:
-    """The crops of one layer, 2^layer along each side, column by column; layer 0 is the whole image.
+    """The crops of one layer, 2^layer along each side, column by column. Layer 0 is the whole image.
 
-    Neighbours overlap by `overlap_ratio` of the image's short side in layer 1, by half as much in each
-    further layer. A crop that would hold no pixel, as in an image narrower than its crops are many, is
+    Neighbouring crops overlap by `overlap_ratio` of the short side of the image in layer 1, and by half of the previous
+    overlap in each further layer. Empty crops, which occur if the image has fewer pixels than crops along a side, are
     left out.
     """
     per_side = 2**layer

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop, which the work at hand looks for."""
+"""Records SIGINT and SIGTERM as requests to stop, which the running loop polls."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 class StopSignals:
-    """Counts SIGINT and SIGTERM inside the block, instead of what they did before.
+    """A context manager that counts SIGINT and SIGTERM instead of running the previous handlers.
 
-    Nothing is raised: an exception in the middle of Ray's native code would leave it in disorder.
+    The handlers do not raise, because an exception inside native code of Ray would corrupt its state.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,9 @@ class StopSignals:
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # no other one gets signals, or may ask for them
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python allows signal handlers in the main thread only
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._handlers[number] = signal.signal(number, self._receive)
         return self

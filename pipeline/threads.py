@@ -1,4 +1,4 @@
-"""Threads of the generator, each of which computes on one core."""
+"""A pool of threads for the generator. torch uses one core per thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ R = TypeVar("R")
 class SingleCoreThreads:
     """A pool of `count` threads. torch uses one core in each of them; with `count` 1, the calling thread does the work.
 
-    On a CPU a batch of prompts then stays in the caches of one core, and no thread waits for another.
+    On a CPU the data of a batch of prompts then stays in the caches of one core, without synchronisation between
+    threads.
     """
 
     def __init__(self, count: int) -> None:
@@ -32,5 +33,5 @@ def _start(count: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(count, "maskmill", torch.set_num_threads, (1,))
     all_started = threading.Barrier(count)
     list(pool.map(lambda _: all_started.wait(), range(count)))
-    torch.set_num_threads(count)  # again: the last value set is the default of threads that start later
+    torch.set_num_threads(count)  # the pool threads changed the default for threads that start later; restore it
     return pool

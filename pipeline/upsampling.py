@@ -1,4 +1,4 @@
-"""How the pixels of a crop are interpolated from mask logits: the frame of the model in the terms of the filters."""
+"""Plans the upsampling of mask logits to a crop: converts a `Frame` of the model to an `Upsampling` of the filters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from maskmill.model.frame import Frame
 
 
 def crop_upsampling(config: SamConfig, height: int, width: int) -> Upsampling:
-    """From the logits of a network to a crop of `height` x `width` pixels that was its input."""
+    """The upsampling from the logits of a network to its input crop of `height` x `width` pixels."""
     resized = Frame(height, width, config.image_size).resized
     return plan_upsampling(config.mask_size, config.image_size, resized, height, width)

@@ -1,4 +1,7 @@
-"""An image and its views on their way through the engine: resized on the CPU, then encoded on the device."""
+"""Intermediate results of the generator: resized views, and views encoded on the device.
+
+Shapes: r c resized view in input pixels.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from maskmill.pipeline.prompts import View
 
 
 class ResizedView(NamedTuple):
-    """A view at the scale of the network's input."""
+    """A view resized to the scale of the network input."""
 
     view: View
     pixels_rc3: Tensor  # uint8, on the CPU
@@ -20,7 +23,7 @@ class ResizedView(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ResizedImage:
-    """What the engine needs of an image: its size and its resized views, and no other pixels."""
+    """The size of an image and its resized views. The original pixels are not stored."""
 
     height: int  # of the image, in pixels
     width: int
@@ -28,7 +31,7 @@ class ResizedImage:
 
 
 class EncodedView(NamedTuple):
-    """A view that the image encoder has seen, of an image of a size in pixels."""
+    """A view with its embedding, and the size of its image in pixels."""
 
     view: View
     embedding: ImageEmbedding

@@ -1,4 +1,4 @@
-"""One shard to one committed part, on one device and without Ray."""
+"""Processes one shard into one committed part, on one device and without Ray."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from maskmill.pipeline.sources import Source
 from maskmill.pipeline.table import encode_part
 from maskmill.pipeline.views import ResizedImage
 
-# Images of a shard that are fetched, decoded and resized while the device is busy.
+# Images of a shard that are fetched, decoded and resized in advance, while the device computes.
 AHEAD = 4
 MAX_REASON_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a run is given. Picklable."""
+    """The inputs that all workers of a run share. Picklable."""
 
     source: Source
     ledger: Ledger
@@ -51,9 +51,9 @@ class Job:
 
 
 def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_commit: OnCommit = lambda _: None) -> None:
-    """Does the shards one after the other in this process. What `cluster.run` does, but nothing survives a crash.
+    """Processes shards one after the other in this process. Unlike `cluster.run`, a crash ends the run.
 
-    The device waits while a shard is committed.
+    The device is idle while a shard is committed.
     """
     engine = job.make_engine()
     for shard in shards:
@@ -71,62 +71,65 @@ def process_shard(
     device_lock: AbstractContextManager[object] | None = None,
     ahead: int = AHEAD,
 ) -> Iterator[Progress]:
-    """Commits the part of a shard, and tells of each image what it enters and how it ends, in the source's order.
+    """Commits the part of a shard. Yields the progress of each image, in the order of the source.
 
     Shards of one engine share the `device_lock` and hold it from the first inference to the last. While one shard
-    holds it, the next fetches and prepares up to `ahead` images, and the previous one is encoded and committed.
+    holds it, the next shard fetches and prepares up to `ahead` images, and the previous shard is encoded and committed.
 
-    An image that cannot be fetched, decoded or inferred becomes a failed row. A shard that somebody else commits first
-    is a success like any other. Raises StorageError where the source or the output cannot be reached, and any error
-    after which the device does not answer.
+    An image that cannot be fetched, decoded or inferred becomes a failed row. If another worker commits the shard
+    first, that is not an error. Raises StorageError if the source or the output cannot be reached. Any exception after
+    which the device no longer computes is raised too.
     """
     if not job.ledger.is_committed(shard):
         left_out = Counter[str]()
         fetched = _fetch(job, shard, left_out)
-        reading = _one_by_one(job, engine, fetched) if attempt.isolated else _decode_ahead(job, engine, fetched, ahead)
+        reading = (
+            _decode_on_demand(job, engine, fetched) if attempt.isolated else _decode_ahead(job, engine, fetched, ahead)
+        )
         with reading as images, device_lock or nullcontext():
             results = yield from _infer_all(engine, shard, images, attempt)
         missing = shard.missing([result.image_id for result in results])
-        results += (_missing(shard, image_id, attempt) for image_id in missing)
+        results += (_missing_result(shard, image_id, attempt) for image_id in missing)
         job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity, left_out))
-    # Also when another worker has committed it, who may have died before this.
+    # Also if another worker committed the shard: it may have died before it published the images.
     job.ledger.publish_images(shard.name)
 
 
 def _infer_all(
     engine: Engine, shard: Shard, images: Iterator[_Fetched], attempt: Attempt
 ) -> Generator[Progress, None, list[ImageResult]]:
-    """What becomes of the images that can be read, in order."""
+    """Infers the images that the source returned. Yields progress, returns their results in order."""
     results: list[ImageResult] = []
-    at_work: deque[Future[ImageResult]] = deque()
+    pending: deque[Future[ImageResult]] = deque()
     at_once = 1 if attempt.isolated else engine.at_once
 
-    def end_one() -> Progress:
-        results.append(result := at_work.popleft().result())
+    def finish_one() -> Progress:
+        results.append(result := pending.popleft().result())
         n_masks = len(result.outcome) if isinstance(result.outcome, ImageMasks) else 0
         step = result.outcome.step if isinstance(result.outcome, Failure) else STEPS[-1]
         total = sum(result.milliseconds.values())
         return Progress(shard.index, result.image_id, step, result.status, n_masks, total)
 
     with ThreadPoolExecutor(at_once) as pool:
-        submit = pool.submit if at_once > 1 else _call  # torch has threads for each thread that calls it
+        # torch keeps a pool of threads for each calling thread, so a single image is inferred in this thread.
+        submit = pool.submit if at_once > 1 else _run_now
         for record, decode in images:
             yield Progress(shard.index, record.image_id, "decode")
             if failure := attempt.quarantined.get(record.image_id):
-                at_work.append(_call(_quarantined, record, failure, attempt))
+                pending.append(_run_now(_quarantined_result, record, failure, attempt))
             else:
                 image = decode()
                 yield Progress(shard.index, record.image_id, "encode")
-                at_work.append(submit(_infer, engine, image, attempt))
-            if len(at_work) == at_once:
-                yield end_one()
-        while at_work:
-            yield end_one()
+                pending.append(submit(_infer, engine, image, attempt))
+            if len(pending) == at_once:
+                yield finish_one()
+        while pending:
+            yield finish_one()
     return results
 
 
-def _call(function: Callable[..., ImageResult], *arguments: object) -> Future[ImageResult]:
-    """Calls it now."""
+def _run_now(function: Callable[..., ImageResult], *arguments: object) -> Future[ImageResult]:
+    """Calls a function in this thread. Returns its result as a completed future."""
     future: Future[ImageResult] = Future()
     future.set_result(function(*arguments))
     return future
@@ -134,7 +137,7 @@ def _call(function: Callable[..., ImageResult], *arguments: object) -> Future[Im
 
 @dataclass(frozen=True)
 class _Image:
-    """An image on its way to the device: what the engine prepared, or why it could not. `record` holds no data."""
+    """An image prepared for the device, or the reason why preparation failed. `record` has no image data."""
 
     record: ImageRecord
     prepared: ResizedImage | Failure
@@ -144,24 +147,24 @@ class _Image:
 
 # The images of a shard as they are fetched.
 _Records = Iterator[tuple[ImageRecord, StepTimer]]
-# An image that was fetched, and what decodes it.
+# A fetched image, and a function that decodes and prepares it.
 _Fetched = tuple[ImageRecord, "Callable[[], _Image]"]
 
 
 @contextmanager
-def _one_by_one(job: Job, engine: Engine, fetched: _Records) -> Iterator[Iterator[_Fetched]]:
-    """The images of a shard in order, each fetched when it is asked for and decoded when the caller says so."""
+def _decode_on_demand(job: Job, engine: Engine, fetched: _Records) -> Iterator[Iterator[_Fetched]]:
+    """The images of a shard in order. Each is fetched when the iterator reaches it and decoded when the caller asks."""
     yield ((record, partial(_decode, job, engine, record, timer)) for record, timer in fetched)
 
 
 @contextmanager
 def _decode_ahead(job: Job, engine: Engine, fetched: _Records, ahead: int) -> Iterator[Iterator[_Fetched]]:
-    """The images of a shard in order. Threads fetch and decode `ahead` of them at once, and go on as they are taken."""
+    """The images of a shard in order. Threads fetch and decode the next `ahead` images in advance."""
 
     def decode(fetch: Future[tuple[ImageRecord, StepTimer] | None]) -> tuple[ImageRecord, _Image] | None:
         return (record := fetch.result()) and (record[0], _decode(job, engine, *record))
 
-    # One fetcher: a source is read in order, by one thread at a time.
+    # One fetching thread: sources are read in order and are not thread-safe.
     with ThreadPoolExecutor(1) as fetcher, ThreadPoolExecutor(ahead) as decoders:
         window = deque(decoders.submit(decode, fetcher.submit(next, fetched, None)) for _ in range(ahead))
 
@@ -187,7 +190,7 @@ def _fetch(job: Job, shard: Shard, left_out: Counter[str]) -> _Records:
 
 
 def _decode(job: Job, engine: Engine, record: ImageRecord, timer: StepTimer) -> _Image:
-    """The image as the engine prepares it, which counts as decoding: both go on ahead of the device."""
+    """Decodes an image and prepares it for the engine. The time of both counts as the step "decode"."""
     if isinstance(record.data, Failure):
         return _Image(record, record.data, None, timer)
     without_data = ImageRecord(record.image_id, record.source_uri, b"")
@@ -200,7 +203,7 @@ def _decode(job: Job, engine: Engine, record: ImageRecord, timer: StepTimer) -> 
     except Exception as error:
         if not engine.device_answers():
             raise
-        # Whatever else a decoder raises on hostile bytes is that image's failure.
+        # Decoders can raise any exception for malformed data. It fails this image only.
         reason = _reason(error)
     else:
         return _Image(without_data, prepared, decoded.sha256, timer)
@@ -208,7 +211,7 @@ def _decode(job: Job, engine: Engine, record: ImageRecord, timer: StepTimer) -> 
     return _Image(without_data, Failure("decode", reason), sha256, timer)
 
 
-def _missing(shard: Shard, image_id: str, attempt: Attempt) -> ImageResult:
+def _missing_result(shard: Shard, image_id: str, attempt: Attempt) -> ImageResult:
     if shard.is_archive(image_id):
         reason = "the archive can be read, but no image is in it besides those that the run has already"
     elif shard.image_ids is None:
@@ -219,7 +222,7 @@ def _missing(shard: Shard, image_id: str, attempt: Attempt) -> ImageResult:
     return ImageResult(image_id, shard.uris.get(image_id, shard.uri), None, failure, {}, "failed", attempt.number)
 
 
-def _quarantined(record: ImageRecord, failure: Failure, attempt: Attempt) -> ImageResult:
+def _quarantined_result(record: ImageRecord, failure: Failure, attempt: Attempt) -> ImageResult:
     sha256 = hashlib.sha256(record.data).hexdigest() if isinstance(record.data, bytes) else None
     return ImageResult(record.image_id, record.source_uri, sha256, failure, {}, "quarantined", attempt.number)
 
@@ -229,7 +232,7 @@ def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
     if isinstance(image.prepared, Failure):
         outcome = image.prepared
     else:
-        image.timer.current = "encode"  # the engine's first step, until it says otherwise
+        image.timer.current = "encode"  # the first step of the engine, which sets later steps itself
         try:
             outcome = engine.generate(image.prepared, image.timer)
         except Exception as error:
@@ -248,6 +251,6 @@ def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
 
 
 def _reason(error: Exception) -> str:
-    """One line, without addresses, so that the same failure reads the same."""
+    """The error in one line, without memory addresses, so that equal failures have equal texts."""
     text = re.sub(r"0x[0-9a-fA-F]+", "0x...", one_line_cause(error, MAX_REASON_CHARACTERS))
     return f"{type(error).__name__}: {text}"[:MAX_REASON_CHARACTERS]

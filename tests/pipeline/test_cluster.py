@@ -208,10 +208,14 @@ def test_shard_is_done_again_when_its_worker_is_lost(
 @pytest.mark.parametrize(
     ("command", "step", "reason"),
     [
-        (SEGFAULT, "decode", "took 2 workers with it: the worker died"),
-        (KILL, "encode", "took 2 workers with it: the worker died"),
-        (LOSE_DEVICE_ALWAYS, "encode", "took 2 workers with it: RuntimeError: CUDA error: an illegal memory access"),
-        (HANG, "decode", "took 2 workers with it: no progress for 3 s"),
+        (SEGFAULT, "decode", "2 workers failed at this image: the worker died"),
+        (KILL, "encode", "2 workers failed at this image: the worker died"),
+        (
+            LOSE_DEVICE_ALWAYS,
+            "encode",
+            "2 workers failed at this image: RuntimeError: CUDA error: an illegal memory access",
+        ),
+        (HANG, "decode", "2 workers failed at this image: no progress for 3 s"),
     ],
 )
 def test_image_that_ends_every_worker_is_quarantined_and_the_rest_of_its_shard_goes_on(
@@ -239,7 +243,7 @@ def test_image_that_faults_the_device_is_the_only_one_quarantined(tmp_path: Path
     cluster.run(replace(job, make_engine=engine), plan, lambda _: None)
     rows = photographs.rows()
     error = rows.pop("p0.png")["error"]
-    assert error == f"took 2 workers with it: RuntimeError: {DEVICE_FAULTS[fault]}"
+    assert error == f"2 workers failed at this image: RuntimeError: {DEVICE_FAULTS[fault]}"
     assert {row["status"] for row in rows.values()} == {"ok"}
     # One worker had all images at once, two had the guilty one alone, the fourth did the others.
     assert len(set((tmp_path / "generated").read_text().split())) <= 4

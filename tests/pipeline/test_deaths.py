@@ -159,7 +159,7 @@ def test_image_that_takes_all_the_memory_is_quarantined(tmp_path: Path):
         cluster.run(replace(job, decode=poison_decoder), plan, lambda _: None)
     assert {row["image_id"]: row["error"] for row in image_rows(tmp_path)} == {
         **dict.fromkeys(["0.png", "1.png", "2.png", "4.png"]),
-        "3.png": "took 2 workers with it: its machine ran out of memory",
+        "3.png": "2 workers failed at this image: its machine ran out of memory",
     }
 
 

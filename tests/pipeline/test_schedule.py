@@ -124,7 +124,7 @@ def test_image_is_quarantined_when_two_workers_of_isolated_attempts_are_lost_ove
         assert (lease.attempt.number, lease.attempt.quarantined) == (number, {})
         told.schedule.record_progress(lease, begins(lease, "0b"))
         told.schedule.record_failure(lease, "the worker died")
-    quarantined = {"0b": Failure("decode", "took 2 workers with it: the worker died")}
+    quarantined = {"0b": Failure("decode", "2 workers failed at this image: the worker died")}
     assert told.take().attempt.quarantined == quarantined
     assert told.schedule.failed == {}
 

@@ -379,7 +379,7 @@ def test_isolated_attempt_has_one_image_at_work_and_tells_before_each_step(job: 
 def test_quarantined_image_becomes_a_row_and_is_not_touched(job: Job):
     images = {"a": picture(1), "poison": picture(2, KILL), "z": picture(3)}
     job = with_images(job, {**images})
-    failure = Failure("encode", "took 2 workers with it: the worker died")
+    failure = Failure("encode", "2 workers failed at this image: the worker died")
     progress = process(job, attempt=Attempt(4, {"poison": failure}))
     assert Progress(0, "poison", "encode", "quarantined", 0, 0.0) in progress
     row = image_rows(job)["poison"]
