@@ -58,10 +58,11 @@ def near_crop_edge(
     is compared with the same coordinate of the crop and of the image.
 
     Args:
-        boxes_K4: inclusive XYXY in image pixels. crop_boxes_K4: half-open XYXY in image pixels, the crop of each mask.
-        height, width: of the image, in pixels. inner_boxes_K4: given if the exact boxes are unknown and lie between
-        these and `boxes_K4`. The result is then true only
-            if it is true for every box in between.
+        boxes_K4: inclusive XYXY in image pixels.
+        crop_boxes_K4: half-open XYXY in image pixels, the crop of each mask.
+        height, width: of the image, in pixels.
+        inner_boxes_K4: given if the exact boxes are unknown and lie between these and `boxes_K4`. The result is then
+            true only if it is true for every box in between.
 
     Source: Kirillov et al. 2023, Appendix B; `is_box_near_crop_edge` of segment-anything.
     """

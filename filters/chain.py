@@ -71,12 +71,12 @@ def crop_edge(height: int, width: int, inner_boxes_K4: Tensor | None = None) -> 
 
 
 def box_nms(threshold: float) -> Filter:
-    """Of masks whose boxes overlap more than the threshold, keeps the one with the best predicted IoU."""
+    """NMS by predicted IoU: of masks with a box IoU above the threshold, keeps the one with the highest score."""
     return Filter(DroppedBy.BOX_NMS, lambda batch: nms(batch.boxes, batch.predicted_iou, threshold))
 
 
 def crop_nms(threshold: float) -> Filter:
-    """Of masks whose boxes overlap more than the threshold, keeps the one from the smallest crop."""
+    """NMS by crop size: of masks with a box IoU above the threshold, keeps the one from the smallest crop."""
 
     def keep(batch: MaskBatch) -> Tensor:
         x0, y0, x1, y1 = batch.crop_boxes.unbind(dim=1)

@@ -248,7 +248,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def _matching_variant(state: Mapping[str, Tensor]) -> str | None:
-    """The named variant whose image encoder has the width and depth of these tensors."""
+    """The named variant with the encoder width and depth of these tensors, or None."""
     pos_embed = state.get("image_encoder.pos_embed")
     depth = len({key.split(".")[2] for key in state if key.startswith("image_encoder.blocks.")})
     for name, config in VARIANTS.items():

@@ -47,7 +47,7 @@ class SamConfig:
     # Normalisation, in 0..255 RGB.
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    # The generator preset whose thresholds suit this model's scores.
+    # The generator preset with thresholds for the scores of this model.
     default_preset: str = "official"
 
     @property

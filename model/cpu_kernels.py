@@ -3,7 +3,7 @@
 Tensors must be contiguous, in float32 or bfloat16. The arithmetic is float32. The kernels run in the calling thread.
 
 Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, M masks per prompt, K
-chosen masks, Y X embedding grid, E logit pixels of an image, cell by cell (E = 16 * L after both upsampling steps).
+chosen masks, Y X embedding grid, E pixels of an upscaled image, grouped by cell (E = 16 * L after both steps).
 """
 
 from __future__ import annotations

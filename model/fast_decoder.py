@@ -6,7 +6,7 @@ pixels stay grouped by cell; only the logits are arranged by row and column.
 
 Shapes: B images (1 if all prompts share one, else N), N prompts, Z prompts with at least one chosen mask, M masks per
 prompt, K chosen masks, C channels, Y X embedding grid, L = Y*X image tokens, O = 1 + M output tokens (predicted IoU,
-masks), E logit pixels, cell by cell.
+masks), E pixels, grouped by cell.
 Source: `modeling/mask_decoder.py` of segment-anything, through `model/mask_decoder.py`.
 """
 

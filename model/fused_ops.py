@@ -4,7 +4,7 @@ On a CPU each is one Numba kernel that reads and writes memory once. On other de
 All operations may overwrite their first argument: use only the returned tensors.
 
 Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, M masks per prompt, K
-chosen masks, Y X embedding grid, E logit pixels of an image, cell by cell (E = 16 * L after both upsampling steps).
+chosen masks, Y X embedding grid, E pixels of an upscaled image, grouped by cell (E = 16 * L after both steps).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from maskmill.pipeline.signals import StopSignals
 from maskmill.pipeline.worker import MAX_REASON_CHARACTERS, Job, process_shard
 
 SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and one reads its first images ahead
-MAX_AHEAD = 8  # images of a shard that are decoded in advance; more would take memory without a gain in speed
+MAX_AHEAD = 8  # upper limit, on machines with many CPUs, for the images of a shard that are decoded in advance
 DRAIN_SECONDS = 25.0  # containers are usually killed 30 seconds after SIGTERM
 PROGRESS_SECONDS = 1.0  # between two reports of a worker
 PLACEMENT_SECONDS = 5.0  # between two checks for new machines

@@ -65,9 +65,8 @@ class Schedule:
         self._requeued: list[Shard] = []
         self._leases: list[Lease] = []
         self._done: set[int] = set()
-        self._committed: set[int] = (
-            set()
-        )  # a copy found it committed; the worker that committed it has not finished reporting
+        # Shards that a copy found committed. The worker that committed them has not finished reporting.
+        self._committed: set[int] = set()
         self._histories: defaultdict[int, _History] = defaultdict(_History)
         self._reported_images: defaultdict[int, set[str]] = defaultdict(set)  # shard -> images passed to on_progress
         self.failed: dict[int, str] = {}  # shard -> reason of the last failure

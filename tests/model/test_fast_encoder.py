@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskmill.model.config import VARIANTS, SamConfig
-from maskmill.model.fast_encoder import _attend_at_once, _attend_in_pieces, speed_up
+from maskmill.model.fast_encoder import _attend_fused, _attend_in_blocks, speed_up
 from maskmill.model.image_encoder import Block, ImageEmbedding, ImageEncoder
 from testing.networks import SMALL_CONFIGS, randomise
 
@@ -113,10 +113,10 @@ def test_block_of_an_unknown_class_is_refused() -> None:
 
 
 @pytest.mark.parametrize("cells", [9, 1200])
-def test_one_kernel_equals_pieces(cells: int) -> None:
+def test_fused_kernel_equals_blocks(cells: int) -> None:
     generator = torch.Generator().manual_seed(cells)
     q, k, v = (torch.randn(2, 3, cells, length, generator=generator) for length in (12, 12, 8))
-    torch.testing.assert_close(_attend_at_once(q, k, v), _attend_in_pieces(q, k, v))
+    torch.testing.assert_close(_attend_fused(q, k, v), _attend_in_blocks(q, k, v))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
