@@ -51,7 +51,7 @@ def encode(logits_Khw: Tensor, upsampling: Upsampling, corner: tuple[int, int], 
 
 
 def _kernels(logits_Khw: Tensor) -> ModuleType:
-    # Imported here because Triton is not installed on machines without a GPU.
+    # Imported here because Triton may not be installed on machines without a GPU.
     if logits_Khw.is_cuda:
         from maskmill.filters import mask_measure_gpu as kernels
     else:
