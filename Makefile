@@ -31,14 +31,15 @@ fix: $(INSTALLED)  ## lets ruff correct and format
 test: $(INSTALLED)  ## the whole test suite
 	$(BIN)/pytest
 
-# Without the tests against transformers, which needs newer versions. Old versions of some packages use what newer versions of others
-# deprecate, so warnings are not errors here.
+# Without the tests against transformers, which needs newer versions, and that of the bloom filter, which old versions of pyarrow do
+# not write. Old versions of some packages use what newer versions of others deprecate, so warnings are not errors here.
 test-lowest:  ## the fast tests with the lowest version of each dependency, in .venv-lowest
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[demo,evaluate,train]' \
 		hypothesis 'moto[s3,server]' pytest pytest-timeout segment-anything triton
 	.venv-lowest/bin/pytest -W default -m 'not slow and not gpu and not ray' --ignore tests/benchmarks \
-		--ignore tests/model/test_against_oracles.py --ignore tests/model/test_checkpoint.py
+		--ignore tests/model/test_against_oracles.py --ignore tests/model/test_checkpoint.py \
+		--deselect tests/pipeline/test_table.py::test_bloom_filter_excludes_images_between_the_first_and_the_last
 
 bench: $(INSTALLED)  ## the engine against its peers; memory of a very large image
 	$(BIN)/python -m benchmarks.engine
