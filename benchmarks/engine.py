@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import SamModel
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+PEERS = ("segment_anything", "transformers")
 STEPS = ("decode", "encode", "prompt", "filter", "rle", "write")
 WARM_UP_POINTS_PER_SIDE = 8  # one batch of the published generator
 
@@ -67,7 +68,7 @@ class Timing:
     # By engine.
     seconds: dict[str, float] = field(default_factory=dict)
     masks: dict[str, int] = field(default_factory=dict)
-    # By engine of ours, and by step.
+    # By *exact* or *fast*, and by step.
     milliseconds: dict[str, dict[str, float]] = field(default_factory=dict)
     # By filter, in *exact*.
     left: dict[str, int] = field(default_factory=dict)
@@ -101,7 +102,7 @@ def main() -> None:
         "min_mask_region_area": config.min_mask_region_area,
         "runs": f"the best of {arguments.repeats}",
     }
-    limits = {"segment_anything": arguments.segment_anything, "transformers": arguments.transformers}
+    limits = dict(zip(PEERS, (arguments.segment_anything, arguments.transformers), strict=True))
     replay = None if variant.name == "mini" else load.Replay(variant.image_size, variant.mask_size, device)
     factories = _engines(variant, [name for name in limits if limits[name]], device, replay)
     _warm_up(factories, config, photographs[0], replay)
@@ -188,6 +189,7 @@ def _engines(
         factories["segment_anything"] = peers.segment_anything(sam, device, replay)
     if twin is not None:
         factories["transformers"] = peers.transformers(twin, variant.image_size, device, replay)
+    factories["compat"] = peers.compat(sam, device, replay)
     factories["exact"] = partial(peers.Maskmill, optimize(sam, "exact", device), replay)
     if half_precision(device):
         factories["fast"] = partial(peers.Maskmill, optimize(sam, "fast", device), replay)
@@ -299,7 +301,7 @@ def _report(
     peaks: dict[torch.dtype, float],
     environment: dict[str, str | float],
 ) -> str:
-    ours = [name for name in names if name in dtypes]
+    ours = [name for name in names if name not in PEERS]
     lines = [f"# Engine against its peers, {date.today()}", ""]
     lines += [f"- {key}: {value}" for key, value in environment.items()]
     lines += ["", "Seconds per photograph, from its bytes to run lengths (masks found):", ""]
@@ -310,9 +312,9 @@ def _report(
         lines += _table(["against", *ours], ratios)
     lines += ["", "Milliseconds per photograph by step, on average (*write*, to Parquet, is beyond the above):", ""]
     spent = {
-        name: {step: mean(t.milliseconds[name].get(step, 0.0) for t in timings) for step in STEPS} for name in ours
+        name: {step: mean(t.milliseconds[name].get(step, 0.0) for t in timings) for step in STEPS} for name in dtypes
     }
-    lines += _table(["engine", *STEPS], [[name, *(f"{spent[name][step]:.1f}" for step in STEPS)] for name in ours])
+    lines += _table(["engine", *STEPS], [[name, *(f"{spent[name][step]:.1f}" for step in STEPS)] for name in dtypes])
     lines += [
         "",
         "Share of the peak: the least multiply-accumulates that a step needs (benchmarks/roofline.py), by its time,",
@@ -320,7 +322,7 @@ def _report(
         "",
     ]
     rows = []
-    for name in ours:
+    for name in dtypes:
         for step in ("encode", "prompt"):
             least = mean(each[step] for each in work)
             dtype = dtypes[name][step]

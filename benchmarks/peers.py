@@ -6,6 +6,7 @@ import importlib.util
 import io
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from benchmarks.load import Replay, ReplayedSam, replay_in_segment_anything, replay_in_transformers
+from maskmill.compat.segment_anything import modeling as compat_modeling
 from maskmill.model.sam import Sam
 from maskmill.pipeline.config import DecodingConfig, GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
@@ -53,17 +55,39 @@ def segment_anything(sam: Sam, device: torch.device, replay: Replay | None) -> E
     network = oracles.published_sam(sam).to(device)
     if replay:
         replay_in_segment_anything(network, replay)
+    return partial(_engine_of_generator, partial(oracles.published_generator, network))
 
-    def factory(config: GeneratorConfig) -> Engine:
-        generator = oracles.published_generator(network, config)
 
-        def engine(data: bytes) -> list[bytes]:
-            masks = generator.generate(decode_image(data, DECODING).pixels)
-            return [mask["segmentation"]["counts"].encode() for mask in masks]
+def compat(sam: Sam, device: torch.device, replay: Replay | None) -> EngineFactory:
+    """Ours behind the interface of segment_anything: `maskmill.compat.segment_anything`."""
+    from maskmill.compat.segment_anything import SamAutomaticMaskGenerator
+    from testing import oracles
 
-        return engine
+    network = _CompatSam(sam, replay).to(device)
+    return partial(
+        _engine_of_generator, partial(oracles.published_generator, network, factory=SamAutomaticMaskGenerator)
+    )
 
-    return factory
+
+class _CompatSam(compat_modeling.Sam):
+    def __init__(self, sam: Sam, replay: Replay | None) -> None:
+        super().__init__(sam.config)
+        self.load_state_dict(sam.state_dict())
+        self._replay = replay
+
+    def for_inference(self) -> Sam:
+        sam = super().for_inference()
+        return ReplayedSam(sam, self._replay) if self._replay else sam
+
+
+def _engine_of_generator(make_generator: Callable[[GeneratorConfig], Any], config: GeneratorConfig) -> Engine:
+    generator = make_generator(config)
+
+    def engine(data: bytes) -> list[bytes]:
+        masks = generator.generate(decode_image(data, DECODING).pixels)
+        return [mask["segmentation"]["counts"].encode() for mask in masks]
+
+    return engine
 
 
 def transformers(network: SamModel, side: int, device: torch.device, replay: Replay | None) -> EngineFactory:

@@ -15,8 +15,10 @@ LONGEST_SETTING = 40  # characters
 
 
 def compare(
-    run_a: Annotated[str, typer.Argument(help="The output of a run.", show_default=False)],
-    run_b: Annotated[str, typer.Argument(help="The output of another run on the same images.", show_default=False)],
+    run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="The output of a run.", show_default=False)],
+    run_b: Annotated[
+        str, typer.Argument(metavar="RUN_B", help="The output of another run on the same images.", show_default=False)
+    ],
     iou: Annotated[float, typer.Option(min=0, max=1, help="Two masks match if their IoU is at least this.")] = 0.9,
     limit: Annotated[int, typer.Option(min=0, help="Number of images to name of each kind; all are counted.")] = 10,
     json_file: Annotated[

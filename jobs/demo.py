@@ -13,7 +13,9 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "coins", "motorcycle_left", "ro
 
 
 def demo(
-    out: Annotated[Path, typer.Argument(help="Folder for the photographs, tables and pictures.")] = Path("out/demo"),
+    out: Annotated[
+        Path, typer.Argument(metavar="[OUT]", help="Folder for the photographs, tables and pictures.")
+    ] = Path("out/demo"),
 ) -> None:
     """Generate and draw masks for six photographs with the embedded model.
 

@@ -11,7 +11,11 @@ import typer
 def info(
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(help="A .pth, .bin or .safetensors file. Default: the embedded model.", show_default=False),
+        typer.Argument(
+            metavar="[CHECKPOINT]",
+            help="A .pth, .bin or .safetensors file. Default: the embedded model.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Show the model, preset, sizes and sha256 of a checkpoint.

@@ -12,7 +12,9 @@ from maskmill.jobs.run import MovedTo
 
 
 def preview(
-    out: Annotated[str, typer.Argument(help="The output of a run, finished or not.", show_default=False)],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="The output of a run, finished or not.", show_default=False)
+    ],
     image_ids: Annotated[
         list[str] | None,
         typer.Argument(metavar="[IMAGE_ID]...", help="Images to draw. Default: the first ones.", show_default=False),

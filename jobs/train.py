@@ -24,7 +24,11 @@ SMOOTHING = 20
 def train(
     out: Annotated[
         Path,
-        typer.Argument(help="Folder of the training run. A run that is already there is resumed.", show_default=False),
+        typer.Argument(
+            metavar="OUT",
+            help="Folder of the training run. A run that is already there is resumed.",
+            show_default=False,
+        ),
     ],
     data: Annotated[
         list[str] | None,

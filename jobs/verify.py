@@ -8,7 +8,7 @@ import typer
 
 
 def verify(
-    out: Annotated[str, typer.Argument(help="The output of a run.", show_default=False)],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The output of a run.", show_default=False)],
     limit: Annotated[int, typer.Option(min=0, help="Number of errors to print; all are counted.")] = 20,
 ) -> None:
     """Check an output: each planned image has one row, counts agree, each RLE decodes to its area and box.

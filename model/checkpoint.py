@@ -68,7 +68,9 @@ def load_model(variant: str, checkpoint: Path | None) -> LoadedModel:
 def embedded_checkpoint(variant: str) -> Path:
     """The default checkpoint of a variant. Raises CheckpointError if it has none or the file is missing."""
     if variant != "mini":
-        raise CheckpointError(f"{variant} needs a checkpoint file; give one (--checkpoint FILE)")
+        raise CheckpointError(
+            f"{variant} has no embedded weights: give a file (--checkpoint FILE, or load_model({variant!r}, FILE))"
+        )
     if not EMBEDDED_WEIGHTS.exists():
         raise CheckpointError(
             f"the embedded model has no weights yet: {EMBEDDED_WEIGHTS} is missing; run `maskmill train`"

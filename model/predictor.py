@@ -133,16 +133,17 @@ def check_pixels(pixels: NDArray[Any]) -> None:
 
 
 def _array(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """`value` as finite float64 of `shape`; -1 in `shape` matches any positive length."""
+    """`value` as finite float64 of `shape`, in which -1 stands for any positive length."""
+    wanted = f"({', '.join('N' if n == -1 else str(n) for n in shape)}{',' * (len(shape) == 1)})"
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise PromptError(f"{name} must be numbers of shape {shape}: {error}") from error
+        raise PromptError(f"{name} must be numbers of shape {wanted}: {error}") from error
     fits = array.ndim == len(shape) and all(
         n == m or (m == -1 and n > 0) for n, m in zip(array.shape, shape, strict=True)
     )
     if not fits:
-        raise PromptError(f"{name} has the shape {array.shape}; it must be {shape}")
+        raise PromptError(f"{name} has the shape {array.shape}; it must be {wanted}")
     if not np.isfinite(array).all():
         raise PromptError(f"{name} holds numbers that are not finite")
     return array

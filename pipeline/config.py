@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -76,6 +77,8 @@ class GeneratorConfig:
 
 
 def _check_range(name: str, value: float, lowest: float, highest: float = math.inf) -> None:
+    if not isinstance(value, Real):
+        raise ConfigError(f"{name} is {value!r}; it must be a number.")
     if not lowest <= value <= highest:
         wanted = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
         raise ConfigError(f"{name} is {value}; it must be {wanted}.")

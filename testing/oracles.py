@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -113,11 +115,13 @@ class _SkippingUpscaler(nn.Sequential):
         return self[4](self[3](x) + encoder.skips[1])
 
 
-def published_generator(sam: published.Sam, config: GeneratorConfig) -> SamAutomaticMaskGenerator:
-    """segment_anything's generator with our arguments. It knows neither of the `sa1b` additions."""
+def published_generator(
+    sam: nn.Module, config: GeneratorConfig, factory: Callable[..., Any] = SamAutomaticMaskGenerator
+) -> Any:
+    """segment_anything's generator with our arguments, which gives COCO run lengths. It has no `sa1b` additions."""
     assert config.max_coverage is None
     assert not config.drop_small_masks
-    return SamAutomaticMaskGenerator(
+    return factory(
         sam,
         points_per_side=config.points_per_side,
         points_per_batch=config.points_per_batch or 64,

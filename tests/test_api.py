@@ -85,7 +85,11 @@ def test_embedded_model_is_loaded_by_default(mini: Sam):
     ("arguments", "error", "message"),
     [
         ({"variant": "vit_x"}, ConfigError, "no model 'vit_x'; choose one of"),
-        ({"variant": "vit_b"}, CheckpointError, "vit_b needs a checkpoint file"),
+        (
+            {"variant": "vit_b"},
+            CheckpointError,
+            r"give a file \(--checkpoint FILE, or load_model\('vit_b', FILE\)\)",
+        ),
         ({"checkpoint": "/no/such.pth"}, CheckpointError, "cannot read the checkpoint /no/such.pth"),
         ({"device": "tpu"}, DeviceError, "no device 'tpu'"),
         ({"precision": "double"}, DeviceError, "no precision 'double'"),
@@ -154,7 +158,8 @@ def test_models_own_preset_is_taken_when_none_is_given(mini: Sam):
         ({"preset": "best"}, "no preset 'best'; choose one of official"),
         ({"points": 8}, "no generator option 'points'; choose from points_per_side"),
         ({"pred_iou_thresh": -1}, "pred_iou_thresh is -1; it must be at least 0"),
-        ({"points_per_side": "8"}, "a generator option has a value of the wrong type"),
+        ({"points_per_side": "8"}, "points_per_side is '8'; it must be a number"),
+        ({"point_grids": [[0.5, 0.5]]}, "a generator option has a value of the wrong type"),
     ],
 )
 def test_option_is_refused_by_name(arguments: dict[str, Any], message: str):

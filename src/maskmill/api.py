@@ -47,7 +47,8 @@ def load_model(
             has instructions for it: nearly always the same masks.
 
     Raises:
-        CheckpointError: an unknown variant; a file that is missing, damaged, unsafe or of another variant.
+        ConfigError: an unknown variant.
+        CheckpointError: a variant without weights; a file that is missing, damaged, unsafe or of another variant.
         DeviceError: an unknown precision, or a device that this machine does not have.
     """
     loaded = checkpoints.load_model(variant, None if checkpoint is None else Path(checkpoint))

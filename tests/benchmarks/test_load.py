@@ -79,8 +79,10 @@ def test_peers_have_the_same_masks_when_they_are_replayed(candidates, replay, tm
     published = peers.segment_anything(sam, CPU, replay)(config)(encoded())
     theirs = peers.transformers(network, TINY.image_size, CPU, replay)(config)(encoded())
     ours = peers.Maskmill(optimize(sam, "exact", "cpu"), replay, config)(encoded())
+    compat = peers.compat(sam, CPU, replay)(config)(encoded())
     assert len(ours) > 5
     assert ours == published
+    assert ours == compat
     assert ours == theirs
 
 

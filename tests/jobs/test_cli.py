@@ -56,7 +56,11 @@ def test_bash_completes_the_name_of_a_command():
     ("arguments", "message"),
     [
         (["generate", "a", "b", "--nonsense"], "maskmill: error: No such option"),
-        (["generate", "a"], "maskmill: error: Missing argument"),
+        (["generate", "a"], "maskmill: error: Missing argument 'OUT'"),
+        (["preview"], "maskmill: error: Missing argument 'OUT'"),
+        (["verify"], "maskmill: error: Missing argument 'OUT'"),
+        (["compare", "a"], "maskmill: error: Missing argument 'RUN_B'"),
+        (["train"], "maskmill: error: Missing argument 'OUT'"),
         (["generate", "a", "b", "--points-per-side", "x"], "maskmill: error: Invalid value for '--points-per-side'"),
         (["nonsense"], "maskmill: error: No such command 'nonsense'"),
     ],

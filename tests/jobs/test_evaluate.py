@@ -87,7 +87,7 @@ def test_evaluate_judges_a_run_whose_images_have_moved(
     [
         ("--only", "miou", "there is no measure 'miou'; choose of proposals, clicks"),
         ("--preset", "best", "there is no preset 'best'"),
-        ("--model", "vit_b", "vit_b needs a checkpoint file"),
+        ("--model", "vit_b", "vit_b has no embedded weights"),
         ("--device", "abacus", "there is no device 'abacus'"),
         ("--data", "missing", "missing: no such file or folder"),
         ("--out", "photographs/0.jpg", "0.jpg: cannot be created"),

@@ -83,7 +83,7 @@ def test_points_are_foreground_when_labels_are_left_out(image: EncodedImage) -> 
     [
         ({}, "no prompt"),
         ({"labels": [1]}, "labels without points"),
-        ({"points": [10, 20]}, r"points has the shape \(2,\)"),
+        ({"points": [10, 20]}, r"points has the shape \(2,\); it must be \(N, 2\)"),
         ({"points": np.zeros((0, 2))}, r"points has the shape \(0, 2\)"),
         ({"points": [[1, 2]], "labels": [1, 0]}, r"labels has the shape \(2,\); it must be \(1,\)"),
         ({"points": [[1, 2]], "labels": [2]}, "neither 1"),
