@@ -67,6 +67,7 @@ fuzz: $(INSTALLED)  ## feeds damaged images, archives, tables and run lengths fo
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "maskmill needs Python 3.11 or newer; say which with: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "installing what pyproject.toml names into .venv: minutes, and gigabytes where torch comes with CUDA"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
