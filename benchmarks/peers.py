@@ -15,6 +15,7 @@ from pycocotools import mask as coco
 from torch import Tensor
 
 from benchmarks.load import Replay, ReplayedSam, replay_in_segment_anything, replay_in_transformers
+from maskmill.compat.segment_anything import SamAutomaticMaskGenerator
 from maskmill.compat.segment_anything import modeling as compat_modeling
 from maskmill.model.sam import Sam
 from maskmill.pipeline.config import DecodingConfig, GeneratorConfig
@@ -60,7 +61,6 @@ def segment_anything(sam: Sam, device: torch.device, replay: Replay | None) -> E
 
 def compat(sam: Sam, device: torch.device, replay: Replay | None) -> EngineFactory:
     """Ours behind the interface of segment_anything: `maskmill.compat.segment_anything`."""
-    from maskmill.compat.segment_anything import SamAutomaticMaskGenerator
     from testing import oracles
 
     network = _CompatSam(sam, replay).to(device)
