@@ -133,7 +133,7 @@ def check_pixels(pixels: NDArray[Any]) -> None:
 
 
 def _array(name: str, value: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """`value` as finite float64 of `shape`, in which -1 stands for any positive length."""
+    """`value` as finite float64 of `shape`; -1 in `shape` matches any positive length."""
     wanted = f"({', '.join('N' if n == -1 else str(n) for n in shape)}{',' * (len(shape) == 1)})"
     try:
         array = np.asarray(value, dtype=np.float64)
