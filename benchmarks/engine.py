@@ -102,7 +102,7 @@ def main() -> None:
         "min_mask_region_area": config.min_mask_region_area,
         "runs": f"the best of {arguments.repeats}",
     }
-    limits = dict(zip(PEERS, (arguments.segment_anything, arguments.transformers), strict=True))
+    limits: dict[str, int] = dict(zip(PEERS, (arguments.segment_anything, arguments.transformers), strict=True))
     replay = None if variant.name == "mini" else load.Replay(variant.image_size, variant.mask_size, device)
     factories = _engines(variant, [name for name in limits if limits[name]], device, replay)
     _warm_up(factories, config, photographs[0], replay)

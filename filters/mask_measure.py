@@ -28,7 +28,7 @@ class Measures(NamedTuple):
 
 
 # Subclasses of Tensor can override these functions with `__torch_function__`, like operators of PyTorch.
-@wrap_torch_function(lambda logits_Khw, *_, **__: (logits_Khw,))
+@wrap_torch_function(lambda logits_Khw, *_, **__: (logits_Khw,))  # pyright: ignore[reportArgumentType] (torch's types)
 def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: float = 0.0) -> Measures:
     """Measures masks. A pixel belongs to the mask if its logit is above 0.
 
@@ -43,7 +43,7 @@ def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: f
     return Measures(above_K / below_K, area_K, outer_K4 * (outer_K4[:, 2:3] >= 0), inner_K4)
 
 
-@wrap_torch_function(lambda logits_Khw, *_, **__: (logits_Khw,))
+@wrap_torch_function(lambda logits_Khw, *_, **__: (logits_Khw,))  # pyright: ignore[reportArgumentType] (torch's types)
 def encode(logits_Khw: Tensor, upsampling: Upsampling, corner: tuple[int, int], height: int, width: int) -> list[bytes]:
     """The `counts` of the masks in an image of (height, width) pixels. `corner` is the top-left (x, y) of the crop."""
     offset = corner[0] * height + corner[1]

@@ -26,6 +26,12 @@ class Frame:
     width: int
     input_size: int
 
+    @staticmethod
+    def of(pixels_HW3: NDArray[np.uint8], input_size: int) -> Frame:
+        """The frame of an image (H, W, 3)."""
+        height, width, _ = pixels_HW3.shape
+        return Frame(height, width, input_size)
+
     @property
     def resized(self) -> tuple[int, int]:
         """(height, width) of the image in input pixels."""

@@ -112,7 +112,7 @@ def encode_image(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> EncodedImage:
     """Encodes an RGB image, (H, W, 3) uint8. Raises PromptError for any other array."""
     check_pixels(pixels_HW3)
     embedding = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
-    return EncodedImage(sam, embedding, Frame(*pixels_HW3.shape[:2], sam.config.image_size))
+    return EncodedImage(sam, embedding, Frame.of(pixels_HW3, sam.config.image_size))
 
 
 def check_pixels(pixels: NDArray[Any]) -> None:

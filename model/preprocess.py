@@ -18,7 +18,7 @@ from maskmill.model.frame import Frame
 
 def preprocess(pixels_HW3: NDArray[np.uint8], config: SamConfig) -> Tensor:
     """Resizes, normalises and pads an RGB image: (3, S, S) float32."""
-    frame = Frame(*pixels_HW3.shape[:2], config.image_size)
+    frame = Frame.of(pixels_HW3, config.image_size)
     return normalise(frame.resize(pixels_HW3), config)
 
 

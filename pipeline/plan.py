@@ -79,7 +79,7 @@ class Plan:
         holds = pc.field("image_id") == image_id
         for length in range(1, len(parts) + 1):
             tar = f"/{'/'.join(parts[:length])}"
-            holds |= pc.field("image_id").is_null() & pc.ends_with(pc.field("uri"), tar)
+            holds |= pc.field("image_id").is_null() & pc.ends_with(pc.field("uri"), tar)  # pyright: ignore[reportAttributeAccessIssue]
         rows = pq.read_table(pa.BufferReader(self.data), columns=["shard"], filters=holds, use_threads=False)
         return [Shard(index, "").name for index in rows["shard"].unique().to_pylist()]
 

@@ -67,8 +67,12 @@ class Sam(sam.Sam):
         embeddings = self.for_inference().encode_images(inputs)
         outputs = []
         for index, record in enumerate(batched_input):
-            prompts = [record.get(name) for name in ("point_coords", "point_labels", "boxes", "mask_inputs")]
-            logits_BChw, ious_BC = self.decode(embeddings[index : index + 1], *prompts, multimask_output)
+            points, labels, boxes, masks = (
+                record.get(name) for name in ("point_coords", "point_labels", "boxes", "mask_inputs")
+            )
+            logits_BChw, ious_BC = self.decode(
+                embeddings[index : index + 1], points, labels, boxes, masks, multimask_output
+            )
             masks_BCHW = self.postprocess_masks(logits_BChw, record["image"].shape[-2:], record["original_size"])
             masks_BCHW = masks_BCHW > self.mask_threshold
             outputs.append({"masks": masks_BCHW, "iou_predictions": ious_BC, "low_res_logits": logits_BChw})

@@ -33,7 +33,7 @@ class Example:
 
 def fit(image: LabelledImage, side: int) -> Example:
     """The whole image, longest side `side`, padded: what the pipeline feeds the model."""
-    resized_hw3 = Frame(*image.pixels_HW3.shape[:2], side).resize(image.pixels_HW3)
+    resized_hw3 = Frame.of(image.pixels_HW3, side).resize(image.pixels_HW3)
     return _place(resized_hw3.numpy(), image.maps_AHW, side)
 
 

@@ -22,7 +22,7 @@ class ResizeLongestSide:
 
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resizes an image (H, W, 3) uint8 to (h, w, 3)."""
-        return Frame(*image.shape[:2], self.target_length).resize(image).numpy()
+        return Frame.of(image, self.target_length).resize(image).numpy()
 
     def apply_coords(self, coords: NDArray, original_size: tuple[int, ...]) -> NDArray[np.float64]:
         """Scales points (..., 2) x, y; `original_size` is (H, W)."""
@@ -37,7 +37,7 @@ class ResizeLongestSide:
 
         The published method wrongly takes B and 3 as the image size; this one takes H and W.
         """
-        size = self.get_preprocess_shape(*image.shape[-2:], self.target_length)
+        size = self.get_preprocess_shape(image.shape[-2], image.shape[-1], self.target_length)
         return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
 
     def apply_coords_torch(self, coords: Tensor, original_size: tuple[int, ...]) -> Tensor:
