@@ -38,6 +38,9 @@ class CocoInstances:
     def __len__(self) -> int:
         return len(self.images)
 
+    def image_id(self, index: int) -> str:
+        return _file_name(self.images[index])
+
     def __getitem__(self, index: int, /) -> AnnotatedImage:
         image = self.images[index]
         file_name = _file_name(image)

@@ -19,7 +19,7 @@ _ONE_CHANNEL = ("L", "P", "I", "I;16", "1")
 
 @dataclass(frozen=True)
 class LabelMapFolder:
-    """A folder of label maps. Each value in a map is a segment, also 0: some annotators count from 0, some from 1."""
+    """A folder of label maps. Each value above 0 in a map is a segment; 0 is unlabelled."""
 
     folder: Path
     photographs: tuple[Path, ...]
@@ -32,13 +32,16 @@ class LabelMapFolder:
     def __len__(self) -> int:
         return len(self.photographs)
 
+    def image_id(self, index: int) -> str:
+        return self.photographs[index].stem
+
     def __getitem__(self, index: int, /) -> AnnotatedImage:
         photograph = self.photographs[index]
         maps = [_read_map(path) for path in self.maps[index]]
         for path, map_HW in zip(self.maps[index], maps, strict=True):
             if map_HW.shape != maps[0].shape:
                 raise AnnotationError(f"{path}: its size differs from that of {self.maps[index][0].name}")
-        segments = [(a, map_HW == label) for a, map_HW in enumerate(maps) for label in np.unique(map_HW)]
+        segments = [(a, map_HW == label) for a, map_HW in enumerate(maps) for label in np.unique(map_HW) if label]
         return annotated_image(
             photograph.stem,
             str(photograph),

@@ -110,6 +110,10 @@ class AnnotatedImages(Protocol):
 
     def __len__(self) -> int: ...
 
+    def image_id(self, index: int) -> str:
+        """Of an image, without reading its annotations."""
+        ...
+
     def __getitem__(self, index: int, /) -> AnnotatedImage:
         """Raises AnnotationError if the annotations are damaged. The image file is read later, by `read_pixels`."""
         ...

@@ -75,6 +75,9 @@ class RunImages:
     def __len__(self) -> int:
         return len(self.done)
 
+    def image_id(self, index: int) -> str:
+        return self.done[index].image_id
+
     def __getitem__(self, index: int, /) -> AnnotatedImage:
         image = self.done[index]
         try:

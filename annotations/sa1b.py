@@ -28,6 +28,9 @@ class Sa1bFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def image_id(self, index: int) -> str:
+        return self.paths[index].removesuffix(".json")
+
     def __getitem__(self, index: int, /) -> AnnotatedImage:
         path = self.folder / self.paths[index]
         content = read_json(path)
@@ -36,7 +39,7 @@ class Sa1bFolder:
         image, masks = content["image"], content["annotations"]
         photograph = (self.images or path.parent) / str(image.get("file_name", f"{path.stem}.jpg"))
         return image_of_entries(
-            self.paths[index].removesuffix(".json"),
+            self.image_id(index),
             str(photograph),
             image_size(image, str(path)),
             masks,

@@ -5,8 +5,10 @@ Shapes: H W image size, h w reduced size, A label maps.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,10 +37,17 @@ class TrainingImages:
     """
 
     def __init__(
-        self, images: AnnotatedImages, cache_bytes: int = CACHE_BYTES, longest_side: int = LONGEST_SIDE
+        self,
+        images: AnnotatedImages,
+        cache_bytes: int = CACHE_BYTES,
+        longest_side: int = LONGEST_SIDE,
+        chosen: Sequence[int] | None = None,
     ) -> None:
-        """Keeps at most `cache_bytes` in memory. Reduces photographs to `longest_side` pixels."""
+        """Keeps at most `cache_bytes` in memory. Reduces photographs to `longest_side` pixels. `chosen` are the indices of
+        the images to use; None for all.
+        """
         self._images, self._cache_bytes, self._longest_side = images, cache_bytes, longest_side
+        self._chosen = range(len(images)) if chosen is None else chosen
         self._kept = ImageCache(cache_bytes)
 
     @property
@@ -47,7 +56,7 @@ class TrainingImages:
         return self._images.name
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._chosen)
 
     def __getitem__(self, index: int, /) -> LabelledImage:
         """Raises TrainingDataError if no image has masks, or too many images in a row are damaged."""
@@ -68,14 +77,23 @@ class TrainingImages:
     def _labelled(self, index: int) -> LabelledImage | None:
         image = self._kept.get(index)
         if image is None:
-            image = to_labelled(self._images[index], self._longest_side)
+            image = to_labelled(self._images[self._chosen[index]], self._longest_side)
             if image is not None:
                 self._kept.add(index, image)
         return image
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The copy starts with an empty cache.
-        return TrainingImages, (self._images, self._cache_bytes, self._longest_side)
+        return TrainingImages, (self._images, self._cache_bytes, self._longest_side, self._chosen)
+
+
+def split_off(images: AnnotatedImages) -> tuple[list[int], list[int]]:
+    """The indices of the images to train on, and of the tenth to validate on, chosen by the hash of the image id."""
+    parts: tuple[list[int], list[int]] = ([], [])
+    for index in range(len(images)):
+        digest = hashlib.sha256(images.image_id(index).encode()).digest()
+        parts[digest[0] % 10 == 0].append(index)
+    return parts
 
 
 def to_labelled(image: AnnotatedImage, longest_side: int) -> LabelledImage | None:

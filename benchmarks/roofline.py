@@ -13,8 +13,10 @@ import math
 import time
 
 import torch
+from torch import Tensor, nn
 
 from maskmill.model.config import SamConfig
+from maskmill.model.lite_encoder import LiteEncoder
 
 
 def image_encoder(config: SamConfig) -> int:
@@ -32,6 +34,8 @@ def image_encoder(config: SamConfig) -> int:
 
 def _stem(config: SamConfig) -> int:
     width, cells = config.encoder_width, config.grid_size**2
+    if config.trunk:
+        return _lite_convolutions(config)
     if config.stem == "patch":
         return cells * 3 * config.patch_size**2 * width
     halvings = int(math.log2(config.patch_size))
@@ -44,6 +48,24 @@ def _stem(config: SamConfig) -> int:
     if config.high_resolution_skips:
         for halving in (1, 2):
             total += (cells << 2 * halving) * 9 * (width >> halving) * (config.embed_dim >> (halving + 1))
+    return total
+
+
+def _lite_convolutions(config: SamConfig) -> int:
+    """All convolutions of a `LiteEncoder` outside its neck."""
+    total = 0
+
+    def count(convolution: nn.Module, _: object, made_BCHW: Tensor) -> None:
+        nonlocal total
+        assert isinstance(convolution, nn.Conv2d)
+        total += made_BCHW[0, 0].numel() * convolution.weight.numel()
+
+    with torch.device("meta"):
+        encoder = LiteEncoder(config)
+        for name, module in encoder.named_modules():
+            if isinstance(module, nn.Conv2d) and not name.startswith("neck."):
+                module.register_forward_hook(count)
+        encoder(torch.zeros(1, 3, config.image_size, config.image_size))
     return total
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ import typer
 from maskmill.jobs.extras import require_extra
 
 if TYPE_CHECKING:
+    from maskmill.annotations.records import AnnotatedImages
     from maskmill.annotations.training import TrainingImages
     from maskmill.model.training.recipe import TrainingConfig
     from maskmill.model.training.session import Session
@@ -35,8 +36,9 @@ def train(
         typer.Option(
             metavar="PATH",
             help="Photographs with masks: COCO instances (a .json file, or FILE.json:FOLDER with the folder of its "
-            "photographs), an SA-1B folder (sa_1.jpg, sa_1.json), a BSDS folder (ID.jpg, ID.seg0.png), or the output "
-            "of `maskmill generate`. The format is detected. Repeatable: all data sets are sampled equally.",
+            "photographs), an SA-1B folder (sa_1.jpg, sa_1.json), a BSDS folder (ID.jpg, ID.seg0.png; 0 is "
+            "unlabelled), or the output of `maskmill generate`. The format is detected. Repeatable. PATH=WEIGHT "
+            "samples a data set WEIGHT times as often as one without a weight.",
             show_default=False,
         ),
     ] = None,
@@ -50,10 +52,11 @@ def train(
         ),
     ] = None,
     validation: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Held-out photographs with masks, as for --data: for figures in the log and sample pictures.",
+            help="Held-out photographs with masks, as for --data: for figures in the log and sample pictures. Repeatable. "
+            "If --data names the same data set, a tenth of its images, chosen by the hash of their ids, is held out.",
             show_default=False,
         ),
     ] = None,
@@ -65,6 +68,15 @@ def train(
             help="Weights to start from, as published by Segment Anything, Hugging Face or maskmill; `embedded` for "
             "the embedded weights. The encoder may have fewer blocks. The result is the mean of these weights and the "
             "trained ones. Default: random weights.",
+            show_default=False,
+        ),
+    ] = None,
+    trunk: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Published ImageNet weights to start the encoder of mini from: efficientnet-lite2. From --checkpoint "
+            "only prompt encoder and mask decoder are taken then.",
             show_default=False,
         ),
     ] = None,
@@ -104,14 +116,17 @@ def train(
     require_extra("train")
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import embedded_checkpoint
-    from maskmill.model.config import find_variant
+    from maskmill.model.config import TRUNKS, find_variant
     from maskmill.model.optimize import resolve_device
     from maskmill.model.training.recipe import choose_recipe
     from maskmill.model.training.session import Session, read_start
     from maskmill.pipeline.errors import ConfigError
 
     variant = find_variant(model)
-    recipe = replace(choose_recipe(variant, from_checkpoint=checkpoint is not None), seed=seed)
+    if trunk is not None and variant.trunk != TRUNKS.get(trunk, ()):
+        raise ConfigError(f"--trunk {trunk}: {model} has no such trunk; mini_lite has efficientnet-lite2")
+    recipe = choose_recipe(variant, from_checkpoint=checkpoint is not None, from_trunk=trunk is not None)
+    recipe = replace(recipe, seed=seed)
     if data_share is not None:
         if not data:
             raise ConfigError("--data-share needs --data")
@@ -124,40 +139,72 @@ def train(
     resolved = str(resolve_device(device))
     weights = None
     if checkpoint is not None:
-        weights = embedded_checkpoint(model) if checkpoint == "embedded" else Path(checkpoint)
-        # Checked before any process starts, so that a wrong checkpoint is a one-line error.
-        read_start(variant, weights)
+        weights = embedded_checkpoint("mini" if trunk else model) if checkpoint == "embedded" else Path(checkpoint)
+    # Checked before any process starts, so that a wrong checkpoint is a one-line error.
+    read_start(variant, weights, trunk)
+    shares = dict(_parse_weight(entry) for entry in data or ())
+    opened, held_out = _open_all(shares, validation or ())
     session = Session(
         out,
         variant,
         recipe,
-        _open_all(data or ()),
-        None if validation is None else _open(validation),
+        opened,
+        {name: shares[path] for name, path in zip(opened, shares, strict=True)},
+        held_out,
         weights,
+        trunk,
         resolved,
         processes,
     )
     _run_with_progress_bar(session, recipe, steps or recipe.total_steps)
 
 
-def _open_all(paths: Sequence[str]) -> dict[str, TrainingImages]:
-    """The data sets by the names that the log and the checkpoint use."""
+def _parse_weight(entry: str) -> tuple[str, float]:
+    """PATH or PATH=WEIGHT."""
+    from maskmill.pipeline.errors import ConfigError
+
+    path, equals, weight = entry.rpartition("=")
+    if not equals:
+        return entry, 1.0
+    try:
+        parsed = float(weight)
+    except ValueError:
+        return entry, 1.0  # a path with an equals sign in it
+    if not 0 < parsed < float("inf"):
+        raise ConfigError(f"--data {entry}: a weight is a number above 0")
+    return path, parsed
+
+
+def _open_all(
+    data: Collection[str], validation: Collection[str]
+) -> tuple[dict[str, TrainingImages], dict[str, TrainingImages]]:
+    """The data sets to train on and to validate on, by the names that the log and the checkpoint use."""
+    from maskmill.annotations.training import TrainingImages, split_off
+    from maskmill.pipeline.errors import ConfigError
+
     opened: dict[str, TrainingImages] = {}
-    for path in paths:
+    held_out: dict[str, TrainingImages] = {}
+    for path in dict.fromkeys((*data, *validation)):
         images = _open(path)
-        opened[path if images.name in opened else images.name] = images
-    return opened
+        name = path if images.name in opened or images.name in held_out else images.name
+        if path in data and path in validation:
+            ours, theirs = split_off(images)
+            if not ours or not theirs:
+                raise ConfigError(f"{path}: too few images to keep a tenth of them for validation")
+            opened[name], held_out[name] = TrainingImages(images, chosen=ours), TrainingImages(images, chosen=theirs)
+        else:
+            (opened if path in data else held_out)[name] = TrainingImages(images)
+    for images in (*opened.values(), *held_out.values()):
+        images[0]  # raises now if the data set has no usable image, not after the first steps
+    return opened, held_out
 
 
-def _open(path: str) -> TrainingImages:
+def _open(path: str) -> AnnotatedImages:
     from maskmill.annotations import open_annotations
-    from maskmill.annotations.training import TrainingImages
 
     file, colon, folder = path.rpartition(":")
     apart = bool(colon) and file.lower().endswith(".json")
-    images = TrainingImages(open_annotations(file, Path(folder)) if apart else open_annotations(path))
-    images[0]  # raises now if the data set has no usable image, not after the first steps
-    return images
+    return open_annotations(file, Path(folder)) if apart else open_annotations(path)
 
 
 def _run_with_progress_bar(session: Session, recipe: TrainingConfig, last: int) -> None:

@@ -9,6 +9,31 @@ from maskmill.model.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class TrunkStage:
+    """Blocks of equal width in a convolutional trunk. `stride` is that of the first block."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+# Trunks with published ImageNet weights, by the name of the weights.
+TRUNKS: dict[str, tuple[TrunkStage, ...]] = {
+    "efficientnet-lite2": (
+        TrunkStage(1, kernel=3, stride=1, expansion=1, channels=16),
+        TrunkStage(3, kernel=3, stride=2, expansion=6, channels=24),
+        TrunkStage(3, kernel=5, stride=2, expansion=6, channels=48),
+        TrunkStage(4, kernel=3, stride=2, expansion=6, channels=88),
+        TrunkStage(4, kernel=5, stride=1, expansion=6, channels=120),
+        TrunkStage(5, kernel=5, stride=2, expansion=6, channels=208),
+        TrunkStage(1, kernel=3, stride=1, expansion=6, channels=352),
+    ),
+}
+
+
+@dataclass(frozen=True)
 class SamConfig:
     """Dimensions of one SAM variant. The defaults are shared by all published variants.
 
@@ -31,6 +56,8 @@ class SamConfig:
     stem_blocks: tuple[int, ...] = ()
     # Whether the mask upscaler also gets the stem's finer features, as in SAM 2. Needs the "conv" stem.
     high_resolution_skips: bool = False
+    # Convolutional trunk (EfficientNet-Lite) before the blocks, in place of the stem. Needs high_resolution_skips.
+    trunk: tuple[TrunkStage, ...] = ()
     # Input side in pixels, pixels per embedding cell, channels of the embedding.
     image_size: int = 1024
     patch_size: int = 16
@@ -83,6 +110,26 @@ VARIANTS: dict[str, SamConfig] = {
         decoder_mlp_dim=512,
         decoder_attention_downsample=1,
         iou_head_width=128,
+        default_preset="mini",
+    ),
+    # `mini` with a pretrained trunk. It has no embedded weights yet: `maskmill train --trunk efficientnet-lite2`.
+    "mini_lite": SamConfig(
+        "mini_lite",
+        encoder_width=256,
+        encoder_depth=3,
+        encoder_heads=8,
+        global_attention_blocks=(0, 1, 2),
+        relative_positions=False,
+        trunk=TRUNKS["efficientnet-lite2"],
+        high_resolution_skips=True,
+        image_size=512,
+        embed_dim=128,
+        decoder_heads=4,
+        decoder_mlp_dim=512,
+        decoder_attention_downsample=1,
+        iou_head_width=128,
+        pixel_mean=(127.0, 127.0, 127.0),
+        pixel_std=(128.0, 128.0, 128.0),
         default_preset="mini",
     ),
 }

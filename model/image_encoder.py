@@ -51,16 +51,8 @@ class ImageEncoder(nn.Module):
         self.img_size = config.image_size
         self.patch_embed = PatchEmbed(config) if config.stem == "patch" else ConvStem(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, config.encoder_width))
-        self.blocks = nn.ModuleList(
-            Block(config, window_size=0 if i in config.global_attention_blocks else config.window_size)
-            for i in range(config.encoder_depth)
-        )
-        self.neck = nn.Sequential(
-            nn.Conv2d(config.encoder_width, config.embed_dim, kernel_size=1, bias=False),
-            LayerNorm2d(config.embed_dim),
-            nn.Conv2d(config.embed_dim, config.embed_dim, kernel_size=3, padding=1, bias=False),
-            LayerNorm2d(config.embed_dim),
-        )
+        self.blocks = make_blocks(config)
+        self.neck = make_neck(config)
         self.skips = nn.ModuleList()
         if config.high_resolution_skips:
             for halving in (1, 2):
@@ -75,6 +67,24 @@ class ImageEncoder(nn.Module):
         # `finer` may go further than there are skips.
         skips = tuple(skip(features) for skip, features in zip(self.skips, finer, strict=False))
         return ImageEmbedding(self.neck(x_BHWC.permute(0, 3, 1, 2)), skips)
+
+
+def make_blocks(config: SamConfig) -> nn.ModuleList:
+    """The transformer blocks of an encoder; each maps (B, Y, X, C) to (B, Y, X, C)."""
+    return nn.ModuleList(
+        Block(config, window_size=0 if i in config.global_attention_blocks else config.window_size)
+        for i in range(config.encoder_depth)
+    )
+
+
+def make_neck(config: SamConfig) -> nn.Sequential:
+    """The layers from the blocks' output (B, C, Y, X) to the image embedding (B, E, Y, X)."""
+    return nn.Sequential(
+        nn.Conv2d(config.encoder_width, config.embed_dim, kernel_size=1, bias=False),
+        LayerNorm2d(config.embed_dim),
+        nn.Conv2d(config.embed_dim, config.embed_dim, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(config.embed_dim),
+    )
 
 
 class PatchEmbed(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskmill.model.config import SamConfig
 from maskmill.model.image_encoder import ImageEmbedding, ImageEncoder
+from maskmill.model.lite_encoder import LiteEncoder
 from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
 from maskmill.model.prompt_encoder import PromptEncoder
 
@@ -21,7 +22,7 @@ class Sam(nn.Module):
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder = LiteEncoder(config) if config.trunk else ImageEncoder(config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
 

@@ -33,9 +33,9 @@ __all__ = [
 
 
 def published_sam(sam: Sam) -> published.Sam:
-    """segment_anything's own network with our weights; our encoder only where it knows no such stem."""
+    """segment_anything's own network with our weights; our encoder where it has no counterpart."""
     config = sam.config
-    if config.stem == "conv":
+    if config.trunk or config.stem == "conv":
         image_encoder = _OurEncoder(sam)
     else:
         image_encoder = published.ImageEncoderViT(
@@ -77,7 +77,7 @@ def published_sam(sam: Sam) -> published.Sam:
         pixel_std=list(config.pixel_std),
     )
     state = sam.state_dict()
-    if config.stem == "conv":
+    if config.trunk or config.stem == "conv":
         state = {key: value for key, value in state.items() if not key.startswith("image_encoder.")}
         state |= {f"image_encoder.encoder.{key}": value for key, value in sam.image_encoder.state_dict().items()}
     if isinstance(image_encoder, _OurEncoder) and config.high_resolution_skips:

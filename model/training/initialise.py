@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.config import SamConfig
+from maskmill.model.lite_encoder import LiteEncoder
 from maskmill.model.sam import Sam
 from maskmill.model.transformer import CrossAttention
 
@@ -32,9 +33,18 @@ def initialise(sam: Sam) -> None:
     embeddings = nn.ModuleList([*sam.prompt_encoder.point_embeddings, sam.prompt_encoder.no_mask_embed])
     for weight in embeddings.parameters():
         nn.init.normal_(weight, std=0.3)
-    nn.init.trunc_normal_(sam.image_encoder.pos_embed, std=0.02)
-    # Masks start from the embedding alone; fine detail comes when it helps.
-    for parameter in sam.image_encoder.skips.parameters():
+    encoder = sam.image_encoder
+    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    # Masks start from the embedding alone: the skips add nothing until training needs them.
+    skips: nn.Module = encoder.skips
+    if isinstance(encoder, LiteEncoder):
+        skips = nn.ModuleList(step.skip for step in encoder.top_down)
+        # The attention blocks start as the identity, so that the trunk's features are not disturbed.
+        for block in encoder.blocks:
+            for linear in (block.attn.proj, block.mlp.lin2):
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)
+    for parameter in skips.parameters():
         nn.init.zeros_(parameter)
 
 

@@ -33,8 +33,10 @@ class MaskCosts:
 
 @torch.autocast("cpu", enabled=False)
 @torch.autocast("cuda", enabled=False)
-def mask_costs(logits_NMhw: Tensor, answers_NJhw: Tensor) -> MaskCosts:
+def mask_costs(logits_NMhw: Tensor, answers_NJhw: Tensor, weights_Nhw: Tensor | None = None) -> MaskCosts:
     """2 * BCE + dice, and the true IoU of the binary masks (without gradient), for all pairs.
+
+    Every pixel counts as much as its weight, in all three; answers lie where weights are 1. Without weights, all are 1.
 
     BCE is the sum over pixels by eight times the answer's area, at most by all pixels: a wrong pixel weighs more in a
     small segment, as in IoU. In float32 whatever the caller computes in: sums over a mask's pixels need it.
@@ -45,16 +47,19 @@ def mask_costs(logits_NMhw: Tensor, answers_NJhw: Tensor) -> MaskCosts:
     area_NJ = answers_NJL.sum(-1)
     weighed_NJ = (_BCE_AREAS * area_NJ).clamp(pixels / 64, pixels)
     # BCE with logits is softplus(logit) - logit * answer; both sums over pixels are cheap for all pairs at once.
-    bce_NMJ = (F.softplus(logits_NML).sum(-1, keepdim=True) - logits_NML @ answers_NLJ) / weighed_NJ[:, None, :]
-    chance_NML = logits_NML.sigmoid()
+    costs_NML, chance_NML, mask_NML = F.softplus(logits_NML), logits_NML.sigmoid(), (logits_NML.detach() > 0).float()
+    if weights_Nhw is not None:
+        weights_N1L = weights_Nhw.flatten(1)[:, None]
+        costs_NML, chance_NML, mask_NML = (x_NML * weights_N1L for x_NML in (costs_NML, chance_NML, mask_NML))
+    bce_NMJ = (costs_NML.sum(-1, keepdim=True) - logits_NML @ answers_NLJ) / weighed_NJ[:, None, :]
     overlap_NMJ = chance_NML @ answers_NLJ
     sizes_NMJ = chance_NML.sum(-1)[:, :, None] + area_NJ[:, None, :]
     dice_NMJ = 1 - (2 * overlap_NMJ + 1) / (sizes_NMJ + 1)
-    return MaskCosts(BCE_WEIGHT * bce_NMJ + dice_NMJ, _true_iou(logits_NML.detach(), answers_NJL))
+    return MaskCosts(BCE_WEIGHT * bce_NMJ + dice_NMJ, _true_iou(mask_NML, answers_NJL))
 
 
-def _true_iou(logits_NML: Tensor, answers_NJL: Tensor) -> Tensor:
-    mask_NML, answer_NJL = (logits_NML > 0).float(), (answers_NJL > 0.5).float()
+def _true_iou(mask_NML: Tensor, answers_NJL: Tensor) -> Tensor:
+    answer_NJL = (answers_NJL > 0.5).float()
     overlap_NMJ = mask_NML @ answer_NJL.transpose(1, 2)
     union_NMJ = mask_NML.sum(-1)[:, :, None] + answer_NJL.sum(-1)[:, None, :] - overlap_NMJ
     return overlap_NMJ / union_NMJ.clamp(min=1)

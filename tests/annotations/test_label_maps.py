@@ -32,11 +32,22 @@ def test_each_map_is_an_annotator_and_each_number_a_segment(tmp_path: Path):
 
 def test_training_keeps_one_map_per_annotator(tmp_path: Path):
     write_label_maps(tmp_path)
-    _write_map(tmp_path, 1, np.zeros(SIZE, np.uint8))
+    _write_map(tmp_path, 1, np.full(SIZE, 7, np.uint8))
     image = TrainingImages(open_annotations(tmp_path))[0]
     assert len(image.maps_AHW) == 2
     assert [len(np.unique(map_HW)) for map_HW in image.maps_AHW] == [3, 1]
     assert (image.maps_AHW > 0).all()
+
+
+def test_zero_is_not_labelled(tmp_path: Path):
+    write_label_maps(tmp_path)
+    map_HW = np.zeros(SIZE, np.uint8)
+    map_HW[2:4, 1:5] = 9
+    _write_map(tmp_path, 1, map_HW)
+    annotated = open_annotations(tmp_path)[0]
+    assert annotated.annotator_K.tolist() == [0, 0, 0, 1]
+    assert np.array_equal(annotated.decode(3), map_HW == 9)
+    assert np.array_equal(TrainingImages(open_annotations(tmp_path))[0].maps_AHW[1] > 0, map_HW == 9)
 
 
 def test_a_map_with_a_palette_is_read_by_its_numbers(tmp_path: Path):
@@ -44,7 +55,7 @@ def test_a_map_with_a_palette_is_read_by_its_numbers(tmp_path: Path):
     path = tmp_path / "b.seg0.png"
     numbers = Image.open(path)
     coloured = Image.fromarray(np.asarray(numbers))
-    coloured.putpalette([200, 0, 0, 0, 200, 0, 200, 0, 0])
+    coloured.putpalette([0, 0, 0, 200, 0, 0, 0, 200, 0, 200, 0, 0])
     coloured.save(path)
     image = open_annotations(tmp_path)[0]
     assert [image.decode(k).tolist() for k in range(3)] == [mask.tolist() for mask in masks("b")]

@@ -108,6 +108,9 @@ class Counted:
     def __len__(self) -> int:
         return len(self.images)
 
+    def image_id(self, index: int) -> str:
+        return self.images[index].image_id
+
     def __getitem__(self, index: int, /) -> AnnotatedImage:
         self.read += 1
         return self.images[index]

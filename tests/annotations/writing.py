@@ -81,7 +81,7 @@ def coco_content(segment: Any = compressed) -> dict[str, Any]:
 def write_label_maps(folder: Path) -> Path:
     write_photographs(folder)
     for name in SIZES:
-        map_HW = sum(label * mask.astype(np.uint8) for label, mask in enumerate(masks(name)))
+        map_HW = sum(label * mask.astype(np.uint8) for label, mask in enumerate(masks(name), start=1))
         Image.fromarray(np.asarray(map_HW, np.uint8)).save(folder / f"{name}.seg0.png")
     return folder
 

@@ -55,6 +55,9 @@ class Drawings:
     def __len__(self) -> int:
         return 3
 
+    def image_id(self, index: int) -> str:
+        return drawing(index).image_id
+
     def __getitem__(self, index: int, /) -> AnnotatedImage:
         image = drawing(index)
         return replace(image, fetch=bytes) if index == 1 else image

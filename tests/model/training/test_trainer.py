@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import spawn
 
 from maskmill.model.checkpoint import read_checkpoint, save_checkpoint
 from maskmill.model.config import VARIANTS
+from maskmill.model.efficientnet_lite import fold_published
 from maskmill.model.errors import CheckpointError
 from maskmill.model.training.augment import fit
 from maskmill.model.training.data import LabelledImage, TrainingDataError
@@ -25,7 +26,7 @@ from maskmill.model.training.scenes import Scenes
 from maskmill.model.training.session import Session, measure_and_draw, read_start, run
 from maskmill.model.training.trainer import Trainer
 from testing.networks import random_sam
-from tests.model.training.tiny import TINY, TWO_STAGES, OneImage, squares
+from tests.model.training.tiny import TINY, TINY_LITE, TINY_TRUNK, TWO_STAGES, OneImage, published_trunk, squares
 
 
 def _trainer(recipe: TrainingConfig = TWO_STAGES) -> Trainer:
@@ -128,9 +129,11 @@ def test_crops_without_a_label_are_drawn_again():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("from_checkpoint", [False, True])
-def test_recipe_ends_at_the_input_size_of_its_model(variant: str, from_checkpoint: bool):
-    recipe = choose_recipe(VARIANTS[variant], from_checkpoint)
+@pytest.mark.parametrize(
+    "start", [{"from_checkpoint": False}, {"from_checkpoint": True}, {"from_checkpoint": True, "from_trunk": True}]
+)
+def test_recipe_ends_at_the_input_size_of_its_model(variant: str, start: dict[str, bool]):
+    recipe = choose_recipe(VARIANTS[variant], **start)
     assert recipe.stages[-1].image_size == VARIANTS[variant].image_size
     assert recipe.total_steps == sum(stage.steps for stage in recipe.stages)
     assert recipe.stage_at(recipe.total_steps - 1) == (len(recipe.stages) - 1, recipe.stages[-1])
@@ -189,6 +192,43 @@ def test_model_may_start_from_one_with_fewer_blocks_and_is_the_same_function_at_
         assert gradient.abs().max() > 0
     with pytest.raises(CheckpointError, match="differing shapes"):
         read_start(dataclasses.replace(large, encoder_width=32), tmp_path / "small.safetensors")
+
+
+def test_run_from_a_trunk_starts_as_the_trunk_and_with_the_decoder_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    published = published_trunk()
+    package = tmp_path / "packages" / "efficientnet_tiny_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    torch.save(published, package / "models" / "tiny.pth")
+    monkeypatch.syspath_prepend(str(package.parent))
+    decoder = random_sam(dataclasses.replace(TINY, encoder_width=32))
+    save_checkpoint(decoder, tmp_path / "start.safetensors")
+    start = read_start(TINY_LITE, tmp_path / "start.safetensors", "efficientnet-tiny")
+    sam = Trainer(TINY_LITE, TWO_STAGES, OneImage(squares()), [], start=start).averaged_sam()
+    for name, tensor in fold_published(TINY_TRUNK, published).items():
+        assert torch.equal(sam.state_dict()[f"image_encoder.trunk.{name}"], tensor), name
+    for name, tensor in decoder.mask_decoder.state_dict().items():
+        assert torch.equal(sam.mask_decoder.state_dict()[name], tensor), name
+    # All that is new learns, though it adds nothing yet.
+    embedding = sam.encode_images(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    assert not any(skip.any() for skip in embedding.skips)
+    (embedding.grid_BEHW.square().mean() + sum(skip.sum() for skip in embedding.skips)).backward()
+    for name in ("blocks.0.mlp.lin2.weight", "top_down.1.skip.weight", "lateral_32.weight", "trunk.stem.weight"):
+        gradient = sam.get_parameter(f"image_encoder.{name}").grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0, name
+
+
+def test_trunk_or_decoder_of_another_model_is_refused_in_one_line(tmp_path: Path):
+    other = (TINY_TRUNK[0], dataclasses.replace(TINY_TRUNK[1], expansion=3), *TINY_TRUNK[2:])
+    with pytest.raises(CheckpointError, match=r"not the weights of this trunk: stages\.1\.0\.expand\.weight is"):
+        fold_published(other, published_trunk())
+    with pytest.raises(CheckpointError, match="not the weights of this trunk: _conv_stem"):
+        fold_published(TINY_TRUNK, {"model": torch.zeros(1)})
+    with pytest.raises(TrainingDataError, match=r"pip install 'maskmill\[train\]'"):
+        read_start(TINY_LITE, None, "efficientnet-of-nobody")
 
 
 def test_held_out_images_are_measured_and_drawn(tmp_path: Path):

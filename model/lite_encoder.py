@@ -1,0 +1,76 @@
+"""The image encoder of `mini`: a pretrained convolutional trunk, global attention on its coarse features, and finer
+features beside the image embedding.
+
+Shapes: B images, S input side in pixels, H W grid in cells of 16 pixels, C encoder width, E embedding channels,
+c channels of the trunk's features or of the top-down path.
+Source: Lin et al. 2017 (feature pyramids) for the top-down path; Ravi et al. 2024 (SAM 2) for the skips.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskmill.model.config import SamConfig
+from maskmill.model.efficientnet_lite import FEATURE_STAGES, EfficientNetLite
+from maskmill.model.image_encoder import ImageEmbedding, make_blocks, make_neck
+from maskmill.model.layers import LayerNorm2d
+
+TOP_DOWN_CHANNELS = 64
+
+
+class LiteEncoder(nn.Module):
+    """Normalised, padded images (B, 3, S, S) to their embeddings, with H = W = S / 16."""
+
+    def __init__(self, config: SamConfig) -> None:
+        super().__init__()
+        width, embed_dim = config.encoder_width, config.embed_dim
+        c4, c8, c16, c32 = (config.trunk[i].channels for i in FEATURE_STAGES)
+        self.img_size = config.image_size
+        self.trunk = EfficientNetLite(config.trunk)
+        self.lateral_16 = nn.Conv2d(c16, width, kernel_size=1)
+        self.lateral_32 = nn.Conv2d(c32, width, kernel_size=1)
+        self.norm = LayerNorm2d(width)
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, width))
+        self.blocks = make_blocks(config)
+        self.neck = make_neck(config)
+        self.top_down = nn.ModuleList(
+            [TopDown(embed_dim, c8, embed_dim // 4), TopDown(TOP_DOWN_CHANNELS, c4, embed_dim // 8)]
+        )
+
+    def forward(self, images_B3SS: Tensor) -> ImageEmbedding:
+        *finer, x16_BcHW, x32_Bchw = self.trunk(images_B3SS)
+        x_BCHW = self.lateral_16(x16_BcHW) + _double(self.lateral_32(x32_Bchw))
+        x_BHWC = self.norm(x_BCHW).permute(0, 2, 3, 1) + self.pos_embed
+        for block in self.blocks:
+            x_BHWC = block(x_BHWC)
+        grid_BEHW = self.neck(x_BHWC.permute(0, 3, 1, 2))
+        coarse, skips = grid_BEHW, []
+        for step, features in zip(self.top_down, reversed(finer), strict=True):
+            coarse, skip = step(coarse, features)
+            skips.append(skip)
+        return ImageEmbedding(grid_BEHW, tuple(skips))
+
+
+class TopDown(nn.Module):
+    """Coarse features and the trunk's features of twice their resolution to features of that, and to a skip."""
+
+    def __init__(self, coarse_channels: int, fine_channels: int, skip_channels: int) -> None:
+        super().__init__()
+        width = TOP_DOWN_CHANNELS
+        self.coarse = nn.Conv2d(coarse_channels, width, kernel_size=1)
+        self.lateral = nn.Conv2d(fine_channels, width, kernel_size=1)
+        self.norm = LayerNorm2d(width)
+        self.conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.skip = nn.Conv2d(width, skip_channels, kernel_size=1)
+
+    def forward(self, coarse_Bchw: Tensor, fine_BcHW: Tensor) -> tuple[Tensor, Tensor]:
+        x_BcHW = self.norm(_double(self.coarse(coarse_Bchw)) + self.lateral(fine_BcHW))
+        x_BcHW = x_BcHW + F.gelu(self.conv(x_BcHW))
+        return x_BcHW, self.skip(x_BcHW)
+
+
+def _double(x_BCHW: Tensor) -> Tensor:
+    """Twice the resolution, bilinear."""
+    return F.interpolate(x_BCHW, scale_factor=2, mode="bilinear")
