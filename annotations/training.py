@@ -43,8 +43,9 @@ class TrainingImages:
         longest_side: int = LONGEST_SIDE,
         chosen: Sequence[int] | None = None,
     ) -> None:
-        """Keeps at most `cache_bytes` in memory. Reduces photographs to `longest_side` pixels. `chosen` are the indices of
-        the images to use; None for all.
+        """Keeps at most `cache_bytes` in memory. Reduces photographs to `longest_side` pixels.
+
+        `chosen` are the indices of the images to use; None for all.
         """
         self._images, self._cache_bytes, self._longest_side = images, cache_bytes, longest_side
         self._chosen = range(len(images)) if chosen is None else chosen

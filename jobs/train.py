@@ -55,12 +55,12 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="Held-out photographs with masks, as for --data: for figures in the log and sample pictures. Repeatable. "
-            "If --data names the same data set, a tenth of its images, chosen by the hash of their ids, is held out.",
+            help="Held-out photographs with masks, as for --data: for figures in the log and sample pictures. "
+            "Repeatable. If --data names the same data set, a tenth of its images is held out (by a hash of the id).",
             show_default=False,
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="mini, vit_b, vit_l or vit_h.")] = "mini",
+    model: Annotated[str, typer.Option(help="mini, mini_lite, vit_b, vit_l or vit_h.")] = "mini",
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -75,8 +75,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Published ImageNet weights to start the encoder of mini from: efficientnet-lite2. From --checkpoint "
-            "only prompt encoder and mask decoder are taken then.",
+            help="Start the encoder of mini_lite from published ImageNet weights: efficientnet-lite2. --checkpoint "
+            "then gives only the prompt encoder and the mask decoder.",
             show_default=False,
         ),
     ] = None,

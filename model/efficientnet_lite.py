@@ -1,8 +1,8 @@
-"""EfficientNet-Lite, the convolutional trunk of `mini`: an image to features at strides 4, 8, 16 and 32.
+"""EfficientNet-Lite, the convolutional trunk of `mini_lite`: features of an image at strides 4, 8, 16 and 32.
 
-Batch norm is folded into the convolutions, so that training and inference compute the same.
+Batch norm is folded into the convolutions.
 
-Shapes: B images, S input side in pixels, C channels, H W height and width in cells.
+Shapes: B images, S input side in pixels, C channels, Y X height and width of a feature map in cells.
 Source: Tan and Le 2019 (EfficientNet); the Lite variants of the TensorFlow TPU repository (2020): no
 squeeze-and-excitation, ReLU6, a stem and a first and a last stage that are not scaled.
 """
@@ -43,11 +43,11 @@ class EfficientNetLite(nn.Module):
             self.stages.append(blocks)
 
     def forward(self, images_B3SS: Tensor) -> list[Tensor]:
-        x_BCHW, features = F.relu6(self.stem(images_B3SS.contiguous(memory_format=torch.channels_last))), []
+        x_BCYX, features = F.relu6(self.stem(images_B3SS.contiguous(memory_format=torch.channels_last))), []
         for i, stage in enumerate(self.stages):
-            x_BCHW = stage(x_BCHW)
+            x_BCYX = stage(x_BCYX)
             if i in FEATURE_STAGES:
-                features.append(x_BCHW)
+                features.append(x_BCYX)
         return features
 
 
@@ -62,28 +62,28 @@ class MBConv(nn.Module):
         self.project = nn.Conv2d(width, out_channels, kernel_size=1)
         self.is_residual = stride == 1 and in_channels == out_channels
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        y_BCHW = x_BCHW if self.expand is None else F.relu6(self.expand(x_BCHW))
-        y_BCHW = self.project(F.relu6(self.depthwise(y_BCHW)))
-        return x_BCHW + y_BCHW if self.is_residual else y_BCHW
+    def forward(self, x_BCYX: Tensor) -> Tensor:
+        y_BCYX = x_BCYX if self.expand is None else F.relu6(self.expand(x_BCYX))
+        y_BCYX = self.project(F.relu6(self.depthwise(y_BCYX)))
+        return x_BCYX + y_BCYX if self.is_residual else y_BCYX
 
 
 class SameConv(nn.Conv2d):
     """A convolution padded like TensorFlow's "SAME" for even sides: at stride 2, one pixel less at the left and top."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1) -> None:
-        # The layer pads all sides alike where that is right: then the convolution pads by itself, without a copy.
+        # At stride 1 the padding is symmetric, and the convolution pads without a copy of its input.
         padding = kernel // 2 if stride == 1 else 0
         super().__init__(in_channels, out_channels, kernel, stride, padding, groups=groups)
         before = (kernel - stride) // 2
         self._pads = (before, kernel - stride - before) * 2 if stride > 1 else None
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (the name)
+    def forward(self, x_BCYX: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (the name)
         if self._pads is not None:
-            x_BCHW = F.pad(x_BCHW, self._pads)
+            x_BCYX = F.pad(x_BCYX, self._pads)
         # On CPUs the backward pass of a depthwise convolution takes twice as long in bf16 as in float32.
-        with torch.autocast(x_BCHW.device.type, enabled=torch.is_autocast_enabled() and x_BCHW.device.type != "cpu"):
-            return super().forward(x_BCHW.float() if x_BCHW.device.type == "cpu" else x_BCHW)
+        with torch.autocast(x_BCYX.device.type, enabled=torch.is_autocast_enabled() and x_BCYX.device.type != "cpu"):
+            return super().forward(x_BCYX.float() if x_BCYX.device.type == "cpu" else x_BCYX)
 
 
 def fold_published(trunk: tuple[TrunkStage, ...], published: Mapping[str, Tensor]) -> dict[str, Tensor]:

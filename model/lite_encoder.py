@@ -1,8 +1,7 @@
-"""The image encoder of `mini`: a pretrained convolutional trunk, global attention on its coarse features, and finer
-features beside the image embedding.
+"""The image encoder of `mini_lite`: a pretrained convolutional trunk, global attention, and high-resolution skips.
 
-Shapes: B images, S input side in pixels, H W grid in cells of 16 pixels, C encoder width, E embedding channels,
-c channels of the trunk's features or of the top-down path.
+Shapes: B images, S input side in pixels, Y X grid in cells of 16 pixels, y x a grid of half its side, C encoder width,
+E embedding channels, c channels of the trunk's features or of the top-down path.
 Source: Lin et al. 2017 (feature pyramids) for the top-down path; Ravi et al. 2024 (SAM 2) for the skips.
 """
 
@@ -21,7 +20,7 @@ TOP_DOWN_CHANNELS = 64
 
 
 class LiteEncoder(nn.Module):
-    """Normalised, padded images (B, 3, S, S) to their embeddings, with H = W = S / 16."""
+    """Normalised, padded images (B, 3, S, S) to their embeddings, with Y = X = S / 16."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -40,17 +39,17 @@ class LiteEncoder(nn.Module):
         )
 
     def forward(self, images_B3SS: Tensor) -> ImageEmbedding:
-        *finer, x16_BcHW, x32_Bchw = self.trunk(images_B3SS)
-        x_BCHW = self.lateral_16(x16_BcHW) + _double(self.lateral_32(x32_Bchw))
-        x_BHWC = self.norm(x_BCHW).permute(0, 2, 3, 1) + self.pos_embed
+        *finer, x16_BcYX, x32_Bcyx = self.trunk(images_B3SS)
+        x_BCYX = self.lateral_16(x16_BcYX) + _double(self.lateral_32(x32_Bcyx))
+        x_BYXC = self.norm(x_BCYX).permute(0, 2, 3, 1) + self.pos_embed
         for block in self.blocks:
-            x_BHWC = block(x_BHWC)
-        grid_BEHW = self.neck(x_BHWC.permute(0, 3, 1, 2))
-        coarse, skips = grid_BEHW, []
+            x_BYXC = block(x_BYXC)
+        grid_BEYX = self.neck(x_BYXC.permute(0, 3, 1, 2))
+        coarse, skips = grid_BEYX, []
         for step, features in zip(self.top_down, reversed(finer), strict=True):
             coarse, skip = step(coarse, features)
             skips.append(skip)
-        return ImageEmbedding(grid_BEHW, tuple(skips))
+        return ImageEmbedding(grid_BEYX, tuple(skips))
 
 
 class TopDown(nn.Module):
@@ -65,12 +64,12 @@ class TopDown(nn.Module):
         self.conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
         self.skip = nn.Conv2d(width, skip_channels, kernel_size=1)
 
-    def forward(self, coarse_Bchw: Tensor, fine_BcHW: Tensor) -> tuple[Tensor, Tensor]:
-        x_BcHW = self.norm(_double(self.coarse(coarse_Bchw)) + self.lateral(fine_BcHW))
-        x_BcHW = x_BcHW + F.gelu(self.conv(x_BcHW))
-        return x_BcHW, self.skip(x_BcHW)
+    def forward(self, coarse_Bcyx: Tensor, fine_BcYX: Tensor) -> tuple[Tensor, Tensor]:
+        x_BcYX = self.norm(_double(self.coarse(coarse_Bcyx)) + self.lateral(fine_BcYX))
+        x_BcYX = x_BcYX + F.gelu(self.conv(x_BcYX))
+        return x_BcYX, self.skip(x_BcYX)
 
 
-def _double(x_BCHW: Tensor) -> Tensor:
+def _double(x_BCYX: Tensor) -> Tensor:
     """Twice the resolution, bilinear."""
-    return F.interpolate(x_BCHW, scale_factor=2, mode="bilinear")
+    return F.interpolate(x_BCYX, scale_factor=2, mode="bilinear")

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.config import SamConfig
-from maskmill.model.lite_encoder import LiteEncoder
+from maskmill.model.image_encoder import Block, ImageEncoder
+from maskmill.model.lite_encoder import TopDown
 from maskmill.model.sam import Sam
 from maskmill.model.transformer import CrossAttention
 
@@ -36,15 +37,20 @@ def initialise(sam: Sam) -> None:
     encoder = sam.image_encoder
     nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
     # Masks start from the embedding alone: the skips add nothing until training needs them.
-    skips: nn.Module = encoder.skips
-    if isinstance(encoder, LiteEncoder):
-        skips = nn.ModuleList(step.skip for step in encoder.top_down)
-        # The attention blocks start as the identity, so that the trunk's features are not disturbed.
-        for block in encoder.blocks:
-            for linear in (block.attn.proj, block.mlp.lin2):
-                nn.init.zeros_(linear.weight)
-                nn.init.zeros_(linear.bias)
-    for parameter in skips.parameters():
+    if isinstance(encoder, ImageEncoder):
+        _set_to_zero(encoder.skips)
+        return
+    for module in encoder.modules():
+        if isinstance(module, TopDown):
+            _set_to_zero(module.skip)
+        elif isinstance(module, Block):
+            # The attention blocks start as the identity, so that they do not disturb the trunk's features.
+            _set_to_zero(module.attn.proj)
+            _set_to_zero(module.mlp.lin2)
+
+
+def _set_to_zero(module: nn.Module) -> None:
+    for parameter in module.parameters():
         nn.init.zeros_(parameter)
 
 

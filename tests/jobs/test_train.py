@@ -8,8 +8,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from maskmill.annotations import open_annotations
+from maskmill.annotations.training import split_off
 from maskmill.jobs.cli import main
 from maskmill.model.checkpoint import read_checkpoint
 from tests.annotations.writing import write_coco, write_label_maps, write_run
@@ -33,6 +37,30 @@ def test_train_learns_from_every_format_and_goes_on_where_it_stopped(
     for other in ([*command[:-6], "--device", "cpu"], [*command, "--seed", "1"]):
         assert main([*other, "--steps", "2"]) == 1
         assert "another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_train_draws_by_weight_and_holds_a_tenth_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for number in range(30):
+            pixels_HW3 = np.full((24, 32, 3), 8 * number, np.uint8)
+            pixels_HW3[6:18, 8:24] = 255 - 8 * number
+            map_HW = np.ones((24, 32), np.uint8)
+            map_HW[6:18, 8:24] = 2
+            Image.fromarray(pixels_HW3).save(tmp_path / folder / f"{number}.jpg")
+            Image.fromarray(map_HW).save(tmp_path / folder / f"{number}.seg0.png")
+    images = open_annotations(tmp_path / "one")
+    ours, theirs = split_off(images)
+    assert sorted(ours + theirs) == list(range(30))
+    assert 0 < len(theirs) < 10
+    assert split_off(open_annotations(tmp_path / "two")) == (ours, theirs)  # by the ids alone
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    command = ["train", str(tmp_path / "out"), "--data", f"{one}=2.5", "--data", two, "--validation", one]
+    assert main([*command, "--steps", "1", "--data-share", "1", "--device", "cpu"]) == 0
+    assert "step      1 of " in capsys.readouterr().out
+    assert main(["train", str(tmp_path / "other"), "--data", f"{one}=0"]) == 1
+    assert "a weight is a number above 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

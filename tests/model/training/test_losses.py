@@ -136,3 +136,26 @@ def test_neighbour_loss_falls_as_features_tell_segments_apart():
 def test_neighbour_loss_of_nothing_known_is_nothing():
     maps_11ss = torch.zeros(1, 1, 32, 32, dtype=torch.int32)
     assert neighbour_loss(torch.randn(1, 3, 16, 16), maps_11ss, torch.tensor([8.0, -4.0])).item() == 0
+
+
+def test_pixels_of_weight_zero_do_not_count():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 8, 8, generator=generator)
+    answers = torch.zeros(2, 1, 8, 8)
+    answers[:, :, 2:5, 2:5] = 1
+    weights = torch.ones(2, 8, 8)
+    weights[:, 6:] = 0
+    other = logits.clone()
+    other[:, :, 6:] = 20
+    first, second = mask_costs(logits, answers, weights), mask_costs(other, answers, weights)
+    torch.testing.assert_close(first.loss_NMJ, second.loss_NMJ)
+    torch.testing.assert_close(first.iou_NMJ, second.iou_NMJ)
+    assert (mask_costs(other, answers).loss_NMJ > first.loss_NMJ).all()
+
+
+def test_weights_of_one_change_nothing():
+    generator = torch.Generator().manual_seed(0)
+    logits, answers = torch.randn(2, 3, 8, 8, generator=generator), (torch.rand(2, 1, 8, 8, generator=generator) > 0.5)
+    plain, weighed = mask_costs(logits, answers.float()), mask_costs(logits, answers.float(), torch.ones(2, 8, 8))
+    assert torch.equal(plain.loss_NMJ, weighed.loss_NMJ)
+    assert torch.equal(plain.iou_NMJ, weighed.iou_NMJ)

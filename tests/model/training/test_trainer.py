@@ -176,12 +176,15 @@ def test_model_may_start_from_one_with_fewer_blocks_and_is_the_same_function_at_
     large = dataclasses.replace(TINY, encoder_depth=3, stem_blocks=(0, 2, 1))
     sam = random_sam(small)
     save_checkpoint(sam, tmp_path / "small.safetensors")
-    grown = load_resized(large, read_start(large, tmp_path / "small.safetensors"))
+    start = read_start(large, tmp_path / "small.safetensors")
+    assert start is not None
+    grown = load_resized(large, start)
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(grown.encode_images(image).grid_BEHW, sam.encode_images(image).grid_BEHW)
     # The processes of a run have to start with the same weights.
     again = read_start(large, tmp_path / "small.safetensors")
+    assert again is not None
     assert all(torch.equal(tensor, again[name]) for name, tensor in grown.state_dict().items())
     # All that was added learns.
     grown.encode_images(image).grid_BEHW.square().mean().backward()
