@@ -51,7 +51,7 @@ def generate(
             metavar="PATTERN", help="Leave out images with a matching path; see --include.", show_default=False
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="mini (embedded), vit_b, vit_l or vit_h.")] = "mini",
+    model: Annotated[str, typer.Option(help="mini (embedded), mini_lite, vit_b, vit_l or vit_h.")] = "mini",
     checkpoint: Annotated[
         Path | None,
         typer.Option(
