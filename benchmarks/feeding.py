@@ -30,12 +30,12 @@ from maskmill.filters import rle
 from maskmill.filters.names import FILTERS
 from maskmill.pipeline import cluster
 from maskmill.pipeline.config import DEFAULT_DECODING
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.ledger import Ledger
 from maskmill.pipeline.records import ImageMasks, StepTimer
 from maskmill.pipeline.sources import ImageFolder
 from maskmill.pipeline.storage import LocalStorage
 from maskmill.pipeline.views import ResizedImage
-from maskmill.pipeline.worker import Job
 from testing.ray_cluster import this_machine
 
 MASKS_PER_IMAGE = 100

@@ -39,11 +39,12 @@ from maskmill.pipeline.config import PRESETS
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.ledger import Ledger
 from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage
-from maskmill.pipeline.worker import Job, process_shard
+from maskmill.pipeline.worker import process_shard
 from testing.networks import random_sam
 
 SAMPLE_MILLISECONDS = 100

@@ -191,11 +191,11 @@ def generate_masks(
     from maskmill.model.checkpoint import load_model
     from maskmill.pipeline.engine import SamFactory
     from maskmill.pipeline.errors import ConfigError
+    from maskmill.pipeline.job import Job
     from maskmill.pipeline.ledger import Identity, open_run
     from maskmill.pipeline.plan import PLAN_KEY
     from maskmill.pipeline.sources import NameFilter, open_planned, open_source, source_uri
     from maskmill.pipeline.storage import open_storage
-    from maskmill.pipeline.worker import Job
 
     names = NameFilter(tuple(include), tuple(exclude))
     resumed = open_storage(out).exists(PLAN_KEY)

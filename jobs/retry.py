@@ -41,10 +41,10 @@ def retry(
     from maskmill.pipeline.engine import SamFactory
     from maskmill.pipeline.errors import RunMismatchError
     from maskmill.pipeline.finished import open_finished_run
+    from maskmill.pipeline.job import Job
     from maskmill.pipeline.ledger import reopen_run
     from maskmill.pipeline.sources import open_planned
     from maskmill.pipeline.storage import open_storage
-    from maskmill.pipeline.worker import Job
 
     check_device(device)
     identity, ledger = reopen_run(open_storage(out))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from maskmill.pipeline.job import Job
     from maskmill.pipeline.ledger import Ledger
     from maskmill.pipeline.plan import Plan
     from maskmill.pipeline.records import Shard
-    from maskmill.pipeline.worker import Job
 
 IMAGE_TIMEOUT = 1800.0
 

@@ -26,7 +26,8 @@ from ray.util import metrics
 
 from maskmill.model.errors import CheckpointError, DeviceError
 from maskmill.pipeline.engine import Engine
-from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError, exception_line, one_line_cause
+from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError, exception_line, failure_reason
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.local_ray import local_environment
 from maskmill.pipeline.placement import Machine, Placement, place
 from maskmill.pipeline.plan import Plan
@@ -34,7 +35,7 @@ from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
 from maskmill.pipeline.signals import StopSignals
-from maskmill.pipeline.worker import MAX_REASON_CHARACTERS, Job, process_shard
+from maskmill.pipeline.worker import process_shard
 
 SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and one reads its first images ahead
 MAX_AHEAD = 8  # upper limit, on machines with many CPUs, for the images of a shard that are decoded in advance
@@ -416,7 +417,7 @@ class _Driver:
 def _reason(error: RayError) -> str:
     """The error message of Ray in one line."""
     if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
-        return f"{type(error.cause).__name__}: {one_line_cause(error.cause, MAX_REASON_CHARACTERS)}"
+        return failure_reason(error.cause)
     if isinstance(error, OutOfMemoryError):
         return "its machine ran out of memory"
     if isinstance(error, RayActorError) and not error.actor_init_failed:

@@ -68,3 +68,9 @@ def exception_line(text: str) -> str:
         after = lines[frames[-1] + 1 :]
         lines = after[next((number for number, line in enumerate(after) if not line.startswith(" ")), 0) :]
     return " ".join(" ".join(lines).split())[:_MAX_CHARACTERS]
+
+
+def failure_reason(error: Exception) -> str:
+    """The error of a failed image in one line, without memory addresses, so that equal failures have equal texts."""
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x...", one_line_cause(error, _MAX_CHARACTERS))
+    return f"{type(error).__name__}: {text}"[:_MAX_CHARACTERS]

@@ -3,51 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 
-from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.engine import Engine
-from maskmill.pipeline.errors import ImageError, one_line_cause
-from maskmill.pipeline.images import decode_image
-from maskmill.pipeline.ledger import Ledger
+from maskmill.pipeline.errors import failure_reason
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
+from maskmill.pipeline.reading import FetchedImage, PreparedImage, decode_ahead, decode_on_demand, fetch
 from maskmill.pipeline.records import (
     STEPS,
-    Clock,
-    DecodedImage,
     Failure,
     ImageMasks,
     ImageRecord,
     ImageResult,
     Shard,
-    StepTimer,
 )
-from maskmill.pipeline.sources import Source
 from maskmill.pipeline.table import encode_part
-from maskmill.pipeline.views import ResizedImage
 
 # Images of a shard that are fetched, decoded and resized in advance, while the device computes.
 AHEAD = 4
-MAX_REASON_CHARACTERS = 500
-
-
-@dataclass(frozen=True)
-class Job:
-    """The inputs that all workers of a run share. Picklable."""
-
-    source: Source
-    ledger: Ledger
-    make_engine: Callable[[], Engine]
-    decoding: DecodingConfig
-    clock: Clock = time.perf_counter
-    decode: Callable[[bytes, DecodingConfig], DecodedImage] = decode_image
 
 
 def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_commit: OnCommit = lambda _: None) -> None:
@@ -82,9 +59,9 @@ def process_shard(
     """
     if not job.ledger.is_committed(shard):
         left_out = Counter[str]()
-        fetched = _fetch(job, shard, left_out)
+        fetched = fetch(job, shard, left_out)
         reading = (
-            _decode_on_demand(job, engine, fetched) if attempt.isolated else _decode_ahead(job, engine, fetched, ahead)
+            decode_on_demand(job, engine, fetched) if attempt.isolated else decode_ahead(job, engine, fetched, ahead)
         )
         with reading as images, device_lock or nullcontext():
             results = yield from _infer_all(engine, shard, images, attempt)
@@ -96,7 +73,7 @@ def process_shard(
 
 
 def _infer_all(
-    engine: Engine, shard: Shard, images: Iterator[_Fetched], attempt: Attempt
+    engine: Engine, shard: Shard, images: Iterator[FetchedImage], attempt: Attempt
 ) -> Generator[Progress, None, list[ImageResult]]:
     """Infers the images that the source returned. Yields progress, returns their results in order."""
     results: list[ImageResult] = []
@@ -135,82 +112,6 @@ def _run_now(function: Callable[..., ImageResult], *arguments: object) -> Future
     return future
 
 
-@dataclass(frozen=True)
-class _Image:
-    """An image prepared for the device, or the reason why preparation failed. `record` has no image data."""
-
-    record: ImageRecord
-    prepared: ResizedImage | Failure
-    sha256: str | None
-    timer: StepTimer
-
-
-# The images of a shard as they are fetched.
-_Records = Iterator[tuple[ImageRecord, StepTimer]]
-# A fetched image, and a function that decodes and prepares it.
-_Fetched = tuple[ImageRecord, "Callable[[], _Image]"]
-
-
-@contextmanager
-def _decode_on_demand(job: Job, engine: Engine, fetched: _Records) -> Iterator[Iterator[_Fetched]]:
-    """The images of a shard in order. Each is fetched when the iterator reaches it and decoded when the caller asks."""
-    yield ((record, partial(_decode, job, engine, record, timer)) for record, timer in fetched)
-
-
-@contextmanager
-def _decode_ahead(job: Job, engine: Engine, fetched: _Records, ahead: int) -> Iterator[Iterator[_Fetched]]:
-    """The images of a shard in order. Threads fetch and decode the next `ahead` images in advance."""
-
-    def decode(fetch: Future[tuple[ImageRecord, StepTimer] | None]) -> tuple[ImageRecord, _Image] | None:
-        return (record := fetch.result()) and (record[0], _decode(job, engine, *record))
-
-    # One fetching thread: sources are read in order and are not thread-safe.
-    with ThreadPoolExecutor(1) as fetcher, ThreadPoolExecutor(ahead) as decoders:
-        window = deque(decoders.submit(decode, fetcher.submit(next, fetched, None)) for _ in range(ahead))
-
-        def images() -> Iterator[_Fetched]:
-            while decoded := window.popleft().result():
-                window.append(decoders.submit(decode, fetcher.submit(next, fetched, None)))
-                record, image = decoded
-                yield record, lambda image=image: image
-
-        yield images()
-
-
-def _fetch(job: Job, shard: Shard, left_out: Counter[str]) -> _Records:
-    records = job.source.read(shard, left_out)
-    while True:
-        timer = StepTimer(job.clock)
-        with timer.step("fetch"):
-            record = next(records, None)
-        if record is None:
-            return
-        if record.image_id not in shard.skip:
-            yield record, timer
-
-
-def _decode(job: Job, engine: Engine, record: ImageRecord, timer: StepTimer) -> _Image:
-    """Decodes an image and prepares it for the engine. The time of both counts as the step "decode"."""
-    if isinstance(record.data, Failure):
-        return _Image(record, record.data, None, timer)
-    without_data = ImageRecord(record.image_id, record.source_uri, b"")
-    try:
-        with timer.step("decode"):
-            decoded = job.decode(record.data, job.decoding)
-            prepared = engine.prepare(decoded.pixels)
-    except ImageError as error:
-        reason = str(error)
-    except Exception as error:
-        if not engine.device_answers():
-            raise
-        # Decoders can raise any exception for malformed data. It fails this image only.
-        reason = _reason(error)
-    else:
-        return _Image(without_data, prepared, decoded.sha256, timer)
-    sha256 = hashlib.sha256(record.data).hexdigest()
-    return _Image(without_data, Failure("decode", reason), sha256, timer)
-
-
 def _missing_result(shard: Shard, image_id: str, attempt: Attempt) -> ImageResult:
     if shard.is_archive(image_id):
         reason = "the archive can be read, but no image is in it besides those that the run has already"
@@ -227,7 +128,7 @@ def _quarantined_result(record: ImageRecord, failure: Failure, attempt: Attempt)
     return ImageResult(record.image_id, record.source_uri, sha256, failure, {}, "quarantined", attempt.number)
 
 
-def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
+def _infer(engine: Engine, image: PreparedImage, attempt: Attempt) -> ImageResult:
     outcome: ImageMasks | Failure
     if isinstance(image.prepared, Failure):
         outcome = image.prepared
@@ -238,7 +139,7 @@ def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
         except Exception as error:
             if not engine.device_answers():
                 raise
-            outcome = Failure(image.timer.current, _reason(error))
+            outcome = Failure(image.timer.current, failure_reason(error))
     return ImageResult(
         image_id=image.record.image_id,
         source_uri=image.record.source_uri,
@@ -248,9 +149,3 @@ def _infer(engine: Engine, image: _Image, attempt: Attempt) -> ImageResult:
         status="failed" if isinstance(outcome, Failure) else "ok",
         attempt=attempt.number,
     )
-
-
-def _reason(error: Exception) -> str:
-    """The error in one line, without memory addresses, so that equal failures have equal texts."""
-    text = re.sub(r"0x[0-9a-fA-F]+", "0x...", one_line_cause(error, MAX_REASON_CHARACTERS))
-    return f"{type(error).__name__}: {text}"[:MAX_REASON_CHARACTERS]

@@ -11,13 +11,14 @@ from typing import Any
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.finished import open_finished_run
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.ledger import Identity, open_run, reopen_run
 from maskmill.pipeline.plan import PLAN_KEY, Plan
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.sources import open_planned, open_source, source_uri
 from maskmill.pipeline.storage import Storage, open_storage
 from maskmill.pipeline.table import read_parquet
-from maskmill.pipeline.worker import Job, run_local
+from maskmill.pipeline.worker import run_local
 from tests.fakes import FakeEngine, frozen_clock
 
 DECODING = DecodingConfig(max_image_pixels=1_000_000)

@@ -21,11 +21,12 @@ from maskmill.jobs.run import run_job
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig, ValueRange
 from maskmill.pipeline.errors import ConfigError
 from maskmill.pipeline.finished import open_finished_run
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.ledger import Identity, open_run
 from maskmill.pipeline.plan import Plan, shard_size
 from maskmill.pipeline.sources import open_source
 from maskmill.pipeline.storage import open_storage
-from maskmill.pipeline.worker import Job, run_local
+from maskmill.pipeline.worker import run_local
 from tests.fakes import HANG_ONCE, FakeEngine, frozen_clock, picture
 from tests.pipeline.sources import tar_bytes
 from tests.runs import begin, run

@@ -17,6 +17,7 @@ from maskmill.model.errors import CheckpointError
 from maskmill.pipeline import cluster
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
 from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.ledger import Identity, open_run
 from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.plan import Plan
@@ -24,7 +25,7 @@ from maskmill.pipeline.progress import Progress
 from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources import ImageFolder, open_source
 from maskmill.pipeline.storage import LocalStorage, Storage, open_storage
-from maskmill.pipeline.worker import Job, run_local
+from maskmill.pipeline.worker import run_local
 from testing.ray_cluster import this_machine
 from tests.fakes import (
     DEVICE_FAULTS,

@@ -9,11 +9,12 @@ import pytest
 from maskmill.pipeline.config import PRESETS, RunConfig
 from maskmill.pipeline.errors import ConfigError, RunMismatchError, SourceError
 from maskmill.pipeline.finished import Totals, open_finished_run
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.ledger import Identity, open_run, reopen_run
 from maskmill.pipeline.sources import NameFilter, Source, open_planned, open_source
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.verify import verify
-from maskmill.pipeline.worker import Job, run_local
+from maskmill.pipeline.worker import run_local
 from tests.fakes import FakeEngine
 from tests.pipeline.sources import contents, hugging_face, shards, tar_bytes, write
 

@@ -28,6 +28,7 @@ from maskmill.pipeline.engine import SamFactory
 from maskmill.pipeline.errors import StorageError
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.ledger import Ledger
 from maskmill.pipeline.parts import images_key, masks_key
 from maskmill.pipeline.progress import Attempt, Progress
@@ -36,7 +37,7 @@ from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.table import encode_part, images_part, read_footer
 from maskmill.pipeline.views import ResizedImage
-from maskmill.pipeline.worker import AHEAD, Job, process_shard
+from maskmill.pipeline.worker import AHEAD, process_shard
 from tests.fakes import DEVICE_FAULTS, DEVICE_LOST, FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
 
 
