@@ -26,8 +26,8 @@ def photographs(tmp_path: Path) -> Path:
     for number in range(3):
         pixels_HW3 = rng.integers(0, 255, (40, 50, 3), np.uint8)
         Image.fromarray(pixels_HW3).save(folder / f"{number}.jpg")
-        labels_HW = np.zeros((40, 50), np.uint8)
-        labels_HW[5:30, 10:40] = 1
+        labels_HW = np.ones((40, 50), np.uint8)
+        labels_HW[5:30, 10:40] = 2
         Image.fromarray(labels_HW).save(folder / f"{number}.seg0.png")
     (folder / "1.jpg").write_bytes(b"no photograph")
     return folder

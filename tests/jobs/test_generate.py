@@ -86,7 +86,7 @@ def test_small_sources_are_spread_over_shards(tmp_path: Path, images: int, size:
     [
         (["--device", "tpu"], "no device 'tpu'"),
         (["--preset", "best"], "no preset 'best'"),
-        (["--model", "vit_b"], "vit_b needs a checkpoint"),
+        (["--model", "vit_b"], "vit_b has no embedded weights"),
         (["--checkpoint", "/no/such/file"], "/no/such/file"),
         (["--bands", "0,1,2"], "'0,1,2' are no bands"),
         (["--value-range", "9,3"], "the value range 9,3 is empty"),

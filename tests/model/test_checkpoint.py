@@ -129,7 +129,7 @@ def test_load_model_takes_the_embedded_weights_when_none_are_named() -> None:
 @pytest.mark.parametrize(
     ("variant", "error", "message"),
     [
-        ("vit_b", CheckpointError, "vit_b needs a checkpoint"),
+        ("vit_b", CheckpointError, "vit_b has no embedded weights"),
         ("vit_g", ConfigError, "there is no model 'vit_g'; choose one of vit_b"),
     ],
 )
