@@ -1,10 +1,12 @@
-"""Times the engine against its peers: the same weights, photographs, points and thresholds, by turns in one run.
+"""Compares the run time of the maskmill engine with segment_anything and transformers in one run.
+
+All engines use the same weights, photographs, points and thresholds.
 
     python -m benchmarks.engine                       # mini, the demo photographs, 32x32 points
     python -m benchmarks.engine --model vit_b --photographs-from photos/ --photographs 1
 
-Timed is everything from the bytes of an image to the COCO run lengths of its masks. Prints tables, and writes them with
-the figures as JSON.
+The measured time spans from the encoded bytes of an image to the COCO run lengths of its masks. The benchmark prints
+tables and writes them as Markdown and JSON.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ WARM_UP_POINTS_PER_SIDE = 8  # one batch of the published generator
 
 @dataclass(frozen=True)
 class Photograph:
-    """An encoded image, its size in pixels, and what `mini` finds on it."""
+    """An encoded image, its size in pixels and the candidate masks that `mini` predicts for it."""
 
     name: str
     data: bytes
@@ -60,34 +62,34 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured on one photograph; its size in pixels."""
+    """Measurements of all engines on one photograph, and the size of the photograph in pixels."""
 
     photograph: str
     width: int
     height: int
-    # By engine.
+    # By engine name.
     seconds: dict[str, float] = field(default_factory=dict)
     masks: dict[str, int] = field(default_factory=dict)
-    # By *exact* or *fast*, and by step.
+    # By precision (*exact* or *fast*), then by step.
     milliseconds: dict[str, dict[str, float]] = field(default_factory=dict)
-    # By filter, in *exact*.
+    # Remaining masks after each filter, in *exact* precision.
     left: dict[str, int] = field(default_factory=dict)
 
 
 def main() -> None:
-    """Parses, measures, prints, writes."""
+    """Parses the arguments, runs the benchmark, and prints and writes the report."""
     arguments = _arguments()
     device = resolve_device(arguments.device)
     variant = VARIANTS[arguments.model]
     config = replace(
         PRESETS[arguments.preset],
         points_per_side=arguments.points_per_side,
-        # What the published generator does not have.
+        # The published generator lacks these filters.
         max_coverage=None,
         drop_small_masks=False,
     )
     photographs = _photographs(arguments.photographs_from, arguments.photographs, arguments.points_per_side, device)
-    # The masks are mini's, whatever the model: only mini's own thresholds suit them as they are.
+    # All models use masks that mini predicts, so the thresholds of all presets except mini's are adapted to them.
     by_rank = arguments.preset != "mini"
     if by_rank:
         config = load.thresholds_by_rank(config, [photograph.candidates for photograph in photographs])
@@ -110,7 +112,7 @@ def main() -> None:
     timings = []
     for number, photograph in enumerate(photographs):
         chosen = {name: engine for name, engine in engines.items() if number < limits.get(name, len(photographs))}
-        # By turns, so that a machine that slows down or warms up favours none.
+        # The order of the engines alternates, so that changes of the clock rate do not favour one of them.
         ordered = chosen if number % 2 == 0 else dict(reversed(chosen.items()))
         timings.append(_measure(photograph, ordered, replay, arguments.repeats, device))
         print(timings[-1], flush=True)
@@ -182,7 +184,7 @@ def _photographs(
 def _engines(
     variant: SamConfig, wanted: list[str], device: torch.device, replay: load.Replay | None
 ) -> dict[str, EngineFactory]:
-    """The wanted peers and ours, all with the same weights."""
+    """Creates the engines of the wanted peers and of maskmill, all with the same weights."""
     factories: dict[str, EngineFactory] = {}
     sam, twin = _networks(variant, twin="transformers" in wanted)
     if "segment_anything" in wanted:
@@ -197,7 +199,7 @@ def _engines(
 
 
 def _dtypes(device: torch.device) -> dict[str, dict[str, torch.dtype]]:
-    """What our engines multiply in each step of the network: in *fast*, all prompts but not those looked at again."""
+    """Returns the dtype of matrix multiplications by precision and step. *fast* recomputes kept masks in float32."""
     half = half_precision(device)
     dtypes = {"exact": {"encode": torch.float32, "prompt": torch.float32}}
     if half is not None:
@@ -206,7 +208,7 @@ def _dtypes(device: torch.device) -> dict[str, dict[str, torch.dtype]]:
 
 
 def _networks(variant: SamConfig, twin: bool) -> tuple[Sam, SamModel | None]:
-    """Ours, embedded or random, and the same in transformers."""
+    """Creates our network, with the packaged weights of `mini` or random ones, and its twin in transformers."""
     if variant.name == "mini":
         return load_model("mini", None).sam, None
     if not twin:
@@ -222,7 +224,7 @@ def _networks(variant: SamConfig, twin: bool) -> tuple[Sam, SamModel | None]:
 def _warm_up(
     factories: dict[str, EngineFactory], config: GeneratorConfig, photograph: Photograph, replay: load.Replay | None
 ) -> None:
-    """A few points: the first image pays for the allocation of buffers and the choice of kernels."""
+    """Runs each engine on a few points: the first run includes buffer allocation and kernel selection."""
     if replay:
         replay.show(photograph.candidates)
     few = min(WARM_UP_POINTS_PER_SIDE, config.points_per_side or WARM_UP_POINTS_PER_SIDE)
@@ -257,7 +259,10 @@ def _measure(
 
 
 def _steps(engine: peers.Maskmill, photograph: Photograph, device: torch.device) -> dict[str, float]:
-    """Milliseconds of each step in the last run; on a GPU in one more, which waits for the device at every step."""
+    """Returns the milliseconds of each step in the last run.
+
+    On a GPU, these are measured in an additional run that synchronises with the device after every step.
+    """
     if device.type != "cpu":
         engine.clock = partial(roofline.synchronized_clock, device)
         engine(photograph.data)
@@ -269,7 +274,7 @@ def _steps(engine: peers.Maskmill, photograph: Photograph, device: torch.device)
 
 
 def _left(masks: ImageMasks) -> dict[str, int]:
-    """How many masks there were before the filters, and after each of them."""
+    """Counts the masks before the filters and after each filter."""
     left = {"candidates": len(masks) + sum(masks.dropped.values())}
     remaining = left["candidates"]
     for name in FILTERS:
@@ -279,7 +284,7 @@ def _left(masks: ImageMasks) -> dict[str, int]:
 
 
 def _least_work(photograph: Photograph, variant: SamConfig, config: GeneratorConfig) -> dict[str, int]:
-    """Multiply-accumulates that the steps of the network need at least."""
+    """Returns the minimum number of multiply-accumulates by step of the network."""
     views = plan_views(photograph.height, photograph.width, config)
     prompts = sum(len(view.points_P2) for view in views)
     passing = round(prompts * photograph.candidates.prompts_passing(config.pred_iou_thresh))

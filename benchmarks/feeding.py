@@ -1,11 +1,11 @@
-"""How well a worker keeps its device fed: the share of the time in which the device of a run on Ray is busy.
+"""Measures device utilisation: the fraction of time in which the device of a worker on Ray is busy.
 
     python -m benchmarks.feeding                       # 512 images of 30 ms each, 50 ms to every answer of the store
     python -m benchmarks.feeding --source-latency 0    # the images are near, the output is far
     python -m benchmarks.feeding --host-milliseconds 10 --at-once 2    # as on a GPU
 
-The device is one that sleeps; the store is the local disk, which answers late. All else is what a run does. Counted
-from the begin of the first image to the end of the last one.
+The device is simulated by sleeping, and the store is the local disk with added latency. All other parts are those of a
+real run. Time is measured from the start of the first image to the end of the last image.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ CPUS = 2  # room for one worker
 
 @dataclass(frozen=True)
 class FarStorage(LocalStorage):
-    """The local disk, where every answer takes its time."""
+    """Local storage with a fixed latency added to every request."""
 
     latency: float = 0.0  # seconds
 
-    def open(self, key: str) -> BinaryIO:  # what `read` calls, too
+    def open(self, key: str) -> BinaryIO:  # `read` also calls this method
         time.sleep(self.latency)
         return super().open(key)
 
@@ -67,28 +67,31 @@ class FarStorage(LocalStorage):
 
 @dataclass(frozen=True)
 class SleepingDevice:
-    """An engine whose device, and then the host, take so long for every image. Keeps a record of the device's work."""
+    """An engine that sleeps instead of computing: `seconds` on the device, then `host_seconds` on the host, per image.
+
+    It appends the start and end time of each device operation to `record`.
+    """
 
     record: Path
     seconds: float
     host_seconds: float
     at_once: int
-    device_lock: threading.Lock | None = None  # the device does one image at a time; made where the engine is
+    device_lock: threading.Lock | None = None  # one image at a time; created in the worker
 
     def __call__(self) -> SleepingDevice:
         return replace(self, device_lock=threading.Lock())
 
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
-        """No view: it looks at none."""
+        """Returns an image without views, because this engine does not read pixels."""
         height, width = pixels_HW3.shape[:2]
         return ResizedImage(height, width, views=())
 
     def device_answers(self) -> bool:
-        """It never faults."""
+        """Returns True: the simulated device never fails."""
         return True
 
     def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
-        """The same masks for every image of a size."""
+        """Sleeps, then returns the same masks for all images of the same size."""
         assert self.device_lock is not None, "called"
         with timer.step("encode"), self.device_lock:
             start = time.monotonic()
@@ -102,7 +105,7 @@ class SleepingDevice:
 
 
 def _masks(height: int, width: int) -> ImageMasks:
-    """A rectangle, many times."""
+    """Creates identical rectangular masks."""
     mask_HW = np.zeros((height, width), dtype=np.bool_)
     mask_HW[: height // 2, : width // 2] = True
     N, counts = MASKS_PER_IMAGE, rle.encode(mask_HW)
@@ -121,7 +124,7 @@ def _masks(height: int, width: int) -> ImageMasks:
 
 
 def main() -> None:
-    """Runs, and prints the share."""
+    """Runs the benchmark and prints the fraction of time in which the device is busy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--images-per-shard", type=int, default=64)
@@ -162,7 +165,7 @@ def main() -> None:
 
 
 def _pictures(count: int, width: int, height: int) -> Iterator[bytes]:
-    """JPEGs of coarse noise, a few different ones in turn."""
+    """Cycles through a few different JPEGs of low-frequency noise."""
     noise = np.random.default_rng(0)
     encoded: list[bytes] = []
     for _ in range(8):

@@ -1,8 +1,8 @@
-"""A realistic load on the filters for networks without trained weights: what `mini` finds, replayed.
+"""Replays the masks of `mini` in networks with random weights, which gives the filters a realistic load.
 
-Random weights give random masks that lie all over the image, of which NMS leaves one. So the network does all of its
-work, and where its mask decoder returns, what it returns is replaced: by the predicted IoUs and the low-resolution
-logits, resized, that `mini` has for the same points of the same photograph. Every engine gets them at the same place.
+Random weights produce random masks that cover the whole image, and NMS keeps only one of them. Therefore the network
+runs completely, but the outputs of its mask decoder are replaced by the predicted IoUs and the resized low-resolution
+logits of `mini` for the same points of the same photograph. The replacement happens at the same place in every engine.
 
 Shapes: N points, G points per side of a grid, M = 3 ambiguity masks, h w mask side in logit pixels.
 """
@@ -33,7 +33,7 @@ from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
 from testing.scores import stability_score
 
-# What released weights let through with the `official` thresholds, about.
+# Approximate pass rates and number of masks for released weights with the `official` thresholds.
 PROMPTS_PASSING_IOU = 0.6
 MASKS_PASSING_STABILITY = 0.25
 MASKS_LEFT_BY_NMS = 100
@@ -41,43 +41,43 @@ MASKS_LEFT_BY_NMS = 100
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """What `mini` finds at a grid of points over one photograph, before any filter."""
+    """The unfiltered predictions of `mini` for a grid of points on one photograph."""
 
     points_per_side: int
-    extent: tuple[float, float]  # width and height of the photograph, as shares of the network's square input
+    extent: tuple[float, float]  # width and height of the photograph as fractions of the square network input
     predicted_iou_NM: Tensor
     logits_NMhw: Tensor
 
     def _visible_logits(self) -> Tensor:
-        """(N, M, h, w) without what lies over the input's padding."""
+        """Returns the logits cropped to the photograph, without the padding of the input."""
         side = self.logits_NMhw.shape[-1]
         width, height = (round(share * side) for share in self.extent)
         return self.logits_NMhw[..., :height, :width]
 
     def prompts_passing(self, threshold: float) -> float:
-        """The share of points with a predicted IoU above the threshold."""
+        """Returns the fraction of points that have a mask with a predicted IoU above the threshold."""
         return float((self.predicted_iou_NM > threshold).any(dim=1).float().mean())
 
     def stability_scores(self, offset: float) -> Tensor:
-        """(N, M) at the resolution of the logits; 0 for masks without pixels."""
+        """Returns stability scores (N, M) at the resolution of the logits; 0 for masks without pixels."""
         scores_K = stability_score(self._visible_logits().flatten(0, 1), offset)
         return scores_K.nan_to_num(0).unflatten(0, self.logits_NMhw.shape[:2])
 
     def left_by_nms(self, keep_NM: Tensor, threshold: float) -> int:
-        """How many of some of the masks NMS keeps."""
+        """Returns the number of masks that NMS keeps of those selected by `keep_NM`."""
         boxes_K4 = masks_to_boxes(self._visible_logits()[keep_NM] > 0)
         return len(nms(boxes_K4, self.predicted_iou_NM[keep_NM], threshold))
 
 
 class CandidateFinder:
-    """Runs `mini` on photographs, at every point of a grid."""
+    """Runs `mini` on a photograph for every point of a grid."""
 
     def __init__(self, points_per_side: int, device: torch.device) -> None:
         self._sam = optimize(load_model("mini", None).sam, "exact", device)
         self._points_per_side = points_per_side
 
     def __call__(self, pixels_HW3: NDArray[np.uint8]) -> Candidates:
-        """The candidates of an RGB photograph, on the CPU."""
+        """Returns the candidates of an RGB photograph as CPU tensors."""
         height, width = pixels_HW3.shape[:2]
         side, masks = self._sam.config.image_size, self._sam.config.multimask_outputs
         batches = grid_logits(self._sam, pixels_HW3, self._points_per_side)
@@ -92,7 +92,10 @@ class CandidateFinder:
 
 
 def thresholds_by_rank(config: GeneratorConfig, photographs: Sequence[Candidates]) -> GeneratorConfig:
-    """`config` with thresholds at which, over all photographs, the shares above pass, and the number above is left."""
+    """Returns `config` with thresholds that give PROMPTS_PASSING_IOU, MASKS_PASSING_STABILITY and MASKS_LEFT_BY_NMS.
+
+    The pass rates and the mean number of masks are computed over all photographs.
+    """
     iou = torch.cat([candidates.predicted_iou_NM for candidates in photographs])
     stability = torch.cat([each.stability_scores(config.stability_score_offset) for each in photographs])
     iou_threshold = float(iou.max(dim=1).values.quantile(1 - PROMPTS_PASSING_IOU))
@@ -118,36 +121,36 @@ def thresholds_by_rank(config: GeneratorConfig, photographs: Sequence[Candidates
 
 
 class Replay:
-    """Gives the candidates of the photograph that was shown to it last, at the size of one network's masks."""
+    """Returns the candidates of the photograph passed to `show`, resized to the mask size of one network."""
 
     def __init__(self, image_size: int, mask_size: int, device: torch.device) -> None:
         self._image_size, self._mask_size, self._device = image_size, mask_size, device
 
     def show(self, candidates: Candidates) -> None:
-        """From now on the candidates of this photograph."""
+        """Sets the candidates that are replayed."""
         size = (self._mask_size, self._mask_size)
-        # Point by point of the grid: torch's resize of thousands of masks at once would need 2^31 elements and more.
+        # A loop over points: `F.interpolate` on thousands of masks at once could exceed 2^31 elements.
         logits_NMhw = torch.cat([F.interpolate(x[None], size, mode="bilinear") for x in candidates.logits_NMhw])
         self._candidates, self._logits_NMhw = candidates, logits_NMhw.to(self._device)
         self._predicted_iou_NM = candidates.predicted_iou_NM.to(self._device)
 
     def rows(self, points_N2: Tensor) -> Tensor:
-        """Which points of the photograph's grid some points are, or lie near; in pixels of the input."""
+        """Returns the index of the nearest grid point for each point (in input pixels)."""
         side = self._candidates.points_per_side
         extent_2 = torch.tensor(self._candidates.extent, device=points_N2.device)
         cells_N2 = (points_N2 / (self._image_size * extent_2) * side).long().clamp(0, side - 1)
         return cells_N2[:, 1] * side + cells_N2[:, 0]
 
     def predicted_iou(self, rows_N: Tensor) -> Tensor:
-        """(N, M)."""
+        """Returns the predicted IoUs (N, M) of the grid points with these indices."""
         return self._predicted_iou_NM[rows_N]
 
     def logits(self, rows_N: Tensor) -> Tensor:
-        """(N, M, h, w)."""
+        """Returns the logits (N, M, h, w) of the grid points with these indices."""
         return self._logits_NMhw[rows_N]
 
     def chosen_logits(self, rows_N: Tensor, keep_NM: Tensor) -> Tensor:
-        """(K, h, w) where `keep_NM` is true."""
+        """Returns the logits (K, h, w) of the masks selected by `keep_NM`."""
         prompts, masks = keep_NM.nonzero().to(self._device, non_blocking=True).unbind(dim=1)
         return self._logits_NMhw[rows_N[prompts], masks]
 
@@ -158,7 +161,7 @@ class _ReplayedPrompts(DecodedPrompts):
 
 
 class ReplayedSam(Sam):
-    """Our network, which does all of its work before its results are replaced."""
+    """Our network with replayed outputs. It performs all of its computation before its outputs are replaced."""
 
     def __init__(self, sam: Sam, replay: Replay) -> None:
         nn.Module.__init__(self)
@@ -184,14 +187,14 @@ class ReplayedSam(Sam):
         return _ReplayedPrompts(**columns, rows_N=rows_N)
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
-        # What passes is decided by the replayed IoUs: as many masks are upscaled as a trained network would.
+        # The replayed IoUs select the masks, so the number of upscaled masks is the same as with a trained network.
         self._sam.decode_masks(decoded, keep_NM)
         assert isinstance(decoded, _ReplayedPrompts)
         return self._replay.chosen_logits(decoded.rows_N, keep_NM[:, AMBIGUITY_MASKS])
 
 
 def replay_in_segment_anything(sam: nn.Module, replay: Replay) -> None:
-    """Lets segment_anything's network give the replayed masks from now on."""
+    """Registers hooks on a segment_anything network that replace its outputs by the replayed masks."""
     shown: list[Tensor] = []
 
     def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -206,7 +209,7 @@ def replay_in_segment_anything(sam: nn.Module, replay: Replay) -> None:
 
 
 def replay_in_transformers(network: nn.Module, replay: Replay) -> None:
-    """Lets a `transformers.SamModel` give the replayed masks from now on."""
+    """Registers a hook on a `transformers.SamModel` that replaces its outputs by the replayed masks."""
 
     def substitute(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         rows_N = replay.rows(kwargs["input_points"][0, :, 0])

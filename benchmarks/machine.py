@@ -1,4 +1,4 @@
-"""What a result was measured with, and where results go."""
+"""Describes the machine and software versions of a benchmark result, and defines the results directory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PACKAGES = (
 
 
 def describe_machine(device: torch.device) -> dict[str, str | float]:
-    """Commit, hardware and versions; to be called before the measurement."""
+    """Returns the commit, hardware and versions. Call it before the measurement, because it reads the load average."""
     return {
         "commit": _commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "cpu": f"{_cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-        # Well above 0, something else was running.
+        # A value well above 0 means that other processes were running.
         "load average before": round(os.getloadavg()[0], 1),
         "versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
     }

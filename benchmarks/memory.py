@@ -1,10 +1,10 @@
-"""How much memory a very large image takes, above the loaded model: 8192x8192 pixels, over a thousand candidate masks.
+"""Measures the peak memory for an image of 8192x8192 pixels with over 1000 masks, in addition to the loaded model.
 
     python -m benchmarks.memory [--model vit_b] [--precision fast] [--device cuda]
 
-A photograph is enlarged to that size; all candidates pass all filters and become run lengths. The measurement is a
-process of its own, from the bytes of the image to its run lengths. Networks without weights get the masks of `mini`
-(benchmarks/load.py), which count as part of the model, as do the imports.
+A photograph is enlarged to that size, and all candidates pass all filters and are encoded as run lengths. The
+measurement runs in a separate process and spans from the encoded bytes of the image to its run lengths. Networks with
+random weights use the masks of `mini` (benchmarks/load.py). These masks and the imports count as part of the model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BAR_BYTES = 2 * 2**30
 
 
 def main() -> None:
-    """Prepares the image, measures in a process of its own, prints, writes."""
+    """Prepares the image, measures in a separate process, and prints and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=VARIANTS, default="vit_b")
     parser.add_argument("--precision", choices=("exact", "fast"), default="fast")
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--photograph", type=Path, help="default: the astronaut of scikit-image")
     parser.add_argument("--side", type=int, default=SIDE, help="of the image, in pixels; default: 8192")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # used by the separate process
     arguments = parser.parse_args()
     device = resolve_device(arguments.device)
     if arguments.measure:
@@ -98,14 +98,14 @@ def _measure(folder: Path, model: str, precision: str, device: torch.device) -> 
     peaks: dict[str, int] = {}
 
     def clock() -> float:
-        """Notes the peak since the last call for the step that was entered last."""
+        """Records the peak memory since the last call under the current step, and returns the time in seconds."""
         step = engine.timer.current
         peaks[step] = max(_status("VmHWM"), peaks.get(step, 0))
         _forget_peak()
         return time.perf_counter()
 
     engine.clock = clock
-    # Otherwise what loading left unused would hide as much of the image.
+    # Returns free heap memory to the system. Otherwise the image could reuse it without increasing the resident size.
     ctypes.CDLL(None).malloc_trim(0)
     _forget_peak()
     before = _status("VmRSS")
@@ -129,12 +129,12 @@ def _measure(folder: Path, model: str, precision: str, device: torch.device) -> 
 
 
 def _forget_peak() -> None:
-    """VmHWM begins anew."""
+    """Resets the peak resident size (VmHWM) of this process."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(name: str) -> int:
-    """Bytes, of this process."""
+    """Returns a field of /proc/self/status in bytes."""
     found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024

@@ -1,4 +1,4 @@
-"""The engines that are compared: each takes the bytes of an image and gives the COCO run lengths of its masks."""
+"""The engines in the comparison. Each converts the encoded bytes of an image to the COCO run lengths of its masks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 DECODING = DecodingConfig(max_image_pixels=10**9)
 Engine = Callable[[bytes], list[bytes]]
-# An engine of a configuration: the warm-up needs another one than the measurement.
+# Creates an engine for a configuration. The warm-up and the measurement use different configurations.
 EngineFactory = Callable[[GeneratorConfig], Engine]
 
 
 class Maskmill:
-    """Ours. Keeps the last image's masks, and the milliseconds of its steps by `clock`."""
+    """The maskmill engine. Stores the masks of the last image and the milliseconds of its steps, timed by `clock`."""
 
     def __init__(self, sam: Sam, replay: Replay | None, config: GeneratorConfig) -> None:
         self._generator = MaskGenerator(ReplayedSam(sam, replay) if replay else sam, config)
@@ -50,7 +50,7 @@ class Maskmill:
 
 
 def segment_anything(sam: Sam, device: torch.device, replay: Replay | None) -> EngineFactory:
-    """The published generator around the published network, float32."""
+    """The generator and network of segment_anything, in float32."""
     from testing import oracles
 
     network = oracles.published_sam(sam).to(device)
@@ -60,7 +60,7 @@ def segment_anything(sam: Sam, device: torch.device, replay: Replay | None) -> E
 
 
 def compat(sam: Sam, device: torch.device, replay: Replay | None) -> EngineFactory:
-    """Ours behind the interface of segment_anything: `maskmill.compat.segment_anything`."""
+    """maskmill with the interface of segment_anything: `maskmill.compat.segment_anything`."""
     from testing import oracles
 
     network = _CompatSam(sam, replay).to(device)
@@ -91,9 +91,9 @@ def _engine_of_generator(make_generator: Callable[[GeneratorConfig], Any], confi
 
 
 def transformers(network: SamModel, side: int, device: torch.device, replay: Replay | None) -> EngineFactory:
-    """The `mask-generation` pipeline of transformers, float32, which removes no small regions.
+    """The `mask-generation` pipeline of transformers, in float32. It does not remove small regions.
 
-    `side` is that of the network's input.
+    `side` is the input side of the network in pixels.
     """
     from transformers import pipeline
 
@@ -111,7 +111,7 @@ def transformers(network: SamModel, side: int, device: torch.device, replay: Rep
             "pred_iou_thresh": config.pred_iou_thresh,
             "stability_score_thresh": config.stability_score_thresh,
             "stability_score_offset": config.stability_score_offset,
-            # It has one NMS for all crops.
+            # The pipeline has a single NMS for the masks of all crops.
             "crops_nms_thresh": config.box_nms_thresh,
         }
 
@@ -125,7 +125,10 @@ def transformers(network: SamModel, side: int, device: torch.device, replay: Rep
 
 
 def _image_processor(side: int) -> Any:
-    """What users of transformers get: without torchvision the one on PIL, whose NMS alone needs torchvision's."""
+    """Returns the default image processor of transformers. Without torchvision, this is the one based on PIL.
+
+    The PIL processor imports `batched_nms` from torchvision, so this function replaces its post-processing step.
+    """
     sizes: dict[str, Any] = {"size": {"longest_edge": side}, "pad_size": {"height": side, "width": side}}
     if importlib.util.find_spec("torchvision"):
         from transformers import SamImageProcessor

@@ -1,9 +1,9 @@
-"""How long planning takes, and how much memory: keys in a store, lines of a manifest, and reading the plan back.
+"""Measures the time and memory for planning from keys in a store, planning from a manifest, and reading the plan.
 
     python -m benchmarks.planning                    # 1 million keys, 1 million lines, 20,000 keys at moto's S3
     python -m benchmarks.planning --count 10000000   # 10 million each
 
-Each measurement is a process of its own; its memory is the peak of its resident size less the size after the imports.
+Each measurement runs in a separate process. Its memory is its peak resident size minus the size after the imports.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOTO_KEYS = 20_000
 
 @dataclass(frozen=True)
 class SyntheticKeys(LocalStorage):
-    """A store that lists keys which it makes up as it goes, as fast as a store can be: what is left is our own time."""
+    """A store that generates keys while it lists them, without I/O, so the measured time is that of maskmill itself."""
 
     count: int = 0
 
@@ -48,16 +48,16 @@ class SyntheticKeys(LocalStorage):
 
 
 def _key(number: int) -> str:
-    scattered = number * 2654435761 % 2**32  # names are rarely just numbers
+    scattered = number * 2654435761 % 2**32  # realistic file names are not consecutive numbers
     return f"{number // KEYS_PER_FOLDER:06d}/{number % KEYS_PER_FOLDER:03d}_{scattered:08x}.jpg"
 
 
 def main() -> None:
-    """Measures, prints the table, and writes it to results/."""
+    """Runs the measurements, prints the table and writes it to results/."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000, help="keys, and lines")
     parser.add_argument("--moto-keys", type=int, default=MOTO_KEYS, help="keys at moto's server; 0: none")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # used by the separate process
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -98,9 +98,9 @@ def _in_a_process(what: str, folder: Path, count: int, environment: dict[str, st
 
 
 def _measure(what: str, folder: Path, count: int) -> str:
-    """One line of the table."""
+    """Runs one measurement and returns its row of the table."""
     if what.startswith("s3:"):
-        import boto3.session  # noqa: F401  # so that it does not count
+        import boto3.session  # noqa: F401  # excluded from the measurement
     out = LocalStorage(folder)
     start_memory, start = _resident(), time.perf_counter()
     if what == "read":
@@ -126,13 +126,13 @@ def _source(what: str, folder: Path, count: int) -> Source:
 
 
 def _resident() -> int:
-    """Bytes of this process that are in memory now."""
+    """Returns the resident size of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @contextmanager
 def _moto(keys: int) -> Iterator[dict[str, str]]:
-    """The environment of a client of moto's server in a process of its own, which has `keys` keys."""
+    """Starts a moto server with `keys` keys in a separate process and yields the environment variables for clients."""
     code = (
         "import sys, threading, boto3.session\n"
         "from testing.s3_servers import MotoServer\n"

@@ -1,10 +1,10 @@
-"""What an image costs at least, in multiply-accumulates, and how many of them a device does in a second.
+"""Computes the minimum multiply-accumulates of an image, and measures how many of them a device does per second.
 
-Counted is the least work known to give the published result: windows without their padding's projections; the decoder
-with its image-side projections moved to the tokens or, in its first block, made once for all prompts
-(`model/token_side.py`); masks upscaled only for prompts that pass.
-Norms, softmax, activations and the filters count nothing: a share of the peak says how far an engine is from being all
-matrix products.
+The minimum is the least work known to produce the published result. Padding in attention windows is not projected. The
+decoder moves its image-side projections to the tokens or, in its first block, computes them once for all prompts
+(`model/token_side.py`). Masks are upscaled only for prompts that pass the IoU threshold.
+Norms, softmax, activations and filters are not counted. The fraction of the peak rate therefore shows how close an
+engine is to spending all of its time on matrix products.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from maskmill.model.lite_encoder import LiteEncoder
 
 
 def image_encoder(config: SamConfig) -> int:
-    """Multiply-accumulates of one image."""
+    """Returns the multiply-accumulates of the image encoder for one image."""
     width, cells = config.encoder_width, config.grid_size**2
     total = _stem(config)
     for block in range(config.encoder_depth):
         side = config.grid_size if block in config.global_attention_blocks else config.window_size
         total += cells * (4 + 2 * config.encoder_mlp_ratio) * width**2  # qkv, output projection, MLP
-        total += cells * 2 * side**2 * width  # scores, and values by scores
+        total += cells * 2 * side**2 * width  # attention scores, and scores times values
         if config.relative_positions:
-            total += cells * 2 * side * width  # each query with a vector per row and per column
+            total += cells * 2 * side * width  # products of each query with one vector per row and per column
     return total + cells * (width + 9 * config.embed_dim) * config.embed_dim  # the neck
 
 
@@ -52,7 +52,7 @@ def _stem(config: SamConfig) -> int:
 
 
 def _lite_convolutions(config: SamConfig) -> int:
-    """All convolutions of a `LiteEncoder` outside its neck."""
+    """Returns the multiply-accumulates of all convolutions of a `LiteEncoder` outside its neck."""
     total = 0
 
     def count(convolution: nn.Module, _: object, made_BCHW: Tensor) -> None:
@@ -70,15 +70,15 @@ def _lite_convolutions(config: SamConfig) -> int:
 
 
 def prompt(config: SamConfig) -> int:
-    """Multiply-accumulates of one click, up to its predicted IoUs."""
+    """Returns the multiply-accumulates of one click, up to its predicted IoUs."""
     dim, cells = config.embed_dim, config.grid_size**2
     inner = dim // config.decoder_attention_downsample
     masks = config.multimask_outputs + 1
-    tokens = 1 + masks + 2  # IoU, masks, the click and the padding that the published encoder adds
-    rows = tokens * config.decoder_heads  # vectors as long as an image token, of one cross-attention
-    # Four projections of tokens, folded ones of the image among them; scores, and values by scores.
+    tokens = 1 + masks + 2  # IoU token, mask tokens, click and the padding point of the published prompt encoder
+    rows = tokens * config.decoder_heads  # token vectors of one cross-attention, each as long as an image token
+    # Four projections of the tokens, including folded image-side projections; attention scores; scores times values.
     cross_attention = 4 * tokens * dim * inner + 2 * rows * cells * dim
-    # In the first block all prompts share the image, whose projections to keys, values and queries are made once.
+    # In the first block, all prompts share the image tokens, so their three projections are computed once.
     saved = 3 * (tokens * dim * inner + rows * cells * dim - tokens * cells * inner)
     self_attention = 4 * tokens * dim**2 + 2 * tokens**2 * dim
     mlp = 2 * tokens * dim * config.decoder_mlp_dim
@@ -88,7 +88,7 @@ def prompt(config: SamConfig) -> int:
 
 
 def masks_of_prompt(config: SamConfig) -> int:
-    """Multiply-accumulates of the masks of a click that passes."""
+    """Returns the multiply-accumulates of the masks of one click that passes the IoU threshold."""
     dim, cells = config.embed_dim, config.grid_size**2
     masks = config.multimask_outputs + 1
     upscaling = cells * dim**2 + 4 * cells * (dim // 4) * 4 * (dim // 8)
@@ -97,7 +97,7 @@ def masks_of_prompt(config: SamConfig) -> int:
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply-accumulates per second of a large matrix product, the best of several."""
+    """Measures the multiply-accumulates per second of a large matrix product, as the best of five runs."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = []
@@ -109,7 +109,7 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def synchronized_clock(device: torch.device) -> float:
-    """Seconds, once the device has done all that was asked of it."""
+    """Waits until the device has finished all queued work, and returns the time in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,9 +1,9 @@
-"""Segment recall and number of masks over a grid of thresholds: what a preset's thresholds are chosen from.
+"""Measures segment recall and the number of masks for a grid of thresholds, to choose the thresholds of a preset.
 
     python -m benchmarks.thresholds --data bsds500-val [--images 30] [--checkpoint model.safetensors]
 
-Every image is generated once without thresholds and NMS; both are then applied to its masks in all combinations.
-Prints, for each number of masks per image, the combinations with the highest recall.
+The masks of each image are generated once, without thresholds and NMS. All combinations of thresholds and NMS are then
+applied to them. For each number of masks per image, the combinations with the highest recall are printed.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ SHOWN = 5
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """All masks of an image, and how well they fit its segments."""
+    """All masks of an image, and their IoU with each of its segments."""
 
     masks: ImageMasks
     iou_NK: NDArray[np.float64]
 
     def best(self, predicted_iou: float, stability: float, nms_threshold: float) -> tuple[NDArray[np.float64], int]:
-        """For each segment the best IoU among the masks that are left, and how many these are."""
+        """Applies thresholds and NMS. Returns the highest IoU for each segment and the number of remaining masks."""
         masks = self.masks
         passing = np.flatnonzero((masks.predicted_iou > predicted_iou) & (masks.stability_score >= stability))
         boxes_N4 = xywh_to_xyxy(torch.from_numpy(masks.boxes[passing]))
@@ -53,7 +53,7 @@ class Candidates:
 
 
 def main() -> None:
-    """Generates, combines, prints."""
+    """Generates masks, evaluates all combinations of thresholds and prints the best ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="annotated images, as for `maskmill evaluate`")
     parser.add_argument("--images", type=int, default=30, help="the first so many")

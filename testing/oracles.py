@@ -1,4 +1,4 @@
-"""The published network, predictor and generator around our weights: what tests and benchmarks compare with."""
+"""The segment_anything network, predictor and generator with our weights, as a reference for tests and benchmarks."""
 
 from __future__ import annotations
 

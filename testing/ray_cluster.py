@@ -1,4 +1,4 @@
-"""Ray on this machine, for runs in this process."""
+"""A local Ray cluster on this machine, with the current process as its driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S3 for tests: moto's server on this machine, and a proxy before it that injects the faults of a real network.
+"""S3 servers for tests: a local moto server, and a proxy in front of it that injects network faults.
 
 with running(MotoServer()) as moto, running(FaultProxy(moto.url, random_faults(0.2, seed=1))) as proxy:
     storage = S3Storage("bucket", endpoint=proxy.url)

@@ -1,4 +1,4 @@
-"""Scores of masks from full-resolution logits: the reference for `filters.mask_measure`.
+"""Mask scores computed from full-resolution logits, as a reference for `filters.mask_measure`.
 
 Shapes: N masks, H W pixels.
 """

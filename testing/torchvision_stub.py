@@ -1,6 +1,6 @@
-"""A test-only stand-in for the four torchvision functions that `segment_anything` imports.
+"""A test stub for the four torchvision functions that `segment_anything` imports.
 
-Import this module before `segment_anything`. Where torchvision is installed, it changes nothing.
+Import this module before `segment_anything`. If torchvision is installed, this module has no effect.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""How a SAM is trained: scenes and photographs, prompts, losses, and the loop around them."""
+"""Training of a SAM: training data, prompt sampling, losses and the training loop."""

@@ -1,7 +1,7 @@
-"""A labelled image to a model input of any size: cropped, flipped, recoloured, resized and padded at random.
+"""Data augmentation: converts a labelled image to a model input by random crops, flips, colour changes and resizing.
 
-Shapes: H W image size, h w resized size, A label maps, S input side, s = S / 2 side of the label maps that prompts are
-drawn on.
+Shapes: H W image size, h w resized size, A label maps, S input side, s = S / 2 side of the label maps from which
+prompts are sampled.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from PIL import Image
 from maskmill.model.frame import Frame
 from maskmill.model.training.data import LabelledImage
 
-# Label maps are kept at half the input's resolution: twice what the mask logits have, at a quarter of the cost.
+# Label maps have half the resolution of the input, which is twice the resolution of the mask logits. Compared with full
+# resolution, they need a quarter of the memory and computation.
 LABEL_STRIDE = 2
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image as the model takes it. Padding at the right and bottom is 0 in the maps."""
+    """A model input: one image with its label maps, padded at the right and bottom. Padding has label 0."""
 
     pixels_SS3: NDArray[np.uint8]
     maps_Ass: NDArray[np.int32]
@@ -32,13 +33,17 @@ class Example:
 
 
 def fit(image: LabelledImage, side: int) -> Example:
-    """The whole image, longest side `side`, padded: what the pipeline feeds the model."""
+    """Resizes the whole image to a longest side of `side` pixels and pads it to a square, as the pipeline does."""
     resized_hw3 = Frame.of(image.pixels_HW3, side).resize(image.pixels_HW3)
     return _place(resized_hw3.numpy(), image.maps_AHW, side)
 
 
 def augment(image: LabelledImage, side: int, rng: Generator) -> Example:
-    """The whole image or a random crop of 20 to 100 % of its area, nearly in proportion, flipped and recoloured."""
+    """Applies a random crop, flips, resizing and colour changes.
+
+    A crop has 20 to 100 % of the image area and nearly the aspect ratio of the image. 30 % of the images are not
+    cropped.
+    """
     pixels_HW3, maps_AHW = image.pixels_HW3, image.maps_AHW
     height, width = pixels_HW3.shape[:2]
     if rng.random() < 0.7:
@@ -48,18 +53,20 @@ def augment(image: LabelledImage, side: int, rng: Generator) -> Example:
         pixels_HW3, maps_AHW = pixels_HW3[y : y + h, x : x + w], maps_AHW[:, y : y + h, x : x + w]
     if rng.random() < 0.5:
         pixels_HW3, maps_AHW = pixels_HW3[:, ::-1], maps_AHW[..., ::-1]
-    # Seldom what no camera sees: it costs as many steps as the rest, and a model of this size is short of those.
+    # Vertical flips and transpositions are rare because cameras do not produce such images, and a small model should
+    # spend most of its training steps on realistic ones.
     if rng.random() < 0.1:
         pixels_HW3, maps_AHW = pixels_HW3[::-1], maps_AHW[:, ::-1]
     if rng.random() < 0.1:
         pixels_HW3, maps_AHW = pixels_HW3.transpose(1, 0, 2), maps_AHW.transpose(0, 2, 1)
     height, width = pixels_HW3.shape[:2]
-    # Now and then smaller than the input, so that scale varies both ways; slightly stretched.
+    # A quarter of the images are made smaller than the input, so that the scale decreases as well as increases. The
+    # aspect ratio changes slightly.
     longest = round(side * rng.uniform(0.6, 1.0)) if rng.random() < 0.25 else side
     new_height, new_width = Frame(height, width, longest).resized
     stretch = np.exp(rng.uniform(-0.12, 0.12))
     new_height, new_width = (int(np.clip(v, 16, side)) for v in (new_height, new_width * stretch))
-    # As `Frame.resize` does, which keeps proportions.
+    # `Frame.resize` uses the same bilinear filter, but it preserves the aspect ratio.
     resized = Image.fromarray(pixels_HW3).resize((new_width, new_height), Image.Resampling.BILINEAR)
     example = _place(np.array(resized), maps_AHW, side)
     window = example.pixels_SS3[:new_height, :new_width]
@@ -68,7 +75,9 @@ def augment(image: LabelledImage, side: int, rng: Generator) -> Example:
 
 
 def paste(image: LabelledImage, other: LabelledImage, rng: Generator) -> LabelledImage:
-    """The image with a segment of another one somewhere on it, of 0.3 to 20 % of that one's area if it has such.
+    """Pastes a random segment of `other` at a random position in `image`.
+
+    The segment covers 0.3 to 20 % of `other`. If `other` has no such segment, the image is returned unchanged.
 
     Source: Ghiasi et al. 2021, "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation".
     """
@@ -92,12 +101,12 @@ def paste(image: LabelledImage, other: LabelledImage, rng: Generator) -> Labelle
 
 
 def _place(pixels_hw3: NDArray[np.uint8], maps_AHW: NDArray[np.int32], side: int) -> Example:
-    """Resized pixels with the label maps of the image, at its own size, as an example."""
+    """Pads the resized pixels to the input side and resizes the full-size label maps to match."""
     height, width = pixels_hw3.shape[:2]
     pixels_SS3 = np.zeros((side, side, 3), np.uint8)
     pixels_SS3[:height, :width] = pixels_hw3
     maps_Ass = np.zeros((len(maps_AHW), side // LABEL_STRIDE, side // LABEL_STRIDE), np.int32)
-    # Nearest label at the centre of each label pixel that lies in the image.
+    # Nearest-neighbour resizing: each label pixel inside the image gets the label at its centre.
     rows, columns = _nearest(height, maps_AHW.shape[1]), _nearest(width, maps_AHW.shape[2])
     maps_Ass[:, : rows.size, : columns.size] = maps_AHW[:, rows[:, None], columns[None, :]]
     return Example(pixels_SS3, maps_Ass, height, width)

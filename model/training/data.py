@@ -1,4 +1,4 @@
-"""What the trainer learns from: images with label maps, whatever they came from.
+"""Training data: the data set interface, images with label maps, and an in-memory cache.
 
 Shapes: H W image size, A label maps of one image.
 """
@@ -15,15 +15,15 @@ from maskmill.model.errors import MaskmillError
 
 
 class TrainingDataError(MaskmillError):
-    """Training data that cannot be read, or of another run."""
+    """The training data cannot be read, or a saved training state does not match the current run."""
 
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image and several ways to cut it into segments, each a label map; 0 is "not labelled".
+    """An image and one or more label maps. Each map is a segmentation of the image; label 0 means "not labelled".
 
-    A map per annotator, or a map per level (parts, objects, groups). The right answers to a click are the
-    segments under it in all maps.
+    There is one map per annotator, or one map per level (parts, objects, groups). The ground-truth masks of a click
+    are the segments that contain it, one from each map.
     """
 
     pixels_HW3: NDArray[np.uint8]
@@ -31,7 +31,7 @@ class LabelledImage:
 
 
 class ImageCache:
-    """Labelled images by index, as many as fit into `max_bytes`: those that came first stay."""
+    """A cache of labelled images by index, limited to `max_bytes`. When it is full, it accepts no further images."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -39,14 +39,14 @@ class ImageCache:
         self._kept: dict[int, tuple[NDArray[np.uint8], NDArray[np.unsignedinteger]]] = {}
 
     def get(self, index: int) -> LabelledImage | None:
-        """The image, or None where it was not kept."""
+        """Returns the image, or None if it is not in the cache."""
         if index not in self._kept:
             return None
         pixels_HW3, maps_AHW = self._kept[index]
         return LabelledImage(pixels_HW3, maps_AHW.astype(np.int32))
 
     def add(self, index: int, image: LabelledImage) -> None:
-        """Keeps an image if there is room for it. Its labels, none below zero, mostly fit a byte."""
+        """Stores an image if there is space for it. The label maps must not be negative; they are stored compactly."""
         maps_AHW = image.maps_AHW.astype(np.min_scalar_type(int(image.maps_AHW.max())))
         size = image.pixels_HW3.nbytes + maps_AHW.nbytes
         if self._bytes + size <= self._max_bytes:
@@ -55,7 +55,7 @@ class ImageCache:
 
 
 class Dataset(Protocol):
-    """Images by index. Picklable: each process of a run gets its copy."""
+    """A map-style data set. It must be picklable because each training process receives a copy."""
 
     def __len__(self) -> int: ...
 

@@ -1,6 +1,6 @@
-"""How good a model is on images it has not seen: the few figures that are watched while it trains.
+"""Validation metrics on held-out images, measured during training.
 
-Shapes: P prompts on one image, M masks per prompt, J answers per prompt, s label map side, h w mask side.
+Shapes: P prompts on one image, M masks per prompt, J ground-truth masks per prompt, s label map side, h w mask side.
 """
 
 from __future__ import annotations
@@ -27,23 +27,26 @@ from maskmill.model.training.prompts import (
     pool_masks,
 )
 
-# Smaller segments than this share of the image say more about the annotator's patience than about the model.
+# Segments that cover a smaller fraction of the labelled area are skipped, because their annotations are inconsistent.
 _MIN_SEGMENT_SHARE = 0.005
 
 
 @dataclass(frozen=True)
 class HeldOutFigures:
-    """Means over prompts, at the resolution of the mask logits."""
+    """Mean metrics over all prompts. IoUs are computed at the resolution of the mask logits."""
 
     prompts: int
-    one_click_best: float  # IoU with the clicked segment, best of the three masks
-    one_click_ranked: float  # the same, of the mask with the highest predicted IoU
-    box: float  # IoU of the single mask for a box around the segment
-    iou_correlation: float  # of predicted with true IoU, over all three masks of all clicks
+    one_click_best: float  # highest IoU of the three masks with the clicked segment
+    one_click_ranked: float  # IoU of the mask with the highest predicted IoU with the clicked segment
+    box: float  # IoU of the single mask for a box prompt around the segment
+    iou_correlation: float  # Pearson correlation of predicted and true IoU, three masks per click
 
 
 def measure(sam: Sam, images: Iterable[LabelledImage], prompts_per_image: int = 12) -> HeldOutFigures:
-    """Clicks in the middle of segments, and boxes around them; the same prompts every time."""
+    """Evaluates the model with a click at the centre of each segment and a box around it.
+
+    The prompts depend only on the index of the image and its label maps, so results are comparable across calls.
+    """
     columns = [
         _measure_image(sam, image, prompts_per_image, np.random.default_rng(i)) for i, image in enumerate(images)
     ]
@@ -83,7 +86,10 @@ def _measure_image(sam: Sam, image: LabelledImage, count: int, rng: Generator) -
 
 
 def _questions(example: Example, count: int, rng: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Clicks, boxes, answers (the segment asked for first) and which answers exist, for up to `count` segments."""
+    """Samples up to `count` segments and returns clicks, boxes, ground-truth masks and their validity.
+
+    The first ground-truth mask of each prompt is the sampled segment.
+    """
     maps_Ass = example.maps_Ass
     side = maps_Ass.shape[-1]
     smallest = _MIN_SEGMENT_SHARE * np.count_nonzero(maps_Ass.any(axis=0))

@@ -1,4 +1,4 @@
-"""How a small SAM starts and how it moves between input sizes. Applied from outside the network."""
+"""Weight initialisation for a small SAM, and adaptation of state dicts to other input sizes and encoder depths."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from maskmill.model.transformer import CrossAttention
 
 
 def initialise(sam: Sam) -> None:
-    """Starts the decoder as something that already looks where the click is.
+    """Initialises the weights so that the cross-attention of the mask decoder attends to the position of the click.
 
-    With equal orthogonal query and key projections, tokens attend to the cells whose positions resemble their own;
-    with identity-like values, they take over what they find there. From the usual random start, a small SAM needs
-    thousands of steps to find this out.
+    The query and key projections are equal and orthogonal, so that a token attends to grid cells with similar position
+    encodings. The value and output projections are identities, so that the token receives the features of those cells.
+    With PyTorch's default initialisation, a small SAM needs thousands of steps to learn this.
     """
     for module in sam.mask_decoder.modules():
         if isinstance(module, CrossAttention):
@@ -30,13 +30,13 @@ def initialise(sam: Sam) -> None:
             nn.init.eye_(module.out_proj.weight)
             for linear in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
                 nn.init.zeros_(linear.bias)
-    # What a point is must not drown where it is.
+    # Small point-type and no-mask embeddings, so that they do not dominate the position encodings and image features.
     embeddings = nn.ModuleList([*sam.prompt_encoder.point_embeddings, sam.prompt_encoder.no_mask_embed])
     for weight in embeddings.parameters():
         nn.init.normal_(weight, std=0.3)
     encoder = sam.image_encoder
     nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
-    # Masks start from the embedding alone: the skips add nothing until training needs them.
+    # The skip connections start at zero, so that the first masks depend only on the image embedding.
     if isinstance(encoder, ImageEncoder):
         _set_to_zero(encoder.skips)
         return
@@ -44,7 +44,7 @@ def initialise(sam: Sam) -> None:
         if isinstance(module, TopDown):
             _set_to_zero(module.skip)
         elif isinstance(module, Block):
-            # The attention blocks start as the identity, so that they do not disturb the trunk's features.
+            # The attention blocks start as the identity, so that they do not change the features of the trunk.
             _set_to_zero(module.attn.proj)
             _set_to_zero(module.mlp.lin2)
 
@@ -54,14 +54,15 @@ def _set_to_zero(module: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-# Where what a block of the encoder makes is added to what goes by it.
+# The last layer of each residual branch of an encoder block: with zero weights, the branch adds nothing.
 _BLOCK_OUTPUTS = (".attn.proj.", ".mlp.lin2.", ".conv2.")
 
 
 def grow(config: SamConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a model whose encoder has fewer blocks than `config`'s, with those that it lacks.
+    """Adds the encoder blocks that `state` lacks compared with a model of `config`.
 
-    They add nothing yet, and are the same in every call. Anything else that is missing stays so.
+    The new blocks are identities: the last layer of each residual branch is zero. Their other weights are drawn with a
+    fixed seed. Other missing weights are not added.
     """
     with torch.device("meta"):
         names = Sam(config).state_dict().keys() - state.keys()
@@ -76,7 +77,7 @@ def grow(config: SamConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_resized(config: SamConfig, state: Mapping[str, Tensor]) -> Sam:
-    """A Sam of `config` from the state dict of one of another input side, say: position tables are resampled."""
+    """Builds a Sam of `config` from a state dict of the same model at any input side. Resamples the position tables."""
     sam = Sam(config)
     resampled = {}
     for name, own in sam.state_dict().items():
@@ -85,7 +86,7 @@ def load_resized(config: SamConfig, state: Mapping[str, Tensor]) -> Sam:
             table_1CHW = F.interpolate(table.permute(0, 3, 1, 2), own.shape[1:3], mode="bicubic", antialias=True)
             resampled[name] = table_1CHW.permute(0, 2, 3, 1)
         elif "rel_pos" in name and table.shape != own.shape:
-            # (distances, D), those of the blocks that attend globally.
+            # (distances, D). Only the tables of blocks with global attention depend on the input side.
             resampled[name] = F.interpolate(table.T[None], len(own), mode="linear")[0].T
     with torch.no_grad():
         sam.load_state_dict({**state, **resampled})

@@ -1,9 +1,10 @@
-"""What the trainer minimises, as pure functions of logits and answers.
+"""Loss functions for training, as pure functions of logits and ground-truth masks.
 
 Shapes: N prompts, M masks per prompt, J answers per prompt, h w mask side; B images, A label maps of s s pixels,
-O offsets, H W embedding grid, L = H W of its cells, X pairs. Answers are soft masks in 0..1; label 0 is unknown.
-Source: Kirillov et al. 2023, Appendix A, with binary cross entropy in place of the focal loss, which is too
-weak to start learning from nothing.
+O offsets, H W embedding grid, L = H W of its cells, X pairs. Answers are ground-truth masks with soft values in 0..1;
+label 0 is unknown.
+Source: Kirillov et al. 2023, Appendix A. Binary cross entropy replaces the focal loss, whose gradients are too small
+for training from random weights.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Down and right of a logit pixel, in logit pixels: far enough to see across an edge, and across a small object.
+# (dy, dx) from a logit pixel to its neighbours, in logit pixels. Distance 1 reaches across an edge, distance 5 across a
+# small object.
 OFFSETS = tuple((d * y, d * x) for d in (1, 5) for y, x in ((0, 1), (1, 0), (1, 1), (1, -1)))
 
 BCE_WEIGHT = 2.0
@@ -25,7 +27,7 @@ _BCE_AREAS = 8
 
 @dataclass(frozen=True)
 class MaskCosts:
-    """Every mask of a prompt against every answer of it."""
+    """Loss and IoU of each predicted mask of a prompt with each answer of the same prompt."""
 
     loss_NMJ: Tensor
     iou_NMJ: Tensor
@@ -34,19 +36,20 @@ class MaskCosts:
 @torch.autocast("cpu", enabled=False)
 @torch.autocast("cuda", enabled=False)
 def mask_costs(logits_NMhw: Tensor, answers_NJhw: Tensor, weights_Nhw: Tensor | None = None) -> MaskCosts:
-    """2 * BCE + dice, and the true IoU of the binary masks (without gradient), for all pairs.
+    """Computes the loss, 2 * BCE + dice, and the IoU of the binary masks (without gradient) for all mask-answer pairs.
 
-    Every pixel counts as much as its weight, in all three; answers lie where weights are 1. Without weights, all are 1.
+    `weights_Nhw` weights the pixels of BCE, dice and IoU. It must be 1 inside the answers. Default: 1 everywhere.
 
-    BCE is the sum over pixels by eight times the answer's area, at most by all pixels: a wrong pixel weighs more in a
-    small segment, as in IoU. In float32 whatever the caller computes in: sums over a mask's pixels need it.
+    BCE is summed over pixels and divided by eight times the area of the answer, clamped between 1/64 of the pixels and
+    all of them. A wrong pixel thus costs more in a small segment, as in IoU. The computation is in float32 even under
+    autocast, because sums over many pixels are too inaccurate in lower precision.
     """
     logits_NML, answers_NJL = logits_NMhw.flatten(2).float(), answers_NJhw.flatten(2).float()
     answers_NLJ = answers_NJL.transpose(1, 2)
     pixels = logits_NML.shape[-1]
     area_NJ = answers_NJL.sum(-1)
     weighed_NJ = (_BCE_AREAS * area_NJ).clamp(pixels / 64, pixels)
-    # BCE with logits is softplus(logit) - logit * answer; both sums over pixels are cheap for all pairs at once.
+    # BCE with logits is softplus(logit) - logit * answer. The sum of the second term for all pairs is a matrix product.
     costs_NML, chance_NML, mask_NML = F.softplus(logits_NML), logits_NML.sigmoid(), (logits_NML.detach() > 0).float()
     if weights_Nhw is not None:
         weights_N1L = weights_Nhw.flatten(1)[:, None]
@@ -66,7 +69,7 @@ def _true_iou(mask_NML: Tensor, answers_NJL: Tensor) -> Tensor:
 
 
 def matched_loss(loss_NMJ: Tensor, valid_NJ: Tensor) -> Tensor:
-    """Mean loss (N) of the cheapest way to give each valid answer a mask of its own. Needs J <= M."""
+    """Assigns a different mask to each valid answer with the lowest total loss; returns the mean loss (N). J <= M."""
     masks, answers = loss_NMJ.shape[1:]
     loss_NMJ = loss_NMJ * valid_NJ[:, None, :]
     assignments = torch.tensor(list(permutations(range(masks), answers)), device=loss_NMJ.device)
@@ -75,12 +78,15 @@ def matched_loss(loss_NMJ: Tensor, valid_NJ: Tensor) -> Tensor:
 
 
 def best_iou(iou_NMJ: Tensor, valid_NJ: Tensor) -> Tensor:
-    """(N, M) IoU of each mask with the valid answer that it fits best: what the IoU head should say."""
+    """Returns (N, M): the highest IoU of each mask with any valid answer, the target of the IoU head."""
     return (iou_NMJ * valid_NJ[:, None, :]).amax(dim=2)
 
 
 def neighbour_loss(features_BChw: Tensor, maps_BAss: Tensor, scale_2: Tensor) -> Tensor:
-    """Cost of telling whether each pixel and its neighbours are of one segment from the cosine of their features."""
+    """BCE for predicting, from the cosine similarity of features, whether a pixel and a neighbour share a segment.
+
+    The neighbours of each pixel lie at OFFSETS.
+    """
     features_BChw = F.normalize(features_BChw.float(), dim=1)
     h, w = features_BChw.shape[-2:]
     cosines, answers = [], []
@@ -92,16 +98,20 @@ def neighbour_loss(features_BChw: Tensor, maps_BAss: Tensor, scale_2: Tensor) ->
 
 
 def affinity_loss(features_BCHW: Tensor, maps_BAss: Tensor, scale_2: Tensor) -> Tensor:
-    """The same of all pairs of an image's cells: the short way from what belongs together to the encoder."""
+    """BCE for predicting, from the cosine similarity of features, whether two cells of an image share a segment.
+
+    It covers all pairs of cells and trains the encoder directly, without the mask decoder in between.
+    """
     features_BLC = F.normalize(features_BCHW.float(), dim=1).flatten(2).transpose(1, 2)
     same_BLL = same_segment_cells(maps_BAss, features_BCHW.shape[-1])
     return _pair_cost(features_BLC @ features_BLC.transpose(1, 2), same_BLL, scale_2)
 
 
 def same_segment(maps_BAss: Tensor, side: int) -> Tensor:
-    """(B, O, h, w) of that side: the share of the maps in which a pixel and its neighbour at each of OFFSETS are alike.
+    """Returns (B, O, h, w) with h = w = `side`: the fraction of label maps in which two pixels have the same label.
 
-    NaN where no map has a label at both.
+    The two pixels are a pixel and its neighbour at each of OFFSETS. The fraction is taken over the maps that label both
+    pixels, and is NaN if there is no such map.
     """
     maps_BAhw = _at_centres(maps_BAss, side)
     shares_BOhw = maps_BAhw.new_full((len(maps_BAhw), len(OFFSETS), side, side), math.nan, dtype=torch.float32)
@@ -112,21 +122,24 @@ def same_segment(maps_BAss: Tensor, side: int) -> Tensor:
 
 
 def same_segment_cells(maps_BAss: Tensor, side: int) -> Tensor:
-    """(B, L, L): the same for every two cells of a grid of that side, by what is in their middles."""
+    """Returns (B, L, L): the fraction of label maps in which two cells of a `side` x `side` grid have the same label.
+
+    The label of a cell is the label at its centre. The fraction is NaN if no map labels both cells.
+    """
     maps_BAL = _at_centres(maps_BAss, side).flatten(2)
     return _share_alike(maps_BAL[..., :, None], maps_BAL[..., None, :])
 
 
 def _at_centres(maps_BAss: Tensor, side: int) -> Tensor:
-    """The labels in the middle of each cell of a grid of that side."""
+    """Returns the label at the centre of each cell of a `side` x `side` grid."""
     step = maps_BAss.shape[-1] // side
     return maps_BAss[..., step // 2 :: step, step // 2 :: step]
 
 
 def _share_alike(a_BAX: Tensor, b_BAX: Tensor) -> Tensor:
-    """(B, X): the share of maps with the same label at two places; NaN where none has one at both."""
+    """Returns (B, X): the fraction of maps with equal labels at two positions, or NaN if no map labels both."""
     alike_BX = labelled_BX = torch.zeros((), device=a_BAX.device)
-    # Map by map: all of them at once would be many times the result.
+    # A loop over the maps: a vectorised comparison would need A times the memory of the result.
     for a_BX, b_BX in zip(a_BAX.unbind(1), b_BAX.unbind(1), strict=True):
         is_labelled_BX = (a_BX != 0) & (b_BX != 0)
         labelled_BX = labelled_BX + is_labelled_BX.float()
@@ -135,15 +148,16 @@ def _share_alike(a_BAX: Tensor, b_BAX: Tensor) -> Tensor:
 
 
 def _offset_windows(h: int, w: int, dy: int, dx: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The pixels of (h, w) that have a neighbour at (dy, dx), dy not negative, and those neighbours."""
+    """Returns slices of the (h, w) pixels with a neighbour at (dy, dx), dy >= 0, and slices of those neighbours."""
     left, right = max(0, -dx), max(0, dx)
     return (slice(0, h - dy), slice(left, w - right)), (slice(dy, h), slice(right, w - left))
 
 
 def _pair_cost(cosine_LX: Tensor, same_LX: Tensor, scale_2: Tensor) -> Tensor:
-    """BCE of "same segment", NaN where unknown, from cosines scaled and shifted; mean over all but the last axis.
+    """Class-balanced BCE for "same segment". Logits are scaled and shifted cosines; pairs with target NaN are ignored.
 
-    Along that, pairs that are alike and pairs that are not weigh the same, however few one of them are.
+    Over the last axis, the mean of the positive pairs and the mean of the negative pairs are added, so that both
+    classes have the same weight. The result is the mean of these sums.
     """
     logits_LX = scale_2[0] * cosine_LX + scale_2[1]
     alike_LX, apart_LX = same_LX.nan_to_num(0), 1 - same_LX.nan_to_num(1)

@@ -1,19 +1,21 @@
-"""Which optimizer takes which weights: Muon the matrices inside transformer blocks, AdamW all others."""
+"""Optimizers: Muon for the matrices inside transformer blocks, AdamW for all other parameters."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
-# Share of the learning rate at which a pretrained trunk learns.
+# Factor on the learning rate of the pretrained trunk.
 TRUNK_RATE = 0.3
 
 
 def make_optimizers(module: nn.Module, weight_decay: float) -> list[Optimizer]:
-    """Muon and AdamW for all parameters of a module around a Sam. Learning rates are set later: a group's `share`
-    of that of the step.
+    """Creates Muon and AdamW for all parameters of a module that contains a Sam.
 
-    Source: Jordan et al. 2024 (Muon); Liu et al. 2025 for the scale at which it takes AdamW's learning rates.
+    The trainer sets the learning rate of each parameter group at every step: the learning rate of the step times the
+    `share` of the group.
+
+    Source: Jordan et al. 2024 (Muon); Liu et al. 2025 for the update scale that lets Muon use AdamW's learning rates.
     """
     matrices = [p for name, p in module.named_parameters() if p.ndim == 2 and _inside_a_transformer(name)]
     taken = {id(p) for p in matrices}

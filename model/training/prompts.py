@@ -1,7 +1,7 @@
-"""Prompts with their right answers, drawn from label maps; and a batch of them as tensors.
+"""Samples prompts and their ground-truth masks from label maps, and collates them into a batch of tensors.
 
-Shapes: B images, N prompts, C clicks per image, X boxes per image, A label maps, J alternatives (right
-answers) per click, S input side, s label map side, h w mask side (S / 4).
+Shapes: B images, N prompts, C clicks per image, X boxes per image, A label maps, J alternatives (ground-truth masks)
+per click, S input side, s label map side, h w mask side (S / 4).
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from torch.nn.utils.rnn import pad_sequence
 from maskmill.model.config import SamConfig
 from maskmill.model.training.augment import LABEL_STRIDE, Example
 
-# Alternatives are the annotators' segments under a click; more than three outputs cannot be matched.
+# Alternatives are the segments under a click, one from each label map. The model has three ambiguity masks, so at most
+# three alternatives can be matched.
 MAX_ALTERNATIVES = 3
 _SAME_SEGMENT_IOU = 0.85
 _MIN_LABEL_PIXELS = 12
-# Of a pixel without a label, where a labelled one has 1: what is there may belong to the object, or may not.
+# Loss weight of an unlabelled pixel, which may or may not belong to the object. Labelled pixels have weight 1.
 _UNLABELLED_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B images with C clicks and X boxes each; prompts are in order of their images.
+    """B images, each with C clicks and X boxes. Clicks and boxes are sorted by image.
 
-    `answers_NJhw` are soft masks, 0..1, the first of which the prompt was drawn from; `valid_NJ` says which exist.
-    Clicks come first, then boxes, which have a single answer. `maps_BAss` are the label maps of the images, 0 where
-    there is no label, or an image has fewer maps than another. `weights_Bhw` says how sure each logit pixel is, by
-    whether a map has a label there; `labelled_B` is the share of the image where one has.
+    `click_answers_NJhw` and `box_answers_Nhw` are ground-truth masks with soft values in 0..1. A click has up to J of
+    them: `click_valid_NJ` marks the ones that exist, and the first one is the segment that the click was sampled from.
+    A box has one. `maps_BAss` are the label maps, with 0 for unlabelled pixels; images with fewer maps are padded with
+    zero maps. `weights_Bhw` is the loss weight of each logit pixel, which is lower if no map labels it. `labelled_B` is
+    the fraction of the image area that at least one map labels.
     """
 
     images_B3SS: Tensor
@@ -48,7 +50,7 @@ class Batch:
 
 
 def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConfig, rng: Generator) -> Batch:
-    """Draws `clicks` clicks and `boxes` boxes on each example."""
+    """Samples `clicks` clicks and `boxes` boxes from each example."""
     drawn = [_draw_prompts(example.maps_Ass, clicks, boxes, rng) for example in examples]
     clicks_N2, answers, valid, boxes_N4, box_answers = (np.concatenate(column) for column in zip(*drawn, strict=True))
     labelled = [example.maps_Ass.any(axis=0) for example in examples]
@@ -67,7 +69,7 @@ def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConf
 
 
 def normalise(examples: list[Example], config: SamConfig) -> Tensor:
-    """(B, 3, S, S): what the encoder takes; the padding is zero, as in the pipeline."""
+    """Returns the input of the image encoder, (B, 3, S, S): normalised pixels, padded with zeros as in the pipeline."""
     pixels_BSS3 = np.stack([example.pixels_SS3 for example in examples])
     images_BSS3 = (torch.from_numpy(pixels_BSS3) - torch.tensor(config.pixel_mean)) / torch.tensor(config.pixel_std)
     for image_SS3, example in zip(images_BSS3, examples, strict=True):
@@ -77,7 +79,7 @@ def normalise(examples: list[Example], config: SamConfig) -> Tensor:
 
 
 def pool_masks(masks: NDArray[np.bool_]) -> Tensor:
-    """Label resolution to mask resolution: the covered share of each logit pixel."""
+    """Average-pools masks from label map resolution to logit resolution."""
     step = 4 // LABEL_STRIDE
     *lead, side, _ = masks.shape
     return torch.from_numpy(masks.reshape(*lead, side // step, step, side // step, step)).float().mean(dim=(-3, -1))
@@ -95,7 +97,7 @@ def _draw_prompts(
     for i in range(clicks):
         order = rng.permutation(len(maps_Ass))
         if i % 2 == 0:
-            # Any segment is as likely as any other, so that small ones are clicked as well.
+            # Half of the clicks sample segments uniformly, independent of area, so that small segments are clicked too.
             a, label = segments[rng.integers(len(segments))]
             inside = np.flatnonzero(maps_Ass[a] == label)
             order = np.concatenate([[a], order[order != a]])
@@ -117,7 +119,7 @@ def _draw_prompts(
 
 
 def list_segments(maps_Ass: NDArray[np.int32]) -> list[tuple[int, int]]:
-    """(map, label) of every segment that is not a speck; all of them if there is nothing but specks."""
+    """Returns (map, label) of every segment with at least 12 label pixels, or of all segments if there is none."""
     counted = [
         (a, int(label), int(count))
         for a, map_ss in enumerate(maps_Ass)
@@ -129,7 +131,10 @@ def list_segments(maps_Ass: NDArray[np.int32]) -> list[tuple[int, int]]:
 
 
 def alternatives_at(maps_Ass: NDArray[np.int32], x: int, y: int, order: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
-    """The different segments under a click, in the order of the maps, at most three."""
+    """Returns the masks of the segments under a click, at most three, in the given order of the maps.
+
+    Segments with an IoU above 0.85 count as duplicates, and only the first one is returned.
+    """
     found: list[NDArray[np.bool_]] = []
     areas: list[int] = []
     for a in order:
@@ -151,7 +156,9 @@ def alternatives_at(maps_Ass: NDArray[np.int32], x: int, y: int, order: NDArray[
 
 
 def _jittered_box(mask_ss: NDArray[np.bool_], rng: Generator) -> NDArray[np.float32]:
-    """The mask's box in input pixels, each coordinate off by about a tenth of the side, at most 20 pixels.
+    """Returns the bounding box of the mask in input pixels, with Gaussian noise on each coordinate.
+
+    The standard deviation is a tenth of the side of the box; the noise is clipped to 20 pixels.
 
     Source: Kirillov et al. 2023, Appendix A, "Training algorithm".
     """
@@ -162,9 +169,10 @@ def _jittered_box(mask_ss: NDArray[np.bool_], rng: Generator) -> NDArray[np.floa
 
 
 def error_clicks(logits_Nhw: Tensor, answers_Nhw: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A click (N, 2) in each mask's error region, input pixels, and its label (N): 1 missed, 0 too much.
+    """Samples a click from the error region of each mask.
 
-    Where a mask has no error, the click falls anywhere, with the answer's label there.
+    Returns clicks (N, 2) in input pixels and labels (N): 1 for a false negative, 0 for a false positive. If a mask has
+    no error, the click is at a random position and its label is the value of the ground-truth mask there.
     """
     right_Nhw = answers_Nhw > 0.5
     wrong_NL = ((logits_Nhw > 0) != right_Nhw).flatten(1).float()

@@ -1,4 +1,4 @@
-"""Every constant of a training run: frozen, named, stored in the checkpoint."""
+"""Training recipes: the hyperparameters of a training run, which are stored in the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from maskmill.model.config import SamConfig
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps at one input side (pixels), with the images and prompts that fit a step of about a second."""
+    """Training steps at one input side (`image_size`, in pixels).
+
+    The numbers of images and prompts are chosen so that a step takes about one second.
+    """
 
     image_size: int
     steps: int
     images: int
     clicks: int
     boxes: int
-    # At the stage's first step and after its last, linear between.
+    # At the first step of the stage and after its last step; linear interpolation in between.
     learning_rates: tuple[float, float]
-    # How well a mask is judged matters most once the masks are good.
+    # Weight of the loss of the IoU head. The last stage uses a higher weight, because IoU prediction matters most when
+    # the masks are already good.
     iou_weight: float = 1.0
-    # Share of the clicks that get a second click where the first answer was wrong.
+    # Fraction of the clicks that are refined with a second click in the error region of the first mask.
     second_round_share: float = 0.25
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A recipe: stages from coarse to fine, and what they have in common."""
+    """A training recipe: stages with increasing input sides, and the hyperparameters that all stages share."""
 
     stages: tuple[Stage, ...]
     seed: int = 0
@@ -36,18 +40,18 @@ class TrainingConfig:
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     ema_decay: float = 0.998
-    # Of the weights that a run starts from in those that it leaves: what it learns does not replace all that was known.
+    # Weight of the initial weights when they are interpolated with the trained ones, which reduces forgetting.
     # Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
     start_share: float = 0.0
-    # Share of images that are photographs, where there are any.
+    # Fraction of training images that are photographs, if the run has data sets of photographs.
     photograph_share: float = 0.7
-    # Share of the photographs on which segments of others are pasted, up to two.
+    # Fraction of the photographs that get one or two segments of other photographs by copy-paste augmentation.
     paste_share: float = 0.5
     scene_count: int = 1000
     scene_side: int = 384
     affinity_channels: int = 32
     affinity_weight: float = 0.5
-    # As above, of neighbouring pixels at the resolution of the logits.
+    # Weight of `neighbour_loss`, the affinity loss between neighbouring pixels at logit resolution.
     neighbour_weight: float = 0.3
 
     @property
@@ -55,12 +59,12 @@ class TrainingConfig:
         return sum(stage.steps for stage in self.stages)
 
     def stage_at(self, step: int) -> tuple[int, Stage]:
-        """Which stage a step (from 0) belongs to, and its index."""
+        """Returns the index of the stage that contains a step (counted from 0), and the stage."""
         index = bisect_right(self._ends(), step)
         return index, self.stages[index]
 
     def learning_rate(self, step: int) -> float:
-        """Of a step (from 0)."""
+        """Returns the learning rate of a step (counted from 0)."""
         index, stage = self.stage_at(step)
         start, end = stage.learning_rates
         done = 1 - (self._ends()[index] - step) / stage.steps
@@ -70,16 +74,18 @@ class TrainingConfig:
         return list(accumulate(stage.steps for stage in self.stages))
 
 
-# Both for inputs of 512 pixels, on two processes of two cores with AVX512-BF16: an hour, and then one and a half.
+# Training from random weights for inputs of 512 pixels. With two processes on two CPU cores with AVX512-BF16, it takes
+# about one hour; FROM_CHECKPOINT takes about one and a half hours.
 FROM_NOTHING = TrainingConfig(
     stages=(
         Stage(128, 900, images=16, clicks=16, boxes=4, learning_rates=(1e-3, 9e-4), second_round_share=0.0),
         Stage(256, 1800, images=8, clicks=16, boxes=4, learning_rates=(9e-4, 2.2e-4)),
-        # A new resolution needs larger steps than the stage before ended with.
+        # The first learning rate at a new input side is higher than the last one of the previous stage.
         Stage(512, 500, images=4, clicks=12, boxes=4, learning_rates=(3e-4, 1e-5), iou_weight=4.0),
     )
 )
-# The same from a trunk that knows photographs, and from a decoder that knows how to answer: an hour and a quarter.
+# Training from a pretrained trunk and, if there is a checkpoint, its mask decoder. It takes about 75 minutes on the
+# same hardware.
 FROM_TRUNK = TrainingConfig(
     stages=(
         Stage(256, 700, images=8, clicks=16, boxes=4, learning_rates=(8e-4, 4e-4)),
@@ -94,9 +100,9 @@ FROM_CHECKPOINT = TrainingConfig(
 
 
 def choose_recipe(model: SamConfig, from_checkpoint: bool, from_trunk: bool = False) -> TrainingConfig:
-    """The recipe for a model by what it starts from: a pretrained trunk, a whole checkpoint, or nothing.
+    """Returns the recipe for the initial weights of a run: a pretrained trunk, a whole checkpoint, or random weights.
 
-    Its stages go up to the model's input side.
+    The input sides of the stages are scaled so that the last stage has the input side of the model.
     """
     recipe = FROM_TRUNK if from_trunk else FROM_CHECKPOINT if from_checkpoint else FROM_NOTHING
     largest = recipe.stages[-1].image_size

@@ -1,4 +1,4 @@
-"""Pictures of what a model in training makes of clicks: figures alone can hide wrong masks.
+"""Sample images with predicted masks, for visual inspection during training: metrics alone can hide wrong masks.
 
 Shapes: P clicks on one image, M masks per click, S input side, h w mask side.
 """
@@ -23,7 +23,7 @@ from maskmill.model.training.data import LabelledImage
 from maskmill.model.training.prompts import list_segments, normalise
 
 COLUMNS = 4
-# RGB, told apart on most pictures.
+# RGB colours that can be distinguished on most images.
 COLOURS = (
     (230, 25, 75),
     (60, 220, 75),
@@ -37,18 +37,18 @@ COLOURS = (
 
 
 def write_sheet(sam: Sam, images: Sequence[LabelledImage], path: Path) -> None:
-    """Images side by side, each with a click in its largest segments and the outline of the mask ranked first."""
+    """Writes a PNG contact sheet of images with clicks and the outlines of the masks with the highest predicted IoU."""
     pictures = [draw_answers(sam, image) for image in images]
     columns = min(COLUMNS, len(pictures))
     pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % columns)
     rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
-    # Not cv2.imwrite: it does not say why it failed.
+    # `write_bytes` raises an OSError with the cause of a failure; `cv2.imwrite` only returns False.
     path.write_bytes(cv2.imencode(".png", np.concatenate(rows)[..., ::-1])[1].tobytes())
 
 
 @torch.inference_mode()
 def draw_answers(sam: Sam, image: LabelledImage) -> NDArray[np.uint8]:
-    """An image as the model takes it, (S, S, 3) RGB, with clicks and the outlines of their masks."""
+    """Draws a click in each of the largest segments and the outline of its mask on the model input, (S, S, 3) RGB."""
     side = sam.config.image_size
     example = fit(image, side)
     points_P2 = torch.tensor(_clicks(example), dtype=torch.float32, device=sam.device)
@@ -67,7 +67,7 @@ def draw_answers(sam: Sam, image: LabelledImage) -> NDArray[np.uint8]:
 
 
 def _clicks(example: Example) -> list[tuple[float, float]]:
-    """x, y in input pixels in the middle of the first map's largest segments, at most as many as there are colours."""
+    """Returns (x, y) in input pixels at the centres of the largest segments of the first map, one per colour."""
     map_ss = example.maps_Ass[0]
     labels = [label for _, label in list_segments(map_ss[None])]
     labels.sort(key=lambda label: -np.count_nonzero(map_ss == label))

@@ -1,11 +1,11 @@
-"""Procedural scenes: pictures drawn together with the right answers, for training without photographs.
+"""Procedural scenes: synthetic images with ground-truth label maps, for training without photographs.
 
-A scene is painted back to front. Each thing has up to three levels that are all right answers: its
-parts, the object, and the group of like objects it belongs to. Everything follows from the seed.
+A scene is painted back to front. Each pixel has a label at three levels: part, object, and group of similar objects.
+The segments of all levels are valid ground-truth masks. The seed determines the scene completely.
 
-Only a thing's own window is drawn, never the whole scene for it: most things are tiny.
+Most objects are small, so each object is drawn only inside its own window of the canvas.
 
-Shapes: H W scene size, h w size of a thing's window.
+Shapes: H W scene size, h w size of the window of an object.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from maskmill.model.training.data import ImageCache, LabelledImage
 from maskmill.model.training.textures import Paint, Window, smooth_noise, texture
 
 PARTS, OBJECTS, GROUPS = range(3)
-CACHE_BYTES = 2**29  # three quarters of the recipe's thousand scenes of 384 pixels
+CACHE_BYTES = 2**29  # fits three quarters of the recipe's 1000 scenes at 384 pixels
 
 
 class Scenes:
-    """The scenes of `count` seeds, each drawn when it is asked for.
+    """A data set of `count` scenes with consecutive seeds. A scene is drawn when it is first accessed.
 
-    Drawing takes as long as learning, so drawn scenes are kept, up to `cache_bytes` in each process.
+    Drawing a scene takes as long as training on it, so each process caches scenes, up to `cache_bytes`.
     """
 
     def __init__(self, count: int, first_seed: int, longest_side: int, cache_bytes: int = CACHE_BYTES) -> None:
@@ -46,7 +46,7 @@ class Scenes:
 
 
 def draw_scene(seed: int, longest_side: int) -> LabelledImage:
-    """The scene of a seed. Its maps are parts, objects and groups; every pixel is labelled in all three."""
+    """Draws the scene of a seed. It has a label map for parts, objects and groups; each map labels every pixel."""
     rng = np.random.default_rng(seed)
     shorter = int(longest_side * rng.uniform(0.6, 1.0))
     height, width = (longest_side, shorter) if rng.random() < 0.4 else (shorter, longest_side)
@@ -58,14 +58,14 @@ def draw_scene(seed: int, longest_side: int) -> LabelledImage:
 
 
 class _Stencil(NamedTuple):
-    """A soft mask (h, w), 0..255, and where it lies. Nothing outside its window is covered."""
+    """An anti-aliased coverage mask (h, w), 0..255, and its window on the canvas. Coverage is 0 outside the window."""
 
     window: Window
     cover_hw: NDArray[np.uint8]
 
 
 class _Canvas:
-    """The picture so far, and the labels of its pixels."""
+    """The pixels and label maps of a scene while it is painted."""
 
     def __init__(self, height: int, width: int, rng: Generator) -> None:
         self.pixels: NDArray = np.zeros((height, width, 3), np.float32)
@@ -79,7 +79,7 @@ class _Canvas:
         return self._last_label
 
     def paint(self, stencil: _Stencil, paint: Paint, labels: tuple[int, ...]) -> None:
-        """Lays paint over a stencil; labels those pixels that it mostly covers."""
+        """Blends paint into the stencil's pixels. Pixels with a coverage of more than half get the labels."""
         pixels = self.pixels[stencil.window.pixels]
         pixels += _by_channel(stencil.cover_hw * np.float32(1 / 255)) * (paint(stencil.window) - pixels)
         covered = stencil.cover_hw > 127
@@ -87,7 +87,7 @@ class _Canvas:
             self.maps[level][stencil.window.pixels][covered] = label
 
     def shade(self, stencil: _Stencil) -> None:
-        """A soft shadow beside a thing about to be painted. It is nobody's segment."""
+        """Paints a blurred drop shadow for an object that is painted afterwards. The labels do not change."""
         dx, dy = self._rng.uniform(-0.04, 0.04, 2) * self.window.width
         blur, darkness = self._rng.uniform(1, 6), self._rng.uniform(0.2, 0.6)
         reach = int(3 * blur) + 2
@@ -102,12 +102,12 @@ class _Canvas:
 
 
 def _paint_background(canvas: _Canvas, rng: Generator) -> None:
-    """One to four regions: walls, floors, skies, hills."""
+    """Paints one to four background regions, which resemble walls, floors, skies and hills."""
     height, width = canvas.maps.shape[1:]
     whole = np.full((height, width), 255, np.uint8)
     canvas.paint(_Stencil(canvas.window, whole), texture(height, width, rng), (canvas.new_label(),) * 3)
     for _ in range(rng.integers(0, 4)):
-        # A wavy edge across the picture; everything beyond it is the new region.
+        # The new region is the part of the canvas on one side of a straight or wavy edge.
         along = np.linspace(0, 1, 24)
         waves = sum(
             rng.normal(0, 0.06 / k) * np.sin(k * np.pi * along * rng.uniform(1, 2) + rng.uniform(0, 6))
@@ -136,7 +136,7 @@ def _draw_object(canvas: _Canvas, rng: Generator) -> None:
 
 
 def _draw_repeated(canvas: _Canvas, rng: Generator) -> None:
-    """Coins, windows, berries: one shape many times, in rows or scattered."""
+    """Paints a group of objects with the same shape, in a regular or jittered grid, like windows, coins or berries."""
     height, width = canvas.maps.shape[1:]
     size = min(height, width) * rng.uniform(0.015, 0.08)
     shape, paint, group = random_outline(rng), texture(height, width, rng), canvas.new_label()
@@ -165,7 +165,7 @@ def _paint_thing(
     if rng.random() < 0.4:
         paint = _shaded(paint, outline)
     canvas.paint(stencil, paint, (label, label, group))
-    # The seed makes all things of a group have the same parts.
+    # All objects of a group use the same seed, so they have the same parts.
     parts_rng = np.random.default_rng(parts_seed)
     if parts_rng.random() < 0.5:
         return
@@ -183,7 +183,7 @@ def _paint_thing(
 
 
 def _draw_strokes(canvas: _Canvas, rng: Generator) -> None:
-    """Poles, wires, branches: each its own object, together a group."""
+    """Paints a group of strokes, like poles, wires or branches. Each stroke is an object."""
     height, width = canvas.maps.shape[1:]
     paint, group = texture(height, width, rng), canvas.new_label()
     for _ in range(rng.integers(1, 5)):
@@ -203,7 +203,7 @@ def _draw_strokes(canvas: _Canvas, rng: Generator) -> None:
 
 
 def _draw_text(canvas: _Canvas, rng: Generator) -> None:
-    """A sign: letters on a plate. Letters are parts; sign and lettering are objects."""
+    """Paints text on an optional plate. The text and the plate are two parts of one object, the sign."""
     height, width = canvas.maps.shape[1:]
     letters = "".join(rng.choice(list("ABCDEFGHKLMNPRSTXYZ023456789"), rng.integers(1, 7)))
     scale, thickness = rng.uniform(0.5, 2.5), int(rng.integers(1, 6))
@@ -223,7 +223,7 @@ def _draw_text(canvas: _Canvas, rng: Generator) -> None:
         canvas.paint(_Stencil(window, cover_hw), texture(height, width, rng), (canvas.new_label(), sign, sign))
 
 
-# Single objects three times as often as each of the others.
+# A single object is three times as likely as each other type.
 _THINGS = (_draw_object, _draw_object, _draw_object, _draw_repeated, _draw_strokes, _draw_text)
 
 
@@ -231,7 +231,7 @@ _OUTLINES = ("blob", "blob", "ellipse", "polygon", "box", "crescent")
 
 
 def random_outline(rng: Generator) -> NDArray:
-    """A closed outline (P, 2) around the origin, about one unit in radius: blob, ellipse, polygon, box or crescent."""
+    """Returns a closed outline (P, 2) around the origin with a radius of about 1 and a random type from `_OUTLINES`."""
     kind = _OUTLINES[rng.integers(len(_OUTLINES))]
     if kind == "polygon":
         angle = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
@@ -258,7 +258,7 @@ def random_outline(rng: Generator) -> NDArray:
 
 
 def _clip(x0: float, y0: float, x1: float, y1: float, limit: Window) -> Window | None:
-    """The pixels that a box touches within a window. None where there are none."""
+    """Returns the window of the pixels that a box overlaps inside `limit`, or None if there are none."""
     left, top = max(int(np.floor(x0)), limit.x), max(int(np.floor(y0)), limit.y)
     right = min(int(np.ceil(x1)) + 1, limit.x + limit.width)
     bottom = min(int(np.ceil(y1)) + 1, limit.y + limit.height)
@@ -266,26 +266,26 @@ def _clip(x0: float, y0: float, x1: float, y1: float, limit: Window) -> Window |
 
 
 def _fill(outline: NDArray, limit: Window) -> _Stencil | None:
-    """What an outline encloses within a window. None where that is nothing."""
+    """Rasterises the interior of an outline inside `limit`. Returns None if it covers no pixel."""
     (x0, y0), (x1, y1) = outline.min(axis=0), outline.max(axis=0)
-    # One pixel more: outlines have soft borders.
+    # A margin of one pixel for the anti-aliased border.
     window = _clip(x0 - 1, y0 - 1, x1 + 1, y1 + 1, limit)
     if window is None:
         return None
     cover_hw = np.zeros((window.height, window.width), np.uint8)
-    # Four fractional bits place outlines between pixels.
+    # Fixed-point coordinates with four fractional bits give subpixel positions.
     corners = np.round((outline - window[:2]) * 16).astype(np.int32)
     cv2.fillPoly(cover_hw, [corners], 255, cv2.LINE_AA, shift=4)
     return _Stencil(window, cover_hw) if cover_hw.any() else None
 
 
 def _cover(stencil: _Stencil, window: Window) -> NDArray[np.uint8]:
-    """What a stencil covers of a window inside its own."""
+    """Returns the coverage of a stencil in a window that lies inside the window of the stencil."""
     return stencil.cover_hw[Window(window.x - stencil.window.x, window.y - stencil.window.y, *window[2:]).pixels]
 
 
 def _by_channel(values_hw: NDArray) -> NDArray:
-    """The same for red, green and blue, (h, w, 3): broadcasting over three channels takes several times as long."""
+    """Copies the values to three channels, (h, w, 3). NumPy broadcasting over channels takes several times as long."""
     return cv2.merge([values_hw] * 3)
 
 
@@ -294,7 +294,7 @@ def _tinted(paint: Paint, tint_3: NDArray) -> Paint:
 
 
 def _shaded(paint: Paint, outline: NDArray) -> Paint:
-    """Light from one side: brighter to darker along the thing's diagonal, so that flat paint looks round."""
+    """Darkens the paint along the diagonal of the outline, which looks like light from one side on a round surface."""
     (x0, y0), (x1, y1) = outline.min(axis=0), outline.max(axis=0)
 
     def shaded(window: Window) -> NDArray:
@@ -307,7 +307,7 @@ def _shaded(paint: Paint, outline: NDArray) -> Paint:
 
 
 def _photograph(pixels_HW3: NDArray, rng: Generator) -> NDArray[np.uint8]:
-    """What a camera adds: uneven light, blur, grain, JPEG."""
+    """Simulates a camera: uneven illumination, blur, noise and JPEG compression."""
     height, width = pixels_HW3.shape[:2]
     if rng.random() < 0.5:
         light = 1 + rng.uniform(0.05, 0.25) * smooth_noise(height, width, 3, rng)

