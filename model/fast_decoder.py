@@ -71,14 +71,14 @@ class FastMaskDecoder(MaskDecoder):
         return DecodedPrompts(
             predicted_iou_NM=self.iou_prediction_head(tokens_NTC[:, 0]),
             mask_tokens_NMC=tokens_NTC[:, 1 : 1 + self.num_masks],
-            image_tokens_NCHW=image_NLC.transpose(1, 2).unflatten(2, embedding.grid_BEHW.shape[-2:]),
+            image_tokens_NCYX=image_NLC.transpose(1, 2).unflatten(2, embedding.grid_BCYX.shape[-2:]),
             skips=prepared.skips,
         )
 
     def _prepare(self, embedding: ImageEmbedding, positions_1CYX: Tensor, dense_NCYX: Tensor) -> _Prepared:
-        image_BLC = (embedding.grid_BEHW + dense_NCYX).flatten(2).transpose(1, 2)
+        image_BLC = (embedding.grid_BCYX + dense_NCYX).flatten(2).transpose(1, 2)
         image = self._token_side.prepare(image_BLC, positions_1CYX.flatten(2).transpose(1, 2))
-        Y, X = embedding.grid_BEHW.shape[-2:]
+        Y, X = embedding.grid_BCYX.shape[-2:]
         skips = []
         for skip, steps in zip(embedding.skips, (1, 2), strict=False):
             twos = [2] * steps  # each upsampling step splits a cell in two along both axes
@@ -94,7 +94,7 @@ class FastMaskDecoder(MaskDecoder):
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
         chosen_K2 = keep_NM[rows].nonzero().to(device, non_blocking=True)
         rows = rows.to(device, non_blocking=True)
-        tokens_ZLC = decoded.image_tokens_NCHW.flatten(2).transpose(1, 2)[rows]
+        tokens_ZLC = decoded.image_tokens_NCYX.flatten(2).transpose(1, 2)[rows]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips] or [None, None]
         half_ZEC = fast_linear(tokens_ZLC, *self._upscale_1).unflatten(2, (4, -1)).flatten(1, 2)
         norm = self.output_upscaling[1]
@@ -105,7 +105,7 @@ class FastMaskDecoder(MaskDecoder):
         mlps = self.output_hypernetworks_mlps
         weights_ZMC = torch.stack([mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(mlps)], dim=1)
         logits_ZEM = full_ZEC @ weights_ZMC.transpose(1, 2).to(self._dtype)
-        return fused_ops.to_pixels(logits_ZEM, chosen_K2, decoded.image_tokens_NCHW.shape[-2:])
+        return fused_ops.to_pixels(logits_ZEM, chosen_K2, decoded.image_tokens_NCYX.shape[-2:])
 
 
 def _as_linear(convolution: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

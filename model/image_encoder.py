@@ -1,7 +1,7 @@
 """The image encoder: a ViTDet backbone, the neck that makes the image embedding, and finer features beside it.
 
-Shapes: B images, V windows (or whole images for global attention), S input side in pixels, H W or Y X grid in cells,
-L = Y*X, C channels, U heads, D features per head, E embedding channels.
+Shapes: B images, V windows (or whole images for global attention), S input side in pixels, Y X grid in cells, L = Y*X,
+C channels, U heads, D features per head.
 Source: Li et al. 2022 (ViTDet); `modeling/image_encoder.py` of segment-anything. The skips are those of SAM 2
 (Ravi et al. 2024).
 """
@@ -24,26 +24,26 @@ from maskmill.model.layers import LayerNorm2d, MLPBlock
 class ImageEmbedding:
     """The embeddings of B images.
 
-    `grid_BEHW` is the published embedding. `skips` are features of 2 and 4 times its resolution for the mask upscaler,
-    (B, E/4, 2H, 2W) and (B, E/8, 4H, 4W); empty for variants without skips.
+    `grid_BCYX` is the published embedding. `skips` are features of 2 and 4 times its resolution for the mask upscaler,
+    (B, C/4, 2Y, 2X) and (B, C/8, 4Y, 4X); empty for variants without skips.
     """
 
-    grid_BEHW: Tensor
+    grid_BCYX: Tensor
     skips: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.grid_BEHW)
+        return len(self.grid_BCYX)
 
     def __getitem__(self, images: slice | Tensor) -> ImageEmbedding:
         return self.map(lambda x: x[images])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ImageEmbedding:
         """Applies a function to each tensor."""
-        return ImageEmbedding(function(self.grid_BEHW), tuple(function(skip) for skip in self.skips))
+        return ImageEmbedding(function(self.grid_BCYX), tuple(function(skip) for skip in self.skips))
 
 
 class ImageEncoder(nn.Module):
-    """Normalised, padded images (B, 3, S, S) to their embeddings, with H = W = S / patch."""
+    """Normalised, padded images (B, 3, S, S) to their embeddings, with Y = X = S / patch."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -60,13 +60,13 @@ class ImageEncoder(nn.Module):
                 self.skips.append(nn.Conv2d(in_width, out_width, kernel_size=3, padding=1))
 
     def forward(self, images_B3SS: Tensor) -> ImageEmbedding:
-        x_BHWC, finer = self.patch_embed(images_B3SS)
-        x_BHWC = x_BHWC + self.pos_embed
+        x_BYXC, finer = self.patch_embed(images_B3SS)
+        x_BYXC = x_BYXC + self.pos_embed
         for block in self.blocks:
-            x_BHWC = block(x_BHWC)
+            x_BYXC = block(x_BYXC)
         # `finer` may go further than there are skips.
         skips = tuple(skip(features) for skip, features in zip(self.skips, finer, strict=False))
-        return ImageEmbedding(self.neck(x_BHWC.permute(0, 3, 1, 2)), skips)
+        return ImageEmbedding(self.neck(x_BYXC.permute(0, 3, 1, 2)), skips)
 
 
 def make_blocks(config: SamConfig) -> nn.ModuleList:
@@ -78,7 +78,7 @@ def make_blocks(config: SamConfig) -> nn.ModuleList:
 
 
 def make_neck(config: SamConfig) -> nn.Sequential:
-    """The layers from the blocks' output (B, C, Y, X) to the image embedding (B, E, Y, X)."""
+    """The layers from the blocks' output (B, C, Y, X) to the image embedding (B, C, Y, X) with its channels."""
     return nn.Sequential(
         nn.Conv2d(config.encoder_width, config.embed_dim, kernel_size=1, bias=False),
         LayerNorm2d(config.embed_dim),
@@ -101,7 +101,7 @@ class PatchEmbed(nn.Module):
 class ConvStem(nn.Module):
     """Strided 3x3 convolutions, each halving the side and doubling the channels, down to the patch size.
 
-    Also gives the features on the way, (B, C/2, 2H, 2W), (B, C/4, 4H, 4W) and so on.
+    Also gives the features on the way, (B, C/2, 2Y, 2X), (B, C/4, 4Y, 4X) and so on.
     Source: Xiao et al. 2021, "Early convolutions help transformers see better".
     """
 
@@ -121,14 +121,14 @@ class ConvStem(nn.Module):
         self.proj = nn.Conv2d(config.encoder_width, config.encoder_width, kernel_size=1)
 
     def forward(self, images_B3SS: Tensor) -> tuple[Tensor, list[Tensor]]:
-        halved, x_BCHW = [], images_B3SS
+        halved, x_BCYX = [], images_B3SS
         for layer in self.layers:
-            x_BCHW = layer(x_BCHW)
+            x_BCYX = layer(x_BCYX)
             if isinstance(layer, nn.GELU):
                 if len(halved) < len(self.blocks):
-                    x_BCHW = self.blocks[len(halved)](x_BCHW)
-                halved.append(x_BCHW)
-        return self.proj(x_BCHW).permute(0, 2, 3, 1), halved[-2::-1]
+                    x_BCYX = self.blocks[len(halved)](x_BCYX)
+                halved.append(x_BCYX)
+        return self.proj(x_BCYX).permute(0, 2, 3, 1), halved[-2::-1]
 
 
 class ConvBlock(nn.Module):
@@ -140,8 +140,8 @@ class ConvBlock(nn.Module):
         self.conv1 = nn.Conv2d(width, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return x_BCHW + self.conv2(F.gelu(self.conv1(self.norm(x_BCHW))))
+    def forward(self, x_BCYX: Tensor) -> Tensor:
+        return x_BCYX + self.conv2(F.gelu(self.conv1(self.norm(x_BCYX))))
 
 
 class Block(nn.Module):
@@ -156,15 +156,15 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLPBlock(width, width * config.encoder_mlp_ratio, F.gelu)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_BHWC = x_BHWC + self._attend(self.norm1(x_BHWC))
-        return x_BHWC + self.mlp(self.norm2(x_BHWC))
+    def forward(self, x_BYXC: Tensor) -> Tensor:
+        x_BYXC = x_BYXC + self._attend(self.norm1(x_BYXC))
+        return x_BYXC + self.mlp(self.norm2(x_BYXC))
 
-    def _attend(self, x_BHWC: Tensor) -> Tensor:
+    def _attend(self, x_BYXC: Tensor) -> Tensor:
         if self.window_size == 0:
-            return self.attn(x_BHWC)
-        windows = split_windows(x_BHWC, self.window_size)
-        return join_windows(self.attn(windows), self.window_size, grid=x_BHWC.shape[1:3])
+            return self.attn(x_BYXC)
+        windows = split_windows(x_BYXC, self.window_size)
+        return join_windows(self.attn(windows), self.window_size, grid=x_BYXC.shape[1:3])
 
 
 class Attention(nn.Module):

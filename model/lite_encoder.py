@@ -44,12 +44,12 @@ class LiteEncoder(nn.Module):
         x_BYXC = self.norm(x_BCYX).permute(0, 2, 3, 1) + self.pos_embed
         for block in self.blocks:
             x_BYXC = block(x_BYXC)
-        grid_BEYX = self.neck(x_BYXC.permute(0, 3, 1, 2))
-        coarse, skips = grid_BEYX, []
+        grid_BCYX = self.neck(x_BYXC.permute(0, 3, 1, 2))
+        coarse, skips = grid_BCYX, []
         for step, features in zip(self.top_down, reversed(finer), strict=True):
             coarse, skip = step(coarse, features)
             skips.append(skip)
-        return ImageEmbedding(grid_BEYX, tuple(skips))
+        return ImageEmbedding(grid_BCYX, tuple(skips))
 
 
 class TopDown(nn.Module):

@@ -25,7 +25,7 @@ class DecodedPrompts:
 
     predicted_iou_NM: Tensor
     mask_tokens_NMC: Tensor
-    image_tokens_NCHW: Tensor
+    image_tokens_NCYX: Tensor
     # See `ImageEmbedding`. The leading size is 1 if all prompts share an image.
     skips: tuple[Tensor, ...] = ()
 
@@ -54,17 +54,17 @@ class MaskDecoder(nn.Module):
         self, embedding: ImageEmbedding, positions_1CYX: Tensor, sparse_NTC: Tensor, dense_NCYX: Tensor
     ) -> DecodedPrompts:
         """Runs the transformer. `embedding` and `dense_NCYX` have leading size N, or 1 if all prompts share them."""
-        Y, X = embedding.grid_BEHW.shape[-2:]
+        Y, X = embedding.grid_BCYX.shape[-2:]
         output_tokens_OC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         output_tokens_NOC = output_tokens_OC.expand(len(sparse_NTC), -1, -1)
         tokens_NTC = torch.cat([output_tokens_NOC, sparse_NTC], dim=1)
-        image_NLC = (embedding.grid_BEHW + dense_NCYX).flatten(2).transpose(1, 2)
+        image_NLC = (embedding.grid_BCYX + dense_NCYX).flatten(2).transpose(1, 2)
         positions_1LC = positions_1CYX.flatten(2).transpose(1, 2)
         tokens_NTC, image_NLC = self.transformer(tokens_NTC, image_NLC, positions_1LC)
         return DecodedPrompts(
             predicted_iou_NM=self.iou_prediction_head(tokens_NTC[:, 0]),
             mask_tokens_NMC=tokens_NTC[:, 1 : 1 + self.num_masks],
-            image_tokens_NCHW=image_NLC.transpose(1, 2).unflatten(2, (Y, X)),
+            image_tokens_NCYX=image_NLC.transpose(1, 2).unflatten(2, (Y, X)),
             skips=embedding.skips,
         )
 
@@ -75,7 +75,7 @@ class MaskDecoder(nn.Module):
         """
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips]
-        upscaled_ZChw = self._upscale(decoded.image_tokens_NCHW[rows], skips)
+        upscaled_ZChw = self._upscale(decoded.image_tokens_NCYX[rows], skips)
         weights_ZMC = torch.stack(
             [mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )

@@ -58,8 +58,8 @@ class ColourSam(Sam):
         return ImageEmbedding(F.avg_pool2d(images_B3SS, CONFIG.image_size // CONFIG.mask_size))
 
     def decode_points(self, embedding: ImageEmbedding, points_N2: Tensor) -> DecodedPrompts:
-        logits_NMhw = similarity(embedding.grid_BEHW, points_N2)
+        logits_NMhw = similarity(embedding.grid_BCYX, points_N2)
         return DecodedPrompts(predicted_iou(logits_NMhw), torch.empty(0), logits_NMhw)
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
-        return decoded.image_tokens_NCHW[keep_NM]
+        return decoded.image_tokens_NCYX[keep_NM]

@@ -98,7 +98,7 @@ class _OurEncoder(nn.Module):
     def forward(self, images_B3SS: Tensor) -> Tensor:
         embedding = self.encoder(images_B3SS)
         self.skips = embedding.skips
-        return embedding.grid_BEHW
+        return embedding.grid_BCYX
 
 
 class _SkippingUpscaler(nn.Sequential):
@@ -160,7 +160,7 @@ class _Encoder(nn.Module):
     img_size = CONFIG.image_size
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
-        return ColourSam().encode_images(images_B3SS).grid_BEHW
+        return ColourSam().encode_images(images_B3SS).grid_BCYX
 
 
 class _PromptEncoder(nn.Module):

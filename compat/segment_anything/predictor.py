@@ -121,16 +121,16 @@ class SamPredictor:
     def get_image_embedding(self) -> Tensor:
         """The embedding of the image, (1, channels, rows, columns). Raises RuntimeError if no image is set."""
         self._require_image("to generate an embedding")
-        return self._embedding.grid_BEHW
+        return self._embedding.grid_BCYX
 
     @property
     def features(self) -> Tensor | None:
         """The embedding of the image, or None. Can be set to a stored embedding."""
-        return self._embedding.grid_BEHW if self.is_image_set else None
+        return self._embedding.grid_BCYX if self.is_image_set else None
 
     @features.setter
-    def features(self, grid_BEHW: Tensor) -> None:
-        self._embedding = ImageEmbedding(grid_BEHW)
+    def features(self, grid_BCYX: Tensor) -> None:
+        self._embedding = ImageEmbedding(grid_BCYX)
 
     @property
     def device(self) -> torch.device:

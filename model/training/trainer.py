@@ -56,7 +56,7 @@ class Learner(nn.Module):
     def fine_features(self, embedding: ImageEmbedding) -> Tensor:
         """Returns (B, F, h, w): projections of the embedding and the skips, resized to logit resolution and summed."""
         size = (self.sam.config.mask_size,) * 2
-        levels = (embedding.grid_BEHW, *embedding.skips)
+        levels = (embedding.grid_BCYX, *embedding.skips)
         return torch.stack(
             [F.interpolate(head(x), size, mode="bilinear") for head, x in zip(self.neighbours, levels, strict=True)]
         ).sum(0)
@@ -288,7 +288,7 @@ class Trainer:
                 + boxes / clicks * (predicted_NM[clicks:, SINGLE_MASK].float() - box_iou_N).square().mean()
             ),
             "affinity": recipe.affinity_weight
-            * affinity_loss(self._learner.affinity(embedding.grid_BEHW), batch.maps_BAss, self._learner.affinity_scale),
+            * affinity_loss(self._learner.affinity(embedding.grid_BCYX), batch.maps_BAss, self._learner.affinity_scale),
             "neighbours": recipe.neighbour_weight
             * neighbour_loss(self._learner.fine_features(embedding), batch.maps_BAss, self._learner.neighbour_scale),
         }
@@ -354,7 +354,7 @@ def _decode(sam: Sam, embedding: ImageEmbedding, batch: Batch) -> tuple[Tensor, 
     box_NTC, _ = sam.prompt_encoder(boxes_N4=batch.boxes_N4)
     tokens_BPTC = torch.cat([click_NTC.unflatten(0, (images, -1)), box_NTC.unflatten(0, (images, -1))], dim=1)
     # Cast to the dtype of the embedding: type promotion with a float32 summand would make all image tokens float32.
-    dtype = embedding.grid_BEHW.dtype
+    dtype = embedding.grid_BCYX.dtype
     positions_1CHW, dense_1C11 = sam.prompt_encoder.grid_positions().to(dtype), dense_1C11.to(dtype)
     logits, predicted = [], []
     # A loop over images: prompts of one image share computation on its embedding, and the tensors fit the CPU cache.

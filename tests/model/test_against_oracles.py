@@ -95,11 +95,11 @@ def assert_equal_networks(config: SamConfig, kinds: list[str], directory: Path) 
     ours, theirs = both_networks(config, directory)
     image = torch.randn(1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(2))
     embedding = ours.encode_images(image)
-    assert relative_error(embedding.grid_BEHW, theirs.get_image_embeddings(image)) < TOLERANCE
+    assert relative_error(embedding.grid_BCYX, theirs.get_image_embeddings(image)) < TOLERANCE
     for kind in kinds:
         prompt = prompts(config)[kind]
         logits, ious = decode_ours(ours, embedding, prompt)
-        their_logits, their_ious = decode_theirs(theirs, embedding.grid_BEHW, prompt)
+        their_logits, their_ious = decode_theirs(theirs, embedding.grid_BCYX, prompt)
         assert relative_error(logits, their_logits) < TOLERANCE, kind
         assert relative_error(ious, their_ious) < TOLERANCE, kind
 

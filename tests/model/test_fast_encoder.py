@@ -48,7 +48,7 @@ def encode(encoder: ImageEncoder, images_B3SS: Tensor, bfloat16: bool = False) -
 
 def error(found: ImageEmbedding, expected: ImageEmbedding) -> float:
     """The largest, relative to the largest value."""
-    pairs = list(zip((found.grid_BEHW, *found.skips), (expected.grid_BEHW, *expected.skips), strict=True))
+    pairs = list(zip((found.grid_BCYX, *found.skips), (expected.grid_BCYX, *expected.skips), strict=True))
     assert all(a.shape == b.shape for a, b in pairs)
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 

@@ -83,7 +83,7 @@ def test_inference_form_gives_the_same_embedding():
         expected = sam.encode_images(images)
         found = optimize(sam, "exact", "cpu").encode_images(images)
     assert [tuple(skip.shape) for skip in found.skips] == [(2, 8, 16, 16), (2, 4, 32, 32)]
-    for ours, reference in zip((found.grid_BEHW, *found.skips), (expected.grid_BEHW, *expected.skips), strict=True):
+    for ours, reference in zip((found.grid_BCYX, *found.skips), (expected.grid_BCYX, *expected.skips), strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
 
 

@@ -30,7 +30,7 @@ def results(sam: Sam) -> dict[str, Tensor]:
     masks = torch.randn(4, 1, sam.config.mask_size, sam.config.mask_size, generator=generator).to(sam.device)
     labels = torch.ones(4, 1, dtype=torch.int64, device=sam.device)
     embedding = sam.encode_images(image)
-    found = {"embedding": embedding.grid_BEHW}
+    found = {"embedding": embedding.grid_BCYX}
     for kind, prompt in {"points": {}, "boxes": {"boxes_N4": boxes, "masks_N1hw": masks}}.items():
         decoded = sam.decode_prompts(embedding, points, labels, **prompt)
         found[f"{kind}, predicted IoU"] = decoded.predicted_iou_NM

@@ -75,7 +75,7 @@ def test_masks_do_not_depend_on_the_other_prompts_of_the_batch() -> None:
 def test_embeddings_do_not_depend_on_the_other_images_of_the_batch() -> None:
     images = torch.randn(3, 3, CONFIG.image_size, CONFIG.image_size, generator=torch.Generator().manual_seed(3))
     together = SAM.encode_images(images)
-    torch.testing.assert_close(SAM.encode_images(images[1:2]).grid_BEHW, together[1:2].grid_BEHW)
+    torch.testing.assert_close(SAM.encode_images(images[1:2]).grid_BCYX, together[1:2].grid_BCYX)
 
 
 def test_every_weight_matters_so_that_comparisons_mean_something() -> None:

@@ -92,8 +92,8 @@ class RoughSam(ColourSam):
         error_N1 = 0.005 * (points_N2.sum(dim=1, keepdim=True) * 7).sin().float()
         broken_N1 = points_N2[:, :1].long() % 10 == 3
         iou_NM = (decoded.predicted_iou_NM + error_N1).masked_fill(broken_N1, torch.nan)
-        logits_NMhw = (decoded.image_tokens_NCHW + 0.01).masked_fill(broken_N1[..., None, None], torch.nan)
-        return replace(decoded, predicted_iou_NM=iou_NM, image_tokens_NCHW=logits_NMhw)
+        logits_NMhw = (decoded.image_tokens_NCYX + 0.01).masked_fill(broken_N1[..., None, None], torch.nan)
+        return replace(decoded, predicted_iou_NM=iou_NM, image_tokens_NCYX=logits_NMhw)
 
 
 class ScreenedSam(ColourSam):

@@ -181,13 +181,13 @@ def test_model_may_start_from_one_with_fewer_blocks_and_is_the_same_function_at_
     grown = load_resized(large, start)
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(grown.encode_images(image).grid_BEHW, sam.encode_images(image).grid_BEHW)
+        assert torch.equal(grown.encode_images(image).grid_BCYX, sam.encode_images(image).grid_BCYX)
     # The processes of a run have to start with the same weights.
     again = read_start(large, tmp_path / "small.safetensors")
     assert again is not None
     assert all(torch.equal(tensor, again[name]) for name, tensor in grown.state_dict().items())
     # All that was added learns.
-    grown.encode_images(image).grid_BEHW.square().mean().backward()
+    grown.encode_images(image).grid_BCYX.square().mean().backward()
     outputs = ("blocks.2.mlp.lin2.weight", "patch_embed.blocks.1.1.conv2.weight")
     for name in outputs:
         gradient = grown.get_parameter(f"image_encoder.{name}").grad
@@ -217,7 +217,7 @@ def test_run_from_a_trunk_starts_as_the_trunk_and_with_the_decoder_of_the_checkp
     # All that is new learns, though it adds nothing yet.
     embedding = sam.encode_images(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
     assert not any(skip.any() for skip in embedding.skips)
-    (embedding.grid_BEHW.square().mean() + sum(skip.sum() for skip in embedding.skips)).backward()
+    (embedding.grid_BCYX.square().mean() + sum(skip.sum() for skip in embedding.skips)).backward()
     for name in ("blocks.0.mlp.lin2.weight", "top_down.1.skip.weight", "lateral_32.weight", "trunk.stem.weight"):
         gradient = sam.get_parameter(f"image_encoder.{name}").grad
         assert gradient is not None
