@@ -87,9 +87,11 @@ class SameConv(nn.Conv2d):
     def forward(self, x_BCYX: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride] (the name)
         if self._pads is not None:
             x_BCYX = F.pad(x_BCYX, self._pads)
+        if x_BCYX.device.type != "cpu":
+            return super().forward(x_BCYX)
         # On a CPU, the backward pass of a depthwise convolution takes twice as long in bf16 as in float32.
-        with torch.autocast(x_BCYX.device.type, enabled=torch.is_autocast_enabled() and x_BCYX.device.type != "cpu"):
-            return super().forward(x_BCYX.float() if x_BCYX.device.type == "cpu" else x_BCYX)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x_BCYX.to(self.weight.dtype))
 
 
 def fold_published(trunk: tuple[TrunkStage, ...], published: Mapping[str, Tensor]) -> dict[str, Tensor]:
