@@ -30,7 +30,7 @@ def compare(
     The runs may differ in precision, model, thresholds, version or machine. The masks of an image are matched one to
     one, the pair with the highest IoU first.
 
-    Images that are in only one run, that failed, or whose bytes differ are listed and not compared.
+    Images are listed and not compared if only one run has them, if they failed, or if their bytes differ.
 
     Examples:
 

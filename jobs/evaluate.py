@@ -45,7 +45,7 @@ def evaluate(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Preset of the automatic masks whose recall is measured. Default: the model's own.", show_default=False
+            help="Preset for the automatic masks of --only recall. Default: the model's own.", show_default=False
         ),
     ] = None,
     only: Annotated[

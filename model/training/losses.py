@@ -3,7 +3,7 @@
 Shapes: N prompts, M masks per prompt, J answers per prompt, h w mask side; B images, A label maps of s s pixels,
 O offsets, H W embedding grid, L = H W of its cells, X pairs. Answers are ground-truth masks with soft values in 0..1;
 label 0 is unknown.
-Source: Kirillov et al. 2023, Appendix A. Binary cross entropy replaces the focal loss, whose gradients are too small
+Source: Kirillov et al. 2023, Appendix A. Binary cross entropy replaces the focal loss: its gradients are too small
 for training from random weights.
 """
 

@@ -59,7 +59,7 @@ class Manifest:
 
     def _entries(self) -> Iterator[tuple[int, str, str]]:
         """Yields the line number, image_id and address of each image."""
-        buckets: set[str] = set()  # stores whose addresses have been checked
+        buckets: set[str] = set()  # buckets of the addresses checked so far
         for number, uri, given_id in read_lines(self.storage, self.uri.rpartition("/")[2]):
             try:
                 address = self._address(uri, buckets)

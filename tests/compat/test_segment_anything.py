@@ -31,7 +31,7 @@ TALL = np.ascontiguousarray(skimage.data.coffee()[:150, 200:260])
 
 
 class ColourfulSam(Sam):
-    """`Sam` whose network is `ColourSam`: masks as trained ones have them, and the same logits on both sides."""
+    """`Sam` with the network `ColourSam`: realistic masks, and the same logits on both sides."""
 
     def __init__(self) -> None:
         super().__init__(CONFIG)

@@ -27,7 +27,7 @@ def run_command(command: list[str], changes: Mapping[str, str | None]) -> subpro
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace")
 
 
-# A user without an account, whose home folder and package cannot be written.
+# A user without an account. It can write neither its home folder nor the package.
 
 UID = 12345
 

