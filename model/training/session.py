@@ -142,7 +142,7 @@ def read_start(model: SamConfig, checkpoint: Path | None, trunk: str | None = No
             return None
         read = read_checkpoint(checkpoint)
         return build_sam(model, replace(read, state=grow(model, read.state))).state_dict()
-    published = torch.load(published_weights(trunk), weights_only=True)
+    published = read_checkpoint(published_weights(trunk)).state
     state = {f"image_encoder.trunk.{name}": x for name, x in fold_published(model.trunk, published).items()}
     if checkpoint is not None:
         with torch.device("meta"):
