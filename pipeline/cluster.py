@@ -9,7 +9,6 @@ import logging
 import math
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -35,7 +34,7 @@ from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
 from maskmill.pipeline.signals import StopSignals
-from maskmill.pipeline.worker import process_shard
+from maskmill.pipeline.worker import DeviceLock, EngineFailedError, process_shard
 
 SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and one reads its first images ahead
 MAX_AHEAD = 8  # upper limit, on machines with many CPUs, for the images of a shard that are decoded in advance
@@ -159,7 +158,7 @@ class _Worker:
         cv2.setNumThreads(threads)
         self._job = job
         self._ahead = min(max(2, threads), MAX_AHEAD)
-        self._device_lock = threading.Lock()
+        self._device_lock = DeviceLock()
         self._engine: Engine | None = None
         self._images = metrics.Counter("maskmill_images", "Finished images, by status.", tag_keys=("status",))
         self._masks = metrics.Counter("maskmill_masks", "Masks found.")
@@ -346,6 +345,9 @@ class _Driver:
             if self._storage_errors == MAX_STORAGE_ERRORS:
                 raise error.cause from None
             self._schedule.record_failure(worker.leases.pop(stream), _reason(error))
+        elif isinstance(error, RayTaskError) and isinstance(error.cause, EngineFailedError):
+            # The error of the shard that is the cause may arrive after this one.
+            self._schedule.requeue(worker.leases.pop(stream))
         elif isinstance(error, RayTaskError):
             self._replace(worker, [worker.leases.pop(stream)], _reason(error))
         else:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
 
 from maskmill.pipeline.engine import Engine
-from maskmill.pipeline.errors import failure_reason
+from maskmill.pipeline.errors import StorageError, failure_reason
 from maskmill.pipeline.job import Job
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.reading import FetchedImage, PreparedImage, decode_ahead, decode_on_demand, fetch
@@ -22,6 +23,31 @@ from maskmill.pipeline.records import (
     Shard,
 )
 from maskmill.pipeline.table import encode_part
+
+
+class EngineFailedError(Exception):
+    """A shard is refused because an earlier shard of the same engine raised. It is not the cause."""
+
+
+class DeviceLock:
+    """The right of one shard to use the engine. No shard gets it after a shard raised, because the engine is lost."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._failed = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._failed:
+            self._lock.release()
+            raise EngineFailedError("an earlier shard of this worker failed")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._failed = isinstance(error, Exception) and not isinstance(error, StorageError)
+        self._lock.release()
+
 
 # Images of a shard that are fetched, decoded and resized in advance, while the device computes.
 AHEAD = 4
@@ -45,7 +71,7 @@ def process_shard(
     engine: Engine,
     shard: Shard,
     attempt: Attempt = Attempt(),
-    device_lock: AbstractContextManager[object] | None = None,
+    device_lock: DeviceLock | None = None,
     ahead: int = AHEAD,
 ) -> Iterator[Progress]:
     """Commits the part of a shard. Yields the progress of each image, in the order of the source.
@@ -54,8 +80,9 @@ def process_shard(
     holds it, the next shard fetches and prepares up to `ahead` images, and the previous shard is encoded and committed.
 
     An image that cannot be fetched, decoded or inferred becomes a failed row. If another worker commits the shard
-    first, that is not an error. Raises StorageError if the source or the output cannot be reached. Any exception after
-    which the device no longer computes is raised too.
+    first, that is not an error. Raises StorageError if the source or the output cannot be reached, and
+    EngineFailedError if another shard with the same `device_lock` raised. Any exception after which the device no
+    longer computes is raised too.
     """
     if not job.ledger.is_committed(shard):
         left_out = Counter[str]()
@@ -63,7 +90,7 @@ def process_shard(
         reading = (
             decode_on_demand(job, engine, fetched) if attempt.isolated else decode_ahead(job, engine, fetched, ahead)
         )
-        with reading as images, device_lock or nullcontext():
+        with reading as images, device_lock or DeviceLock():
             results = yield from _infer_all(engine, shard, images, attempt)
         missing = shard.missing([result.image_id for result in results])
         results += (_missing_result(shard, image_id, attempt) for image_id in missing)

@@ -37,7 +37,7 @@ from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.table import encode_part, images_part, read_footer
 from maskmill.pipeline.views import ResizedImage
-from maskmill.pipeline.worker import AHEAD, process_shard
+from maskmill.pipeline.worker import AHEAD, DeviceLock, EngineFailedError, process_shard
 from tests.fakes import DEVICE_FAULTS, DEVICE_LOST, FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
 
 
@@ -180,6 +180,16 @@ def test_lost_device_fails_the_shard_and_no_image(job: Job, tmp_path: Path, faul
     assert not job.ledger.is_committed(SHARD)
 
 
+def test_next_shard_of_a_lost_device_is_refused_and_not_blamed(job: Job, tmp_path: Path):
+    engine, lock = FakeEngine(tmp_path), DeviceLock()
+    with pytest.raises(RuntimeError, match=re.escape(DEVICE_LOST)):
+        list(process_shard(with_images(job, {"a": picture(1, LOSE_DEVICE)}), engine, SHARD, device_lock=lock))
+    following = with_images(job, {"b": picture(2)})
+    with pytest.raises(EngineFailedError):
+        list(process_shard(following, engine, SHARD, device_lock=lock))
+    assert not job.ledger.is_committed(SHARD)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unprepared(FakeEngine):
     """Fails to prepare any image."""
@@ -266,7 +276,7 @@ def test_next_shard_is_read_and_the_last_one_committed_while_a_shard_has_its_tur
     images = {"first": picture(1), "next": picture(2, mark)}
     ledger = Ledger(WaitingStorage(Path(job.ledger.storage.uri)), "id")
     jobs = [replace(with_images(job, {name: data}), ledger=ledger) for name, data in images.items()]
-    engine, lock = Waiting(Path()), threading.Lock()
+    engine, lock = Waiting(Path()), DeviceLock()
     first, second = (
         process_shard(job, engine, Shard(index, "/photographs"), device_lock=lock) for index, job in enumerate(jobs)
     )
@@ -404,9 +414,12 @@ def test_store_that_fails_ends_the_shard_and_no_image(job: Job, attempt: Attempt
             raise StorageError("s3://images: timed out")
 
     job = replace(job, source=Unreachable({"a": picture(1)}))
+    lock = DeviceLock()
     with pytest.raises(StorageError, match="timed out"):
-        process(job, attempt=attempt)
+        process(job, attempt=attempt, device_lock=lock)
     assert not job.ledger.is_committed(SHARD)
+    process(with_images(job, {"a": picture(1)}), device_lock=lock)  # the device is intact
+    assert job.ledger.is_committed(SHARD)
 
 
 def test_factory_loads_the_weights_the_run_began_with(tmp_path: Path):
