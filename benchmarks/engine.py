@@ -30,15 +30,17 @@ from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.peers import Engine, EngineFactory
 from maskmill.filters.names import FILTERS
 from maskmill.model.checkpoint import load_model
-from maskmill.model.config import VARIANTS, SamConfig
+from maskmill.model.config import NetworkConfig
+from maskmill.model.families import VARIANTS
+from maskmill.model.families.sam1.config import SamConfig
+from maskmill.model.network import Network
 from maskmill.model.optimize import encoder_precision, half_precision, optimize, resolve_device
-from maskmill.model.sam import Sam
 from maskmill.pipeline.config import PRESETS, GeneratorConfig
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.prompts import plan_views
 from maskmill.pipeline.records import ImageMasks, ImageResult, Shard
 from maskmill.pipeline.table import encode_part
-from testing.networks import random_sam
+from testing.networks import random_network
 
 if TYPE_CHECKING:
     from transformers import SamModel
@@ -182,19 +184,19 @@ def _photographs(
 
 
 def _engines(
-    variant: SamConfig, wanted: list[str], device: torch.device, replay: load.Replay | None
+    variant: NetworkConfig, wanted: list[str], device: torch.device, replay: load.Replay | None
 ) -> dict[str, EngineFactory]:
     """Creates the engines of the wanted peers and of maskmill, all with the same weights."""
     factories: dict[str, EngineFactory] = {}
-    sam, twin = _networks(variant, twin="transformers" in wanted)
+    network, twin = _networks(variant, twin="transformers" in wanted)
     if "segment_anything" in wanted:
-        factories["segment_anything"] = peers.segment_anything(sam, device, replay)
+        factories["segment_anything"] = peers.segment_anything(network, device, replay)
     if twin is not None:
         factories["transformers"] = peers.transformers(twin, variant.image_size, device, replay)
-    factories["compat"] = peers.compat(sam, device, replay)
-    factories["exact"] = partial(peers.Maskmill, optimize(sam, "exact", device), replay)
+    factories["compat"] = peers.compat(network, device, replay)
+    factories["exact"] = partial(peers.Maskmill, optimize(network, "exact", device), replay)
     if half_precision(device):
-        factories["fast"] = partial(peers.Maskmill, optimize(sam, "fast", device), replay)
+        factories["fast"] = partial(peers.Maskmill, optimize(network, "fast", device), replay)
     return factories
 
 
@@ -207,18 +209,20 @@ def _dtypes(device: torch.device) -> dict[str, dict[str, torch.dtype]]:
     return dtypes
 
 
-def _networks(variant: SamConfig, twin: bool) -> tuple[Sam, SamModel | None]:
+def _networks(variant: NetworkConfig, twin: bool) -> tuple[Network, SamModel | None]:
     """Creates our network, with the packaged weights of `mini` or random ones, and its twin in transformers."""
     if variant.name == "mini":
-        return load_model("mini", None).sam, None
+        return load_model("mini", None).network, None
     if not twin:
-        return random_sam(variant), None
+        return random_network(variant), None
     from testing.hugging_face import random_hugging_face
+
+    assert isinstance(variant, SamConfig), "only the networks of sam1 have a twin in transformers"
 
     network = random_hugging_face(variant)
     with tempfile.TemporaryDirectory() as folder:
         network.save_pretrained(folder)
-        return load_model(variant.name, Path(folder) / "model.safetensors").sam, network
+        return load_model(variant.name, Path(folder) / "model.safetensors").network, network
 
 
 def _warm_up(
@@ -283,7 +287,7 @@ def _left(masks: ImageMasks) -> dict[str, int]:
     return left
 
 
-def _least_work(photograph: Photograph, variant: SamConfig, config: GeneratorConfig) -> dict[str, int]:
+def _least_work(photograph: Photograph, variant: NetworkConfig, config: GeneratorConfig) -> dict[str, int]:
     """Returns the minimum number of multiply-accumulates by step of the network."""
     views = plan_views(photograph.height, photograph.width, config)
     prompts = sum(len(view.points_P2) for view in views)

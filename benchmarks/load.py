@@ -24,12 +24,12 @@ from maskmill.evaluation.candidates import grid_logits
 from maskmill.filters.boxes import masks_to_boxes
 from maskmill.filters.nms import nms
 from maskmill.model.checkpoint import load_model
+from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.frame import Frame
-from maskmill.model.image_encoder import ImageEmbedding
 from maskmill.model.mask_decoder import DecodedPrompts
+from maskmill.model.network import Network
 from maskmill.model.optimize import optimize
 from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK
-from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
 from testing.scores import stability_score
 
@@ -73,7 +73,7 @@ class CandidateFinder:
     """Runs `mini` on a photograph for every point of a grid."""
 
     def __init__(self, points_per_side: int, device: torch.device) -> None:
-        self._sam = optimize(load_model("mini", None).sam, "exact", device)
+        self._sam = optimize(load_model("mini", None).network, "exact", device)
         self._points_per_side = points_per_side
 
     def __call__(self, pixels_HW3: NDArray[np.uint8]) -> Candidates:
@@ -160,21 +160,21 @@ class _ReplayedPrompts(DecodedPrompts):
     rows_N: Tensor
 
 
-class ReplayedSam(Sam):
+class ReplayedNetwork(Network):
     """Our network with replayed outputs. It performs all of its computation before its outputs are replaced."""
 
-    def __init__(self, sam: Sam, replay: Replay) -> None:
+    def __init__(self, network: Network, replay: Replay) -> None:
         nn.Module.__init__(self)
-        self.config = sam.config
-        self._sam, self._replay = sam, replay
+        self.config = network.config
+        self._sam, self._replay = network, replay
 
     @property
     def device(self) -> torch.device:
         return self._sam.device
 
-    def screen(self) -> Sam | None:
+    def screen(self) -> Network | None:
         screen = self._sam.screen()
-        return None if screen is None else ReplayedSam(screen, self._replay)
+        return None if screen is None else ReplayedNetwork(screen, self._replay)
 
     def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
         return self._sam.encode_images(images_B3SS)
@@ -193,7 +193,7 @@ class ReplayedSam(Sam):
         return self._replay.chosen_logits(decoded.rows_N, keep_NM[:, AMBIGUITY_MASKS])
 
 
-def replay_in_segment_anything(sam: nn.Module, replay: Replay) -> None:
+def replay_in_segment_anything(network: nn.Module, replay: Replay) -> None:
     """Registers hooks on a segment_anything network that replace its outputs by the replayed masks."""
     shown: list[Tensor] = []
 
@@ -204,8 +204,8 @@ def replay_in_segment_anything(sam: nn.Module, replay: Replay) -> None:
         rows_N = replay.rows(shown[0])
         return replay.logits(rows_N), replay.predicted_iou(rows_N)
 
-    sam.get_submodule("prompt_encoder").register_forward_pre_hook(remember, with_kwargs=True)
-    sam.get_submodule("mask_decoder").register_forward_hook(substitute)
+    network.get_submodule("prompt_encoder").register_forward_pre_hook(remember, with_kwargs=True)
+    network.get_submodule("mask_decoder").register_forward_hook(substitute)
 
 
 def replay_in_transformers(network: nn.Module, replay: Replay) -> None:

@@ -26,11 +26,11 @@ from PIL import Image
 from benchmarks import load, peers
 from benchmarks.machine import RESULTS, describe_machine
 from maskmill.model.checkpoint import load_model
-from maskmill.model.config import VARIANTS
+from maskmill.model.families import VARIANTS
 from maskmill.model.optimize import optimize, resolve_device
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.images import decode_image
-from testing.networks import random_sam
+from testing.networks import random_network
 
 SIDE = 8192
 CONFIG = GeneratorConfig(points_per_side=19, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
@@ -87,13 +87,13 @@ def _prepare(folder: Path, photograph: Path | None, side: int, device: torch.dev
 
 def _measure(folder: Path, model: str, precision: str, device: torch.device) -> dict[str, str]:
     if model == "mini":
-        sam, replay = load_model(model, None).sam, None
+        network, replay = load_model(model, None).network, None
     else:
-        sam = random_sam(VARIANTS[model])
-        replay = load.Replay(sam.config.image_size, sam.config.mask_size, device)
+        network = random_network(VARIANTS[model])
+        replay = load.Replay(network.config.image_size, network.config.mask_size, device)
         replay.show(load.Candidates(**torch.load(folder / "candidates.pt")))
-    engine = peers.Maskmill(optimize(sam, precision, device), replay, CONFIG)
-    del sam
+    engine = peers.Maskmill(optimize(network, precision, device), replay, CONFIG)
+    del network
     data = (folder / "image.jpg").read_bytes()
     peaks: dict[str, int] = {}
 

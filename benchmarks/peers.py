@@ -14,10 +14,10 @@ from PIL import Image
 from pycocotools import mask as coco
 from torch import Tensor
 
-from benchmarks.load import Replay, ReplayedSam, replay_in_segment_anything, replay_in_transformers
+from benchmarks.load import Replay, ReplayedNetwork, replay_in_segment_anything, replay_in_transformers
 from maskmill.compat.segment_anything import SamAutomaticMaskGenerator
 from maskmill.compat.segment_anything import modeling as compat_modeling
-from maskmill.model.sam import Sam
+from maskmill.model.network import Network
 from maskmill.pipeline.config import DecodingConfig, GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
@@ -35,8 +35,8 @@ EngineFactory = Callable[[GeneratorConfig], Engine]
 class Maskmill:
     """The maskmill engine. Stores the masks of the last image and the milliseconds of its steps, timed by `clock`."""
 
-    def __init__(self, sam: Sam, replay: Replay | None, config: GeneratorConfig) -> None:
-        self._generator = MaskGenerator(ReplayedSam(sam, replay) if replay else sam, config)
+    def __init__(self, sam: Network, replay: Replay | None, config: GeneratorConfig) -> None:
+        self._generator = MaskGenerator(ReplayedNetwork(sam, replay) if replay else sam, config)
         self.clock: Clock = time.perf_counter
         self.timer = StepTimer()
         self.masks: ImageMasks | None = None
@@ -49,7 +49,7 @@ class Maskmill:
         return list(self.masks.rle_counts)
 
 
-def segment_anything(sam: Sam, device: torch.device, replay: Replay | None) -> EngineFactory:
+def segment_anything(sam: Network, device: torch.device, replay: Replay | None) -> EngineFactory:
     """The generator and network of segment_anything, in float32."""
     from testing import oracles
 
@@ -59,25 +59,25 @@ def segment_anything(sam: Sam, device: torch.device, replay: Replay | None) -> E
     return partial(_engine_of_generator, partial(oracles.published_generator, network))
 
 
-def compat(sam: Sam, device: torch.device, replay: Replay | None) -> EngineFactory:
+def compat(sam: Network, device: torch.device, replay: Replay | None) -> EngineFactory:
     """maskmill with the interface of segment_anything: `maskmill.compat.segment_anything`."""
     from testing import oracles
 
-    network = _CompatSam(sam, replay).to(device)
+    network = _CompatNetwork(sam, replay).to(device)
     return partial(
         _engine_of_generator, partial(oracles.published_generator, network, factory=SamAutomaticMaskGenerator)
     )
 
 
-class _CompatSam(compat_modeling.Sam):
-    def __init__(self, sam: Sam, replay: Replay | None) -> None:
+class _CompatNetwork(compat_modeling.Sam):
+    def __init__(self, sam: Network, replay: Replay | None) -> None:
         super().__init__(sam.config)
         self.load_state_dict(sam.state_dict())
         self._replay = replay
 
-    def for_inference(self) -> Sam:
+    def for_inference(self) -> Network:
         sam = super().for_inference()
-        return ReplayedSam(sam, self._replay) if self._replay else sam
+        return ReplayedNetwork(sam, self._replay) if self._replay else sam
 
 
 def _engine_of_generator(make_generator: Callable[[GeneratorConfig], Any], config: GeneratorConfig) -> Engine:

@@ -61,11 +61,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     arguments = parser.parse_args()
 
-    sam = optimize(load_model(arguments.model, arguments.checkpoint).sam, "exact", "cpu")
+    network = optimize(load_model(arguments.model, arguments.checkpoint).network, "exact", "cpu")
     config = replace(
-        PRESETS[sam.config.default_preset], pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0
+        PRESETS[network.config.default_preset], pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0
     )
-    generator = MaskGenerator(sam, config)
+    generator = MaskGenerator(network, config)
     annotated = open_annotations(arguments.data)
     images = []
     for index in range(min(arguments.images, len(annotated))):

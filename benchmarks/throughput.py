@@ -34,7 +34,7 @@ from benchmarks import load
 from benchmarks.machine import RESULTS, describe_machine
 from benchmarks.peers import DECODING
 from maskmill.model.checkpoint import load_model
-from maskmill.model.config import VARIANTS
+from maskmill.model.families import VARIANTS
 from maskmill.model.optimize import optimize, resolve_device
 from maskmill.pipeline.config import PRESETS
 from maskmill.pipeline.engine import Engine
@@ -46,7 +46,7 @@ from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage
 from maskmill.pipeline.worker import process_shard
-from testing.networks import random_sam
+from testing.networks import random_network
 
 SAMPLE_MILLISECONDS = 100
 
@@ -83,12 +83,12 @@ def main() -> None:
     candidates = load.CandidateFinder(32, device)(pixels_HW3)
     config = load.thresholds_by_rank(PRESETS[arguments.preset], [candidates])
     if variant.name == "mini":
-        sam = optimize(load_model("mini", None).sam, arguments.precision, device)
+        network = optimize(load_model("mini", None).network, arguments.precision, device)
     else:
         replay = load.Replay(variant.image_size, variant.mask_size, device)
         replay.show(candidates)
-        sam = load.ReplayedSam(optimize(random_sam(variant), arguments.precision, device), replay)
-    engine = MaskGenerator(sam, config)
+        network = load.ReplayedNetwork(optimize(random_network(variant), arguments.precision, device), replay)
+    engine = MaskGenerator(network, config)
     height, width = pixels_HW3.shape[:2]
     facts = describe_machine(device) | {
         "engine": f"{variant.name}, {arguments.precision}, {arguments.preset} preset with thresholds by rank",

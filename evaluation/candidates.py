@@ -16,10 +16,9 @@ from torch import Tensor
 
 from maskmill.filters import mask_measure
 from maskmill.filters.nms import nms
-from maskmill.model.frame import Frame
+from maskmill.model.network import Network
 from maskmill.model.preprocess import preprocess
 from maskmill.model.prompts import AMBIGUITY_MASKS, choose
-from maskmill.model.sam import Sam
 from maskmill.pipeline.prompts import square_grid
 from maskmill.pipeline.upsampling import crop_upsampling
 
@@ -39,16 +38,16 @@ class Candidates:
 
 
 @torch.inference_mode()
-def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: int, limit: int) -> Candidates:
+def find_candidates(network: Network, pixels_HW3: NDArray[np.uint8], points_per_side: int, limit: int) -> Candidates:
     """The `limit` masks with the highest scores, best first, after NMS by predicted IoU.
 
     Empty masks are left out. The paper uses POINTS_PER_SIDE.
     """
     height, width = pixels_HW3.shape[:2]
-    upsampling = crop_upsampling(sam.config, height, width)
+    upsampling = crop_upsampling(network.config, height, width)
     counts: list[bytes] = []
     boxes, scores = [torch.empty(0, 4, dtype=torch.int64)], [torch.empty(0, 2, dtype=torch.float64)]
-    for logits_Khw, iou_K in grid_logits(sam, pixels_HW3, points_per_side):
+    for logits_Khw, iou_K in grid_logits(network, pixels_HW3, points_per_side):
         measures = mask_measure.measure(logits_Khw, upsampling, STABILITY_OFFSET)
         rows = measures.area.nonzero()[:, 0]
         counts += mask_measure.encode(logits_Khw[rows], upsampling, (0, 0), height, width)
@@ -62,21 +61,23 @@ def find_candidates(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: in
 
 
 @torch.inference_mode()
-def grid_logits(sam: Sam, pixels_HW3: NDArray[np.uint8], points_per_side: int) -> Iterator[tuple[Tensor, Tensor]]:
+def grid_logits(
+    network: Network, pixels_HW3: NDArray[np.uint8], points_per_side: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits (K, h, w) and predicted IoU (K,) of the three masks of each grid point, in batches of points."""
     height, width = pixels_HW3.shape[:2]
-    frame = Frame(height, width, sam.config.image_size)
-    embedding = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
-    points_P2 = torch.from_numpy(square_grid(points_per_side) * (width, height)).to(sam.device)
+    frame = network.config.frame(height, width)
+    embedding = network.encode_images(preprocess(pixels_HW3, network.config)[None].to(network.device))
+    points_P2 = torch.from_numpy(square_grid(points_per_side) * (width, height)).to(network.device)
     for points_N2 in frame.to_input(points_P2).split(POINTS_PER_BATCH):
-        decoded = sam.decode_points(embedding, points_N2)
+        decoded = network.decode_points(embedding, points_N2)
         keep_NM = choose(AMBIGUITY_MASKS, decoded.predicted_iou_NM)
-        yield sam.decode_masks(decoded, keep_NM), decoded.predicted_iou_NM[keep_NM]
+        yield network.decode_masks(decoded, keep_NM), decoded.predicted_iou_NM[keep_NM]
 
 
-def image_logits(sam: Sam, logits_Khw: Tensor, height: int, width: int) -> Iterator[Tensor]:
+def image_logits(network: Network, logits_Khw: Tensor, height: int, width: int) -> Iterator[Tensor]:
     """The logits at image size, in blocks of masks (k, H, W) to save memory."""
-    frame = Frame(height, width, sam.config.image_size)
+    frame = network.config.frame(height, width)
     block = max(1, BLOCK_BYTES // (4 * (frame.input_size**2 + height * width)))
     for logits_khw in logits_Khw.split(block):
         yield frame.to_image_logits(logits_khw)

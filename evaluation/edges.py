@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from maskmill.evaluation.candidates import grid_logits, image_logits
 from maskmill.filters import mask_measure
 from maskmill.filters.nms import nms
-from maskmill.model.sam import Sam
+from maskmill.model.network import Network
 from maskmill.pipeline.upsampling import crop_upsampling
 
 POINTS_PER_SIDE = 16
@@ -26,10 +26,10 @@ _SMOOTHING = 2.0  # pixels: the scale at which an edge has a direction
 _SLACK = 1.01  # an edge pixel may be this much weaker than its neighbours across the edge
 
 
-def edge_map(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
+def edge_map(network: Network, pixels_HW3: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Edge strength (H, W) of an RGB image, 0 to 1, thinned."""
     height, width = pixels_HW3.shape[:2]
-    return thin_edges(mask_edges(_probabilities(sam, pixels_HW3), height, width))
+    return thin_edges(mask_edges(_probabilities(network, pixels_HW3), height, width))
 
 
 def mask_edges(probabilities: Iterable[NDArray[np.float32]], height: int, width: int) -> NDArray[np.float32]:
@@ -78,12 +78,12 @@ def thin_edges(edges_HW: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @torch.inference_mode()
-def _probabilities(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+def _probabilities(network: Network, pixels_HW3: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
     """The probability maps (H, W) of the masks that NMS by predicted IoU keeps, a few in memory at a time."""
     height, width = pixels_HW3.shape[:2]
-    logits, ious = zip(*grid_logits(sam, pixels_HW3, POINTS_PER_SIDE), strict=True)
+    logits, ious = zip(*grid_logits(network, pixels_HW3, POINTS_PER_SIDE), strict=True)
     logits_Khw = torch.cat(logits)
-    measures = mask_measure.measure(logits_Khw, crop_upsampling(sam.config, height, width), offset=0)
+    measures = mask_measure.measure(logits_Khw, crop_upsampling(network.config, height, width), offset=0)
     kept = nms(measures.boxes, torch.cat(ious), NMS_THRESHOLD)
-    for logits_kHW in image_logits(sam, logits_Khw[kept], height, width):
+    for logits_kHW in image_logits(network, logits_Khw[kept], height, width):
         yield from logits_kHW.sigmoid().float().cpu().numpy()

@@ -18,8 +18,8 @@ from maskmill.evaluation.edges import edge_map
 from maskmill.evaluation.proposals import LIMITS, Matches, match_proposals
 from maskmill.evaluation.recall import RecallCurve, recall_curve
 from maskmill.evaluation.segments import MIN_SHARE, covers_image, select_segments
+from maskmill.model.network import Network
 from maskmill.model.predictor import encode_image
-from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.records import StepTimer
@@ -52,10 +52,10 @@ class Settings:
 class ImageEvaluator:
     """Computes the measures of a model. Keeps no state between images."""
 
-    def __init__(self, sam: Sam, config: GeneratorConfig, settings: Settings) -> None:
+    def __init__(self, network: Network, config: GeneratorConfig, settings: Settings) -> None:
         """`config` configures the automatic masks for the recall measure."""
-        self.sam = sam
-        self.generator = MaskGenerator(sam, config)
+        self.network = network
+        self.generator = MaskGenerator(network, config)
         self.settings = settings
         self.measures = frozenset(settings.measures)
 
@@ -65,10 +65,10 @@ class ImageEvaluator:
         segments = select_segments(image, self.settings.min_share)
         proposals = clicks = boxes_K = None
         if "proposals" in self.measures:
-            candidates = find_candidates(self.sam, pixels_HW3, self.settings.proposal_points, LIMITS[-1])
+            candidates = find_candidates(self.network, pixels_HW3, self.settings.proposal_points, LIMITS[-1])
             proposals = match_proposals(candidates.rles, image)
         if self.measures & {"clicks", "calibration", "boxes"}:
-            encoded = encode_image(self.sam, pixels_HW3)
+            encoded = encode_image(self.network, pixels_HW3)
             if self.measures & {"clicks", "calibration"}:
                 last = CLICKS[-1] if "clicks" in self.measures else 1
                 clicks = measure_clicks(encoded, image, segments, last)
@@ -76,7 +76,7 @@ class ImageEvaluator:
                 boxes_K = measure_boxes(encoded, image, segments)
         edges = None
         if "edges" in self.measures and covers_image(image):
-            edges = count_matches(edge_map(self.sam, pixels_HW3), human_boundaries(image))
+            edges = count_matches(edge_map(self.network, pixels_HW3), human_boundaries(image))
         recall = self._recall(image, pixels_HW3, segments)
         return ImageScores(image.image_id, proposals, clicks, boxes_K, recall, edges)
 

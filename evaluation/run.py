@@ -48,8 +48,8 @@ class EvaluatorFactory:
 
     def __call__(self) -> ImageEvaluator:
         """Raises CheckpointError if the checkpoint cannot be loaded, DeviceError if the device does not exist."""
-        sam = optimize(load_model(self.config.model, self.checkpoint).sam, self.config.precision, self.device)
-        return ImageEvaluator(sam, self.config.generator, self.settings)
+        network = optimize(load_model(self.config.model, self.checkpoint).network, self.config.precision, self.device)
+        return ImageEvaluator(network, self.config.generator, self.settings)
 
 
 def measure_images(

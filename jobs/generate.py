@@ -189,7 +189,7 @@ def generate_masks(
     """
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import load_model
-    from maskmill.pipeline.engine import SamFactory
+    from maskmill.pipeline.engine import GeneratorFactory
     from maskmill.pipeline.errors import ConfigError
     from maskmill.pipeline.job import Job
     from maskmill.pipeline.ledger import Identity, open_run
@@ -213,7 +213,7 @@ def generate_masks(
     ledger, plan = open_run(storage, identity, new_source, images_per_shard)
     plan = plan.at(moved_to)
     checkpoint = checkpoint and checkpoint.absolute()
-    engine = SamFactory(config, checkpoint, weights_sha256, device)
+    engine = GeneratorFactory(config, checkpoint, weights_sha256, device)
     left = plan.without(ledger.committed())
     job = Job(open_planned(plan.source), ledger, engine, config.decoding)
     run_job(job, left, device, address, image_timeout)
@@ -221,7 +221,7 @@ def generate_masks(
 
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
     """The configuration given by the options. Raises ConfigError if an option is invalid."""
-    from maskmill.model.config import find_variant
+    from maskmill.model.families import find_variant
     from maskmill.pipeline.config import RunConfig, generator_config
     from maskmill.pipeline.errors import ConfigError
 

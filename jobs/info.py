@@ -34,9 +34,9 @@ def info(
     from rich.table import Table
 
     from maskmill.jobs.console import plain_console
-    from maskmill.model.checkpoint import build_sam, embedded_checkpoint, file_sha256, read_checkpoint
-    from maskmill.model.config import VARIANTS
+    from maskmill.model.checkpoint import build_network, embedded_checkpoint, file_sha256, read_checkpoint
     from maskmill.model.errors import CheckpointError
+    from maskmill.model.families import VARIANTS
     from maskmill.model.weights import MINI_TERMS
     from maskmill.pipeline.config import PRESETS
 
@@ -45,7 +45,7 @@ def info(
     if content.variant not in VARIANTS:
         raise CheckpointError(f"{path} is not one of the models {', '.join(VARIANTS)}")
     config = VARIANTS[content.variant]
-    sam = build_sam(config, content)
+    network = build_network(config, content)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -66,10 +66,10 @@ def info(
     table.add_row("sha256", file_sha256(path))
     table.add_row("input", f"{config.image_size} x {config.image_size} pixels")
     for name, part in (
-        ("image encoder", sam.image_encoder),
-        ("prompt encoder", sam.prompt_encoder),
-        ("mask decoder", sam.mask_decoder),
-        ("all parts", sam),
+        ("image encoder", network.image_encoder),
+        ("prompt encoder", network.prompt_encoder),
+        ("mask decoder", network.mask_decoder),
+        ("all parts", network),
     ):
         table.add_row(name, f"{sum(parameter.numel() for parameter in part.parameters()):,} parameters")
     for fact in sorted(content.metadata.keys() - {"variant"}):

@@ -38,7 +38,7 @@ def retry(
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.jobs.console import plain_console
     from maskmill.model.checkpoint import load_model
-    from maskmill.pipeline.engine import SamFactory
+    from maskmill.pipeline.engine import GeneratorFactory
     from maskmill.pipeline.errors import RunMismatchError
     from maskmill.pipeline.finished import open_finished_run
     from maskmill.pipeline.job import Job
@@ -57,7 +57,7 @@ def retry(
         )
     run = open_finished_run(ledger.storage, moved_to)
     shards = run.retries()
-    engine = SamFactory(config, checkpoint and checkpoint.absolute(), weights_sha256, device)
+    engine = GeneratorFactory(config, checkpoint and checkpoint.absolute(), weights_sha256, device)
     job = Job(open_planned(run.plan.source), ledger, engine, config.decoding)
     run_job(job, shards, device, address, image_timeout)
     if left := len(run.plan) - len(ledger.committed()):

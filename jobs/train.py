@@ -116,14 +116,15 @@ def train(
     require_extra("train")
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import embedded_checkpoint
-    from maskmill.model.config import TRUNKS, find_variant
+    from maskmill.model.families import find_variant
+    from maskmill.model.families.mini.config import TRUNKS, MiniConfig
     from maskmill.model.optimize import resolve_device
     from maskmill.model.training.recipe import choose_recipe
     from maskmill.model.training.session import Session, read_start
     from maskmill.pipeline.errors import ConfigError
 
     variant = find_variant(model)
-    if trunk is not None and variant.trunk != TRUNKS.get(trunk, ()):
+    if trunk is not None and not (isinstance(variant, MiniConfig) and variant.trunk == TRUNKS.get(trunk)):
         raise ConfigError(f"--trunk {trunk}: {model} has no such trunk; mini_lite has efficientnet-lite2")
     recipe = choose_recipe(variant, from_checkpoint=checkpoint is not None, from_trunk=trunk is not None)
     recipe = replace(recipe, seed=seed)

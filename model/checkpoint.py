@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskmill.model.config import VARIANTS, SamConfig, find_variant
+from maskmill.model.config import NetworkConfig
 from maskmill.model.errors import CheckpointError, one_line_cause
-from maskmill.model.sam import Sam
+from maskmill.model.families import FAMILIES, find_variant
+from maskmill.model.families.family import KeyPattern
+from maskmill.model.network import Network
 
 Layout = Literal["official", "Hugging Face", "maskmill"]
 EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
@@ -31,7 +33,7 @@ EMBEDDED_WEIGHTS = Path(__file__).parent / "weights" / "mini.safetensors"
 class LoadedModel:
     """A network with its weights, and the sha256 (hex) of the file they came from."""
 
-    sam: Sam
+    network: Network
     sha256: str
 
 
@@ -61,8 +63,8 @@ def load_model(variant: str, checkpoint: Path | None) -> LoadedModel:
     config = find_variant(variant)
     if checkpoint is None:
         checkpoint = embedded_checkpoint(variant)
-    sam = build_sam(config, read_checkpoint(checkpoint))
-    return LoadedModel(sam, file_sha256(checkpoint))
+    network = build_network(config, read_checkpoint(checkpoint))
+    return LoadedModel(network, file_sha256(checkpoint))
 
 
 def embedded_checkpoint(variant: str) -> Path:
@@ -87,9 +89,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     tensors, metadata = _read_tensors(path)
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors")
+    family = next((family for family in FAMILIES.values() if family.recognises(tensors.keys())), None)
     layout: Layout = "official"
     if any(key.startswith("vision_encoder.") for key in tensors):
-        layout, tensors = "Hugging Face", _from_hugging_face(tensors, path)
+        patterns = (*(family.hugging_face_keys if family else ()), *_HUGGING_FACE_KEYS)
+        layout, tensors = "Hugging Face", _from_hugging_face(tensors, patterns, path)
     elif "variant" in metadata:
         layout = "maskmill"
     elements_by_dtype: Counter[torch.dtype] = Counter()
@@ -100,12 +104,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state={key: tensor.float() for key, tensor in tensors.items()},
         layout=layout,
         stored_dtype=elements_by_dtype.most_common(1)[0][0],
-        variant=metadata.get("variant", _matching_variant(tensors)),
+        variant=metadata.get("variant", family.variant_of(tensors) if family else None),
         metadata=metadata,
     )
 
 
-def build_sam(config: SamConfig, checkpoint: Checkpoint) -> Sam:
+def build_network(config: NetworkConfig, checkpoint: Checkpoint) -> Network:
     """The network of `config` with the tensors of a checkpoint.
 
     Raises:
@@ -113,8 +117,8 @@ def build_sam(config: SamConfig, checkpoint: Checkpoint) -> Sam:
     """
     state = checkpoint.state
     with torch.device("meta"):
-        sam = Sam(config)
-    expected = sam.state_dict()
+        network = Network(config)
+    expected = network.state_dict()
     differing = [key for key in expected if key in state and state[key].shape != expected[key].shape]
     problems = [
         _describe("missing keys", [key for key in expected if key not in state]),
@@ -133,25 +137,25 @@ def build_sam(config: SamConfig, checkpoint: Checkpoint) -> Sam:
             )
         raise CheckpointError(f"{checkpoint.path} does not fit {config.name}: {'; '.join(filter(None, problems))}")
     # `assign` uses the tensors of the checkpoint as parameters, without a copy and without random initialisation.
-    sam.load_state_dict(state, assign=True)
-    return sam.eval()
+    network.load_state_dict(state, assign=True)
+    return network.eval()
 
 
 def save_checkpoint(
-    sam: Sam, path: Path, facts: Mapping[str, str] | None = None, dtype: torch.dtype = torch.float32
+    network: Network, path: Path, facts: Mapping[str, str] | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
     """Writes safetensors: the parameters as `dtype`, with the variant and `facts` (how it was trained) as metadata.
 
     The file is renamed into place once it is complete.
     """
-    parameters = dict(sam.named_parameters())
+    parameters = dict(network.named_parameters())
     # Buffers stay float32: rounding the frequencies of the positional encoding would move every point.
     state = {
         key: tensor.detach().to("cpu", dtype if key in parameters else torch.float32).contiguous()
-        for key, tensor in sam.state_dict().items()
+        for key, tensor in network.state_dict().items()
     }
     partial = path.with_name(f"{path.name}.partial")
-    save_file(state, partial, metadata={**(facts or {}), "variant": sam.config.name})
+    save_file(state, partial, metadata={**(facts or {}), "variant": network.config.name})
     os.replace(partial, path)
 
 
@@ -161,20 +165,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Key names of Hugging Face's SamModel that differ from the official ones: patterns and our names, applied in order.
-_HUGGING_FACE_NAMES = (
+# Keys of the prompt encoder and the mask decoder in Hugging Face's layout, see `Family.hugging_face_keys`.
+_HUGGING_FACE_KEYS = (
     # Files store this tensor under the first name, the second or both.
     (
         r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
         "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
     ),
-    (r"^vision_encoder\.layers\.", "image_encoder.blocks."),
-    (r"^vision_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
-    (r"^vision_encoder\.neck\.conv1\.", "image_encoder.neck.0."),
-    (r"^vision_encoder\.neck\.layer_norm1\.", "image_encoder.neck.1."),
-    (r"^vision_encoder\.neck\.conv2\.", "image_encoder.neck.2."),
-    (r"^vision_encoder\.neck\.layer_norm2\.", "image_encoder.neck.3."),
-    (r"^vision_encoder\.", "image_encoder."),
     (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
     (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
     (r"^prompt_encoder\.mask_embed\.layer_norm1\.", "prompt_encoder.mask_downscaling.1."),
@@ -192,11 +189,11 @@ _HUGGING_FACE_NAMES = (
 )
 
 
-def _from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _from_hugging_face(tensors: Mapping[str, Tensor], patterns: Sequence[KeyPattern], path: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         ours = key
-        for pattern, name in _HUGGING_FACE_NAMES:
+        for pattern, name in patterns:
             ours = re.sub(pattern, name, ours, count=1)
         if ours in state and not torch.equal(state[ours], tensor):
             raise CheckpointError(f"{path} is damaged: {key} differs from its duplicate")
@@ -247,16 +244,6 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
                 f"{path} holds a {type(value).__name__} under {key!r}; a checkpoint is a dictionary of tensors only"
             )
     return dict(loaded)
-
-
-def _matching_variant(state: Mapping[str, Tensor]) -> str | None:
-    """The named variant with the encoder width and depth of these tensors, or None."""
-    pos_embed = state.get("image_encoder.pos_embed")
-    depth = len({key.split(".")[2] for key in state if key.startswith("image_encoder.blocks.")})
-    for name, config in VARIANTS.items():
-        if pos_embed is not None and (config.encoder_width, config.encoder_depth) == (pos_embed.shape[-1], depth):
-            return name
-    return None
 
 
 def _describe(what: str, names: list[str]) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from maskmill.model.config import SamConfig
-from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.config import NetworkConfig
+from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.layers import MLP, LayerNorm2d
 from maskmill.model.transformer import TwoWayTransformer
 
@@ -33,7 +33,7 @@ class DecodedPrompts:
 class MaskDecoder(nn.Module):
     """Two steps, so that prompts can be rejected by predicted IoU before their masks are upscaled."""
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         dim = config.embed_dim
         self.num_masks = config.multimask_outputs + 1

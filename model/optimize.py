@@ -12,21 +12,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.errors import DeviceError
-from maskmill.model.fast_decoder import FastMaskDecoder
-from maskmill.model.fast_encoder import speed_up
-from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.families import FAMILIES
+from maskmill.model.inference.fast_decoder import FastMaskDecoder
 from maskmill.model.layers import require_same_classes
-from maskmill.model.sam import Sam
+from maskmill.model.network import Network
 
 
-def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
-    """The network for inference on `device`. Moves `sam` itself.
+def optimize(network: Network, precision: str, device: torch.device | str) -> Network:
+    """The network for inference on `device`. Moves `network` itself.
 
     "exact" computes everything in float32. "fast" differs on devices with native half-precision multiplication:
 
     - a GPU encodes images in float16;
-    - a network in half precision (float16 on a GPU, bf16 on a CPU) screens the prompts, see `Sam.screen`.
+    - a network in half precision (float16 on a GPU, bf16 on a CPU) screens the prompts, see `Network.screen`.
 
     Embeddings, predicted IoUs and logits are float32 in both.
 
@@ -41,7 +41,7 @@ def optimize(sam: Sam, precision: str, device: torch.device | str) -> Sam:
     half = half_precision(device) if precision == "fast" else None
     # With TF32 cuDNN would round the operands of convolutions to 10 bits of mantissa. No effect on other devices.
     torch.backends.cudnn.allow_tf32 = False
-    return OptimizedSam(sam.to(device), encoder_precision(half), half)
+    return OptimizedNetwork(network.to(device), encoder_precision(half), half)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -108,26 +108,26 @@ def _keep_freed_memory() -> None:
     mallopt(mmap_threshold, 32 * 2**20)
 
 
-class OptimizedSam(Sam):
-    """A `Sam` for inference: the encoder computes in `encoder_dtype`, the decoder in float32.
+class OptimizedNetwork(Network):
+    """A `Network` for inference: the encoder computes in `encoder_dtype`, the decoder in float32.
 
     `screen` returns the same network with a decoder in `screen_dtype`. Residual sums and norms of the encoder, prompt
-    tokens and predicted IoUs are always float32. Raises TypeError if a submodule of `sam` has another class than in
-    `Sam`.
+    tokens and predicted IoUs are always float32. Raises TypeError if a submodule of `network` has another class than in
+    `Network`.
     """
 
-    def __init__(self, sam: Sam, encoder_dtype: torch.dtype, screen_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, network: Network, encoder_dtype: torch.dtype, screen_dtype: torch.dtype | None = None) -> None:
         with torch.device("meta"):
-            super().__init__(sam.config)
-        self.load_state_dict(sam.state_dict(), assign=True)
-        require_same_classes(sam, self)
+            super().__init__(network.config)
+        self.load_state_dict(network.state_dict(), assign=True)
+        require_same_classes(network, self)
         self.eval()
         self._encoder_dtype, self._screen_dtype = encoder_dtype, screen_dtype
-        speed_up(self.image_encoder, encoder_dtype)
-        self.mask_decoder = FastMaskDecoder(sam.config, self.mask_decoder, torch.float32)
+        FAMILIES[self.config.family].speed_up(self.image_encoder, encoder_dtype)
+        self.mask_decoder = FastMaskDecoder(network.config, self.mask_decoder, torch.float32)
         self._grid_positions = self.prompt_encoder.grid_positions().detach()
 
-    def screen(self) -> Sam | None:
+    def screen(self) -> Network | None:
         if self._screen_dtype is None:
             return None
         screen = copy.copy(self)

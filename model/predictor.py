@@ -14,12 +14,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.errors import PromptError
 from maskmill.model.frame import Frame
-from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.network import Network
 from maskmill.model.preprocess import preprocess
 from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, choose
-from maskmill.model.sam import Sam
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Prediction:
 class EncodedImage:
     """An image and its embedding. Created by `encode_image`."""
 
-    sam: Sam
+    network: Network
     embedding: ImageEmbedding
     frame: Frame
 
@@ -61,9 +61,9 @@ class EncodedImage:
             PromptError: there is no prompt, or an argument has the wrong shape or invalid values.
         """
         prompt = self._prompt_tensors(points, labels, box, mask_input)
-        decoded = self.sam.decode_prompts(self.embedding, **prompt)
+        decoded = self.network.decode_prompts(self.embedding, **prompt)
         keep_1M = choose(AMBIGUITY_MASKS if multimask else SINGLE_MASK, decoded.predicted_iou_NM)
-        logits_Mhw = self.sam.decode_masks(decoded, keep_1M)
+        logits_Mhw = self.network.decode_masks(decoded, keep_1M)
         masks_MHW = self.frame.to_image_logits(logits_Mhw) > 0
         return Prediction(
             masks=masks_MHW.cpu().numpy(),
@@ -74,7 +74,7 @@ class EncodedImage:
     def _prompt_tensors(
         self, points: ArrayLike | None, labels: ArrayLike | None, box: ArrayLike | None, mask_input: ArrayLike | None
     ) -> dict[str, Tensor]:
-        """Validates the prompt. Returns it as arguments of `Sam.decode_prompts`."""
+        """Validates the prompt. Returns it as arguments of `Network.decode_prompts`."""
         tensors: dict[str, Tensor] = {}
         if points is not None:
             points_P2 = _array("points", points, (-1, 2))
@@ -92,7 +92,7 @@ class EncodedImage:
                 raise PromptError("the corners of the box are swapped; give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
             tensors["boxes_N4"] = self._to_input(corners_22).flatten(1)
         if mask_input is not None:
-            side = self.sam.config.mask_size
+            side = self.network.config.mask_size
             tensors["masks_N1hw"] = self._tensor(_array("mask_input", mask_input, (side, side)))[:, None]
         if not tensors:
             raise PromptError("there is no prompt; give points, a box or mask_input")
@@ -104,15 +104,15 @@ class EncodedImage:
 
     def _tensor(self, array: NDArray[np.float64]) -> Tensor:
         """Returns (1, ...) float32 on the device of the network."""
-        return torch.from_numpy(array)[None].to(self.sam.device, torch.float32)
+        return torch.from_numpy(array)[None].to(self.network.device, torch.float32)
 
 
 @torch.inference_mode()
-def encode_image(sam: Sam, pixels_HW3: NDArray[np.uint8]) -> EncodedImage:
+def encode_image(network: Network, pixels_HW3: NDArray[np.uint8]) -> EncodedImage:
     """Encodes an RGB image, (H, W, 3) uint8. Raises PromptError for any other array."""
     check_pixels(pixels_HW3)
-    embedding = sam.encode_images(preprocess(pixels_HW3, sam.config)[None].to(sam.device))
-    return EncodedImage(sam, embedding, Frame.of(pixels_HW3, sam.config.image_size))
+    embedding = network.encode_images(preprocess(pixels_HW3, network.config)[None].to(network.device))
+    return EncodedImage(network, embedding, network.config.frame(*pixels_HW3.shape[:2]))
 
 
 def check_pixels(pixels: NDArray[Any]) -> None:

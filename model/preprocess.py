@@ -12,17 +12,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from maskmill.model.config import SamConfig
-from maskmill.model.frame import Frame
+from maskmill.model.config import NetworkConfig
 
 
-def preprocess(pixels_HW3: NDArray[np.uint8], config: SamConfig) -> Tensor:
+def preprocess(pixels_HW3: NDArray[np.uint8], config: NetworkConfig) -> Tensor:
     """Resizes, normalises and pads an RGB image: (3, S, S) float32."""
-    frame = Frame.of(pixels_HW3, config.image_size)
+    frame = config.frame(*pixels_HW3.shape[:2])
     return normalise(frame.resize(pixels_HW3), config)
 
 
-def normalise(resized_rc3: Tensor, config: SamConfig) -> Tensor:
+def normalise(resized_rc3: Tensor, config: NetworkConfig) -> Tensor:
     """Normalises a resized image and zero-pads it at the right and bottom: (3, S, S) float32 on the same device."""
     S, (height, width, _) = config.image_size, resized_rc3.shape
     mean_311 = torch.tensor(config.pixel_mean).view(3, 1, 1).to(resized_rc3.device, non_blocking=True)

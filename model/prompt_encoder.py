@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from maskmill.model.config import SamConfig
+from maskmill.model.config import NetworkConfig
 from maskmill.model.layers import LayerNorm2d
 
 PADDING_LABEL = -1  # the published label of a point that is ignored; pads prompts without a box
@@ -20,7 +20,7 @@ PADDING_LABEL = -1  # the published label of a point that is ignored; pads promp
 class PromptEncoder(nn.Module):
     """Encodes any combination of points, a box and a mask per prompt."""
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.image_size = config.image_size
         self.grid_size = config.grid_size

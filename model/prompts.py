@@ -18,14 +18,14 @@ AMBIGUITY_MASKS = slice(1, None)
 
 
 def choose(outputs: int | slice, predicted_iou_NM: Tensor) -> Tensor:
-    """A boolean (N, M) for `Sam.decode_masks`, true for `outputs`: SINGLE_MASK or AMBIGUITY_MASKS."""
+    """A boolean (N, M) for `Network.decode_masks`, true for `outputs`: SINGLE_MASK or AMBIGUITY_MASKS."""
     keep_NM = torch.zeros_like(predicted_iou_NM, dtype=torch.bool)
     keep_NM[:, outputs] = True
     return keep_NM
 
 
 def among_all(keep_NR: Tensor) -> Tensor:
-    """Extends a boolean (N, R) over the ambiguity masks to all outputs (N, M), for `Sam.decode_masks`."""
+    """Extends a boolean (N, R) over the ambiguity masks to all outputs (N, M), for `Network.decode_masks`."""
     return F.pad(keep_NR, (1, 0))
 
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model.config import SamConfig
+from maskmill.model.config import NetworkConfig
 from maskmill.model.layers import MLPBlock
 
 
 class TwoWayTransformer(nn.Module):
     """Updates prompt tokens, then image tokens, in each of `decoder_depth` blocks."""
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(TwoWayBlock(config, add_positions_first=i > 0) for i in range(config.decoder_depth))
         self.final_attn_token_to_image = _cross_attention(config)
@@ -36,7 +36,7 @@ class TwoWayTransformer(nn.Module):
 class TwoWayBlock(nn.Module):
     """Self-attention of tokens, attention from tokens to image, MLP on tokens, attention from image to tokens."""
 
-    def __init__(self, config: SamConfig, add_positions_first: bool) -> None:
+    def __init__(self, config: NetworkConfig, add_positions_first: bool) -> None:
         super().__init__()
         self.add_positions_first = add_positions_first
         self.self_attn = CrossAttention(config.embed_dim, config.decoder_heads, downsample=1)
@@ -90,5 +90,5 @@ class CrossAttention(nn.Module):
         return x_NTC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def _cross_attention(config: SamConfig) -> CrossAttention:
+def _cross_attention(config: NetworkConfig) -> CrossAttention:
     return CrossAttention(config.embed_dim, config.decoder_heads, config.decoder_attention_downsample)

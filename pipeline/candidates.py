@@ -15,9 +15,8 @@ from torch import Tensor
 from maskmill.filters import chain, mask_measure
 from maskmill.filters.masks import MaskBatch
 from maskmill.filters.screening import STABILITY_MARGIN
-from maskmill.model.frame import Frame
+from maskmill.model.network import Network
 from maskmill.model.prompts import AMBIGUITY_MASKS, among_all
-from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.records import StepTimer
 from maskmill.pipeline.threads import SingleCoreThreads
@@ -44,14 +43,14 @@ class Candidates(NamedTuple):
 class PointDecoder:
     """Decodes points with one network, in batches sized for its device."""
 
-    def __init__(self, sam: Sam, config: GeneratorConfig, threads: SingleCoreThreads) -> None:
+    def __init__(self, network: Network, config: GeneratorConfig, threads: SingleCoreThreads) -> None:
         self.threads = threads
-        self._sam = sam
+        self._sam = network
         self._stability_offset = config.stability_score_offset
-        bytes_per_prompt = 4 * sam.config.mask_size**2 * sam.config.embed_dim // 8
+        bytes_per_prompt = 4 * network.config.mask_size**2 * network.config.embed_dim // 8
         largest = CPU_TENSOR_BYTES
-        if sam.device.type != "cpu":
-            largest = GPU_TENSOR_SHARE * torch.cuda.get_device_properties(sam.device).total_memory
+        if network.device.type != "cpu":
+            largest = GPU_TENSOR_SHARE * torch.cuda.get_device_properties(network.device).total_memory
         suitable = max(1, int(largest / bytes_per_prompt))
         self._batch_size = min(suitable, config.points_per_batch or suitable)
 
@@ -70,18 +69,20 @@ class PointDecoder:
 
         See `mask_measure.measure` for boxes and `logit_margin`.
         """
-        sam, device, view = self._sam, self._sam.device, encoded.view
+        network, device, view = self._sam, self._sam.device, encoded.view
         with timer.step("prompt", self.threads.count):
             points_N2 = points_N2.to(device, non_blocking=True)
-            frame = Frame(view.height, view.width, sam.config.image_size)
-            decoded = sam.decode_points(encoded.embedding, frame.to_input(points_N2))
+            frame = network.config.frame(view.height, view.width)
+            decoded = network.decode_points(encoded.embedding, frame.to_input(points_N2))
             iou_NR = decoded.predicted_iou_NM[:, AMBIGUITY_MASKS]
-            keep_NR = iou_NR > iou_threshold if iou_threshold > 0 else torch.ones_like(iou_NR, dtype=torch.bool)
+            keep_NR = network.candidates(decoded.predicted_iou_NM)[:, AMBIGUITY_MASKS]
+            if iou_threshold > 0:
+                keep_NR = keep_NR & (iou_NR > iou_threshold)
             keep_NR = keep_NR.cpu()  # synchronises with a GPU: the host needs the number K
             points_K, masks_K = keep_NR.nonzero().to(device, non_blocking=True).unbind(dim=1)
-            logits_Khw = sam.decode_masks(decoded, among_all(keep_NR))
+            logits_Khw = network.decode_masks(decoded, among_all(keep_NR))
         with timer.step("filter", self.threads.count):
-            upsampling = crop_upsampling(sam.config, view.height, view.width)
+            upsampling = crop_upsampling(network.config, view.height, view.width)
             measures = mask_measure.measure(logits_Khw, upsampling, self._stability_offset, logit_margin)
             crop_box_4 = torch.tensor(view.crop_box).to(device, non_blocking=True)
             corner_4 = crop_box_4[:2].repeat(2)

@@ -18,7 +18,7 @@ from maskmill.filters.masks import MaskBatch
 from maskmill.filters.names import DroppedBy
 from maskmill.filters.nms import nms
 from maskmill.filters.regions import remove_small_regions
-from maskmill.model.config import SamConfig
+from maskmill.model.config import NetworkConfig
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.records import ImageMasks, StepTimer
 from maskmill.pipeline.threads import SingleCoreThreads
@@ -39,7 +39,7 @@ class EncodedMask(NamedTuple):
 class MaskEncoder:
     """Encodes the masks of one network."""
 
-    def __init__(self, network: SamConfig, config: GeneratorConfig, threads: SingleCoreThreads) -> None:
+    def __init__(self, network: NetworkConfig, config: GeneratorConfig, threads: SingleCoreThreads) -> None:
         self._network, self._config, self._threads = network, config, threads
 
     def __call__(

@@ -44,7 +44,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class SamFactory:
+class GeneratorFactory:
     """Builds the engine of a run in the calling process. Each worker loads the weights itself."""
 
     config: RunConfig
@@ -60,4 +60,4 @@ class SamFactory:
                 f"{self.checkpoint}: sha256 is {loaded.sha256} on this machine, but the run began with "
                 f"{self.weights_sha256}: put the same file on every machine"
             )
-        return MaskGenerator(optimize(loaded.sam, self.config.precision, self.device), self.config.generator)
+        return MaskGenerator(optimize(loaded.network, self.config.precision, self.device), self.config.generator)

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from maskmill.filters import chain
 from maskmill.filters.masks import MaskBatch
 from maskmill.filters.names import FILTERS
-from maskmill.model.frame import Frame
+from maskmill.model.network import Network
 from maskmill.model.optimize import device_answers
 from maskmill.model.preprocess import normalise
-from maskmill.model.sam import Sam
 from maskmill.pipeline.candidates import PointDecoder
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.encoding import MaskEncoder
@@ -43,19 +42,19 @@ GPU_IMAGES = 2
 class MaskGenerator:
     """Generates the masks of images. Results do not depend on other images. Thread-safe."""
 
-    def __init__(self, sam: Sam, config: GeneratorConfig, views_per_batch: int | None = None) -> None:
+    def __init__(self, network: Network, config: GeneratorConfig, views_per_batch: int | None = None) -> None:
         """`views_per_batch` views are encoded in one batch; the default depends on the device."""
-        self.sam, self.config = sam, config
-        self._on_cpu = sam.device.type == "cpu"
+        self.network, self.config = network, config
+        self._on_cpu = network.device.type == "cpu"
         self.at_once = 1 if self._on_cpu else GPU_IMAGES
         self._views_per_batch = views_per_batch or (1 if self._on_cpu else GPU_VIEWS_PER_BATCH)
 
         threads = SingleCoreThreads(torch.get_num_threads())
         decoding = threads if self._on_cpu else SingleCoreThreads(1)
-        self._find_masks = one_pass = OnePassSearch(PointDecoder(sam, config, decoding), config)
-        if (screen := sam.screen()) is not None:
+        self._find_masks = one_pass = OnePassSearch(PointDecoder(network, config, decoding), config)
+        if (screen := network.screen()) is not None:
             self._find_masks = TwoPassSearch(PointDecoder(screen, config, decoding), one_pass, config)
-        self._encode_masks = MaskEncoder(sam.config, config, threads)
+        self._encode_masks = MaskEncoder(network.config, config, threads)
 
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:
         """Plans and resizes the views of an RGB image of any size. Other threads may call `generate` meanwhile."""
@@ -63,7 +62,7 @@ class MaskGenerator:
         views: list[ResizedView] = []
         for view in plan_views(height, width, self.config):
             x0, y0, x1, y1 = view.crop_box
-            frame = Frame(view.height, view.width, self.sam.config.image_size)
+            frame = self.network.config.frame(view.height, view.width)
             resized_rc3 = frame.resize(pixels_HW3[y0:y1, x0:x1])
             # Pinned memory is copied to a GPU asynchronously and at full bandwidth.
             views.append(ResizedView(view, resized_rc3 if self._on_cpu else resized_rc3.pin_memory()))
@@ -87,15 +86,15 @@ class MaskGenerator:
 
     def device_answers(self) -> bool:
         """Whether the device still computes, see `Engine.device_answers`."""
-        return device_answers(self.sam.device)
+        return device_answers(self.network.device)
 
     def _encode_views(self, image: ResizedImage, timer: StepTimer) -> Iterator[EncodedView]:
         for first in range(0, len(image.views), self._views_per_batch):
             views = image.views[first : first + self._views_per_batch]
             with timer.step("encode"):
-                on_device = (pixels_rc3.to(self.sam.device, non_blocking=True) for _, pixels_rc3 in views)
-                images = [normalise(pixels_rc3, self.sam.config) for pixels_rc3 in on_device]
-                embeddings = self.sam.encode_images(torch.stack(images))
+                on_device = (pixels_rc3.to(self.network.device, non_blocking=True) for _, pixels_rc3 in views)
+                images = [normalise(pixels_rc3, self.network.config) for pixels_rc3 in on_device]
+                embeddings = self.network.encode_images(torch.stack(images))
             for i, (view, _) in enumerate(views):
                 yield EncodedView(view, embeddings[i : i + 1], image.height, image.width)
 

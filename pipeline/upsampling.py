@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from maskmill.filters.upsampling import Upsampling, plan_upsampling
-from maskmill.model.config import SamConfig
-from maskmill.model.frame import Frame
+from maskmill.model.config import NetworkConfig
 
 
-def crop_upsampling(config: SamConfig, height: int, width: int) -> Upsampling:
+def crop_upsampling(config: NetworkConfig, height: int, width: int) -> Upsampling:
     """The upsampling from the logits of a network to its input crop of `height` x `width` pixels."""
-    resized = Frame(height, width, config.image_size).resized
+    resized = config.frame(height, width).resized
     return plan_upsampling(config.mask_size, config.image_size, resized, height, width)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.embedding import ImageEmbedding
 from maskmill.pipeline.prompts import View
 
 

@@ -1,4 +1,4 @@
-"""A fake Sam without weights: a mask consists of the pixels near the click with a similar colour.
+"""A fake Network without weights: a mask consists of the pixels near the click with a similar colour.
 
 On photographs, its masks resemble those of a trained model: they have ragged outlines, holes, islands, near-duplicates
 and a wide range of sizes. `oracles.published_colour_sam` is the same model with the interface of segment_anything.
@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model.config import SamConfig
-from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.families.sam1.config import SamConfig
 from maskmill.model.mask_decoder import DecodedPrompts
-from maskmill.model.sam import Sam
+from maskmill.model.network import Network
 
-CONFIG = SamConfig("colour", 8, 1, 1, global_attention_blocks=(0,), image_size=256)
+CONFIG = SamConfig(
+    "colour", encoder_width=8, encoder_depth=1, encoder_heads=1, global_attention_blocks=(0,), image_size=256
+)
 # Per mask: how much the colour may differ, and how far it may be, as a fraction of the input.
 COLOUR_REACH = (1.0, 0.5, 1.0, 2.0)
 SPACE_REACH = (0.5, 0.1, 0.3, 1.0)
@@ -43,8 +45,8 @@ def predicted_iou(logits_NMhw: Tensor) -> Tensor:
     return 1.02 - (logits_NMhw.abs() < 4).float().mean((-1, -2))
 
 
-class ColourSam(Sam):
-    """`Sam` without its network."""
+class ColourSam(Network):
+    """`Network` without its network."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers
 
-from maskmill.model.config import SamConfig
+from maskmill.model.families.sam1.config import SamConfig
 from testing.networks import randomise
 
 

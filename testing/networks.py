@@ -8,8 +8,9 @@ import re
 import torch
 from torch import nn
 
-from maskmill.model.config import SamConfig
-from maskmill.model.sam import Sam
+from maskmill.model.config import NetworkConfig
+from maskmill.model.families.sam1.config import SamConfig
+from maskmill.model.network import Network
 
 # Odd grids that no window size divides; depths, heads and widths unlike the published ones.
 SMALL_CONFIGS = {
@@ -80,8 +81,8 @@ def randomise(network: nn.Module, seed: int = 0) -> None:
         weight.copy_(value)
 
 
-def random_sam(config: SamConfig, seed: int = 0) -> Sam:
+def random_network(config: NetworkConfig, seed: int = 0) -> Network:
     """Our network with random weights."""
-    sam = Sam(config).eval()
-    randomise(sam, seed)
-    return sam
+    network = Network(config).eval()
+    randomise(network, seed)
+    return network

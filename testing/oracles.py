@@ -17,7 +17,8 @@ from segment_anything import modeling as published
 from segment_anything.utils import amg
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from maskmill.model.sam import Sam
+from maskmill.model.families.sam1.config import SamConfig
+from maskmill.model.network import Network
 from maskmill.pipeline.config import GeneratorConfig
 from testing.colour_sam import CONFIG, ColourSam, predicted_iou, similarity
 
@@ -32,10 +33,10 @@ __all__ = [
 ]
 
 
-def published_sam(sam: Sam) -> published.Sam:
+def published_sam(sam: Network) -> published.Sam:
     """segment_anything's own network with our weights; our encoder where it has no counterpart."""
     config = sam.config
-    if config.trunk or config.stem == "conv":
+    if not isinstance(config, SamConfig):
         image_encoder = _OurEncoder(sam)
     else:
         image_encoder = published.ImageEncoderViT(
@@ -77,7 +78,7 @@ def published_sam(sam: Sam) -> published.Sam:
         pixel_std=list(config.pixel_std),
     )
     state = sam.state_dict()
-    if config.trunk or config.stem == "conv":
+    if not isinstance(config, SamConfig):
         state = {key: value for key, value in state.items() if not key.startswith("image_encoder.")}
         state |= {f"image_encoder.encoder.{key}": value for key, value in sam.image_encoder.state_dict().items()}
     if isinstance(image_encoder, _OurEncoder) and config.high_resolution_skips:
@@ -89,7 +90,7 @@ def published_sam(sam: Sam) -> published.Sam:
 class _OurEncoder(nn.Module):
     """Our image encoder as segment_anything expects one: it gives the published embedding and keeps the skips."""
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Network) -> None:
         super().__init__()
         self.img_size = sam.config.image_size
         self.encoder = sam.image_encoder

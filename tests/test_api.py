@@ -16,8 +16,8 @@ from pycocotools import mask as coco
 
 import maskmill
 from maskmill.model.errors import CheckpointError, DeviceError, PromptError
+from maskmill.model.network import Network
 from maskmill.model.predictor import encode_image
-from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.errors import ConfigError, ImageError, RunMismatchError
 from testing import oracles
@@ -30,7 +30,7 @@ FEW: dict[str, Any] = {"preset": "official", "points_per_side": 8, "stability_sc
 
 
 @pytest.fixture(scope="module")
-def mini() -> Sam:
+def mini() -> Network:
     return maskmill.load_model(device="cpu")
 
 
@@ -76,7 +76,7 @@ def test_all_names_are_there():
 # Models.
 
 
-def test_embedded_model_is_loaded_by_default(mini: Sam):
+def test_embedded_model_is_loaded_by_default(mini: Network):
     assert mini.config.name == "mini"
     assert not mini.training
 
@@ -144,7 +144,7 @@ def test_output_mode_is_refused_by_name(masks: maskmill.ImageMasks):
         masks.to_dicts("png")  # type: ignore[arg-type]
 
 
-def test_models_own_preset_is_taken_when_none_is_given(mini: Sam):
+def test_models_own_preset_is_taken_when_none_is_given(mini: Network):
     few: dict[str, Any] = {"points_per_side": 3}
     own, named = maskmill.generate(PIXELS, mini, **few), maskmill.generate(PIXELS, mini, "mini", **few)
     assert own.rle_counts == named.rle_counts
@@ -223,7 +223,7 @@ def test_pillow_image_of_a_truncated_file_is_refused(tmp_path: Path):
 # Clicks and runs.
 
 
-def test_encoded_image_answers_prompts(mini: Sam):
+def test_encoded_image_answers_prompts(mini: Network):
     image = maskmill.encode(PIXELS, mini)
     assert_type(image, maskmill.EncodedImage)
     prediction = image.predict(points=[[100, 70]])

@@ -10,8 +10,8 @@ import torch
 
 from maskmill.compat.segment_anything.modeling import Sam
 from maskmill.model.checkpoint import EMBEDDED_WEIGHTS, read_checkpoint
-from maskmill.model.checkpoint import build_sam as load_weights
-from maskmill.model.config import VARIANTS
+from maskmill.model.checkpoint import build_network as load_weights
+from maskmill.model.families import VARIANTS
 
 Checkpoint = str | os.PathLike[str] | None
 

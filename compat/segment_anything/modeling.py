@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskmill.model import sam
-from maskmill.model.config import SamConfig
-from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model import network
+from maskmill.model.config import NetworkConfig
+from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.optimize import optimize
 
 
-class Sam(sam.Sam):
+class Sam(network.Network):
     """A float32 network on any device.
 
     The optimised network for inference is built at the first use, and again after `to` and `load_state_dict`. After an
@@ -28,10 +28,10 @@ class Sam(sam.Sam):
     mask_threshold: float = 0.0
     image_format: str = "RGB"
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
         self._inference: tuple[
-            sam.Sam, ...
+            network.Network, ...
         ] = ()  # zero or one network; a tuple, so that torch does not register it as a submodule
 
     @property
@@ -45,7 +45,7 @@ class Sam(sam.Sam):
         return torch.tensor(self.config.pixel_std, device=self.device).view(-1, 1, 1)
 
     @torch.no_grad()
-    def for_inference(self) -> sam.Sam:
+    def for_inference(self) -> network.Network:
         """The same network optimised for inference with precision exact."""
         if not self._inference:
             self._inference = (optimize(self, "exact", self.device),)

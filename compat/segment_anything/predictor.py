@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskmill.compat.segment_anything.modeling import Sam
 from maskmill.compat.segment_anything.utils.transforms import ResizeLongestSide
-from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.embedding import ImageEmbedding
 
 
 class SamPredictor:
@@ -26,7 +26,7 @@ class SamPredictor:
 
     def __init__(self, sam_model: Sam) -> None:
         self.model = sam_model
-        self.transform = ResizeLongestSide(sam_model.image_encoder.img_size)
+        self.transform = ResizeLongestSide(sam_model.config.image_size)
         self.reset_image()
 
     def set_image(self, image: NDArray[np.uint8], image_format: str = "RGB") -> None:

@@ -14,8 +14,8 @@ from numpy.random import Generator
 from torch import Tensor
 
 from maskmill.model.deepest_pixel import deepest_pixel
+from maskmill.model.network import Network
 from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, choose
-from maskmill.model.sam import Sam
 from maskmill.model.training.augment import LABEL_STRIDE, Example, fit
 from maskmill.model.training.data import LabelledImage
 from maskmill.model.training.losses import best_iou, mask_costs
@@ -42,13 +42,13 @@ class HeldOutFigures:
     iou_correlation: float  # Pearson correlation of predicted and true IoU, three masks per click
 
 
-def measure(sam: Sam, images: Iterable[LabelledImage], prompts_per_image: int = 12) -> HeldOutFigures:
+def measure(network: Network, images: Iterable[LabelledImage], prompts_per_image: int = 12) -> HeldOutFigures:
     """Evaluates the model with a click at the centre of each segment and a box around it.
 
     The prompts depend only on the index of the image and its label maps, so results are comparable across calls.
     """
     columns = [
-        _measure_image(sam, image, prompts_per_image, np.random.default_rng(i)) for i, image in enumerate(images)
+        _measure_image(network, image, prompts_per_image, np.random.default_rng(i)) for i, image in enumerate(images)
     ]
     best_P, ranked_P, box_P, predicted_P3, true_P3 = (
         torch.cat(column).numpy() for column in zip(*columns, strict=True)
@@ -63,13 +63,13 @@ def measure(sam: Sam, images: Iterable[LabelledImage], prompts_per_image: int = 
 
 
 @torch.inference_mode()
-def _measure_image(sam: Sam, image: LabelledImage, count: int, rng: Generator) -> tuple[Tensor, ...]:
-    example = fit(image, sam.config.image_size)
+def _measure_image(network: Network, image: LabelledImage, count: int, rng: Generator) -> tuple[Tensor, ...]:
+    example = fit(image, network.config.image_size)
     points_P2, boxes_P4, answers_PJhw, valid_PJ = _questions(example, count, rng)
-    embedding = sam.encode_images(normalise([example], sam.config).to(sam.device))
-    decoded = sam.decode_points(embedding, points_P2.to(sam.device))
+    embedding = network.encode_images(normalise([example], network.config).to(network.device))
+    decoded = network.decode_points(embedding, points_P2.to(network.device))
     everything_PM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
-    logits_PMhw = sam.decode_masks(decoded, everything_PM).unflatten(0, everything_PM.shape).cpu()
+    logits_PMhw = network.decode_masks(decoded, everything_PM).unflatten(0, everything_PM.shape).cpu()
     iou_PMJ = mask_costs(logits_PMhw, answers_PJhw).iou_NMJ
     predicted_P3, clicked_P3 = (
         decoded.predicted_iou_NM[:, AMBIGUITY_MASKS].cpu().float(),
@@ -77,9 +77,9 @@ def _measure_image(sam: Sam, image: LabelledImage, count: int, rng: Generator) -
     )
     top_P1 = predicted_P3.argmax(dim=1, keepdim=True)
 
-    in_box = sam.decode_prompts(embedding, boxes_N4=boxes_P4.to(sam.device))
+    in_box = network.decode_prompts(embedding, boxes_N4=boxes_P4.to(network.device))
     single_PM = choose(SINGLE_MASK, in_box.predicted_iou_NM)
-    box_logits_P1hw = sam.decode_masks(in_box, single_PM)[:, None].cpu()
+    box_logits_P1hw = network.decode_masks(in_box, single_PM)[:, None].cpu()
     box_P = mask_costs(box_logits_P1hw, answers_PJhw[:, :1]).iou_NMJ[:, 0, 0]
     true_P3 = best_iou(iou_PMJ, valid_PJ)[:, AMBIGUITY_MASKS]
     return clicked_P3.amax(1), clicked_P3.gather(1, top_P1)[:, 0], box_P, predicted_P3, true_P3

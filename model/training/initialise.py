@@ -8,21 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model.config import SamConfig
-from maskmill.model.image_encoder import Block, ImageEncoder
-from maskmill.model.lite_encoder import TopDown
-from maskmill.model.sam import Sam
+from maskmill.model.config import NetworkConfig
+from maskmill.model.families.mini.encoder import MiniEncoder
+from maskmill.model.families.mini.lite_encoder import LiteEncoder, TopDown
+from maskmill.model.network import Network
 from maskmill.model.transformer import CrossAttention
+from maskmill.model.vitdet import Block
 
 
-def initialise(sam: Sam) -> None:
+def initialise(network: Network) -> None:
     """Initialises the weights so that the cross-attention of the mask decoder attends to the position of the click.
 
     The query and key projections are equal and orthogonal, so that a token attends to grid cells with similar position
     encodings. The value and output projections are identities, so that the token receives the features of those cells.
     With PyTorch's default initialisation, a small SAM needs thousands of steps to learn this.
     """
-    for module in sam.mask_decoder.modules():
+    for module in network.mask_decoder.modules():
         if isinstance(module, CrossAttention):
             nn.init.orthogonal_(module.q_proj.weight, gain=1.5)
             module.k_proj.weight.data.copy_(module.q_proj.weight)
@@ -31,14 +32,15 @@ def initialise(sam: Sam) -> None:
             for linear in (module.q_proj, module.k_proj, module.v_proj, module.out_proj):
                 nn.init.zeros_(linear.bias)
     # Small point-type and no-mask embeddings, so that they do not dominate the position encodings and image features.
-    embeddings = nn.ModuleList([*sam.prompt_encoder.point_embeddings, sam.prompt_encoder.no_mask_embed])
+    embeddings = nn.ModuleList([*network.prompt_encoder.point_embeddings, network.prompt_encoder.no_mask_embed])
     for weight in embeddings.parameters():
         nn.init.normal_(weight, std=0.3)
-    encoder = sam.image_encoder
-    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    encoder = network.image_encoder
+    nn.init.trunc_normal_(encoder.get_parameter("pos_embed"), std=0.02)
     # The skip connections start at zero, so that the first masks depend only on the image embedding.
-    if isinstance(encoder, ImageEncoder):
+    if isinstance(encoder, MiniEncoder):
         _set_to_zero(encoder.skips)
+    if not isinstance(encoder, LiteEncoder):
         return
     for module in encoder.modules():
         if isinstance(module, TopDown):
@@ -58,29 +60,29 @@ def _set_to_zero(module: nn.Module) -> None:
 _BLOCK_OUTPUTS = (".attn.proj.", ".mlp.lin2.", ".conv2.")
 
 
-def grow(config: SamConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def grow(config: NetworkConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Adds the encoder blocks that `state` lacks compared with a model of `config`.
 
     The new blocks are identities: the last layer of each residual branch is zero. Their other weights are drawn with a
     fixed seed. Other missing weights are not added.
     """
     with torch.device("meta"):
-        names = Sam(config).state_dict().keys() - state.keys()
+        names = Network(config).state_dict().keys() - state.keys()
     lacking = [name for name in names if name.startswith("image_encoder.") and ".blocks." in name]
     if not lacking:
         return dict(state)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        fresh = Sam(config).state_dict()
+        fresh = Network(config).state_dict()
     outputs = {name for name in lacking if any(part in name for part in _BLOCK_OUTPUTS)}
     return {**state, **{name: torch.zeros_like(fresh[name]) if name in outputs else fresh[name] for name in lacking}}
 
 
-def load_resized(config: SamConfig, state: Mapping[str, Tensor]) -> Sam:
-    """Builds a Sam of `config` from a state dict of the same model at any input side. Resamples the position tables."""
-    sam = Sam(config)
+def load_resized(config: NetworkConfig, state: Mapping[str, Tensor]) -> Network:
+    """Builds a network from a state dict of the same model at any input side. Resamples the position tables."""
+    network = Network(config)
     resampled = {}
-    for name, own in sam.state_dict().items():
+    for name, own in network.state_dict().items():
         table = state[name]
         if name == "image_encoder.pos_embed" and table.shape != own.shape:
             table_1CHW = F.interpolate(table.permute(0, 3, 1, 2), own.shape[1:3], mode="bicubic", antialias=True)
@@ -89,5 +91,5 @@ def load_resized(config: SamConfig, state: Mapping[str, Tensor]) -> Sam:
             # (distances, D). Only the tables of blocks with global attention depend on the input side.
             resampled[name] = F.interpolate(table.T[None], len(own), mode="linear")[0].T
     with torch.no_grad():
-        sam.load_state_dict({**state, **resampled})
-    return sam
+        network.load_state_dict({**state, **resampled})
+    return network

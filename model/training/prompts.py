@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from maskmill.model.config import SamConfig
+from maskmill.model.config import NetworkConfig
 from maskmill.model.training.augment import LABEL_STRIDE, Example
 
 # Alternatives are the segments under a click, one from each label map. The model has three ambiguity masks, so at most
@@ -49,7 +49,7 @@ class Batch:
     labelled_B: Tensor
 
 
-def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConfig, rng: Generator) -> Batch:
+def make_batch(examples: list[Example], clicks: int, boxes: int, config: NetworkConfig, rng: Generator) -> Batch:
     """Samples `clicks` clicks and `boxes` boxes from each example."""
     drawn = [_draw_prompts(example.maps_Ass, clicks, boxes, rng) for example in examples]
     clicks_N2, answers, valid, boxes_N4, box_answers = (np.concatenate(column) for column in zip(*drawn, strict=True))
@@ -68,7 +68,7 @@ def make_batch(examples: list[Example], clicks: int, boxes: int, config: SamConf
     )
 
 
-def normalise(examples: list[Example], config: SamConfig) -> Tensor:
+def normalise(examples: list[Example], config: NetworkConfig) -> Tensor:
     """Returns the input of the image encoder, (B, 3, S, S): normalised pixels, padded with zeros as in the pipeline."""
     pixels_BSS3 = np.stack([example.pixels_SS3 for example in examples])
     images_BSS3 = (torch.from_numpy(pixels_BSS3) - torch.tensor(config.pixel_mean)) / torch.tensor(config.pixel_std)

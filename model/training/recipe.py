@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from maskmill.model.config import SamConfig
+from maskmill.model.config import NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ FROM_CHECKPOINT = TrainingConfig(
 )
 
 
-def choose_recipe(model: SamConfig, from_checkpoint: bool, from_trunk: bool = False) -> TrainingConfig:
+def choose_recipe(model: NetworkConfig, from_checkpoint: bool, from_trunk: bool = False) -> TrainingConfig:
     """Returns the recipe for the initial weights of a run: a pretrained trunk, a whole checkpoint, or random weights.
 
     The input sides of the stages are scaled so that the last stage has the input side of the model.

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from maskmill.model.deepest_pixel import deepest_pixel
+from maskmill.model.network import Network
 from maskmill.model.prompts import best_ambiguity_mask
-from maskmill.model.sam import Sam
 from maskmill.model.training.augment import LABEL_STRIDE, Example, fit
 from maskmill.model.training.data import LabelledImage
 from maskmill.model.training.prompts import list_segments, normalise
@@ -36,9 +36,9 @@ COLOURS = (
 )
 
 
-def write_sheet(sam: Sam, images: Sequence[LabelledImage], path: Path) -> None:
+def write_sheet(network: Network, images: Sequence[LabelledImage], path: Path) -> None:
     """Writes a PNG contact sheet of images with clicks and the outlines of the masks with the highest predicted IoU."""
-    pictures = [draw_answers(sam, image) for image in images]
+    pictures = [draw_answers(network, image) for image in images]
     columns = min(COLUMNS, len(pictures))
     pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % columns)
     rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
@@ -47,15 +47,15 @@ def write_sheet(sam: Sam, images: Sequence[LabelledImage], path: Path) -> None:
 
 
 @torch.inference_mode()
-def draw_answers(sam: Sam, image: LabelledImage) -> NDArray[np.uint8]:
+def draw_answers(network: Network, image: LabelledImage) -> NDArray[np.uint8]:
     """Draws a click in each of the largest segments and the outline of its mask on the model input, (S, S, 3) RGB."""
-    side = sam.config.image_size
+    side = network.config.image_size
     example = fit(image, side)
-    points_P2 = torch.tensor(_clicks(example), dtype=torch.float32, device=sam.device)
-    embedding = sam.encode_images(normalise([example], sam.config).to(sam.device))
-    decoded = sam.decode_points(embedding, points_P2)
+    points_P2 = torch.tensor(_clicks(example), dtype=torch.float32, device=network.device)
+    embedding = network.encode_images(normalise([example], network.config).to(network.device))
+    decoded = network.decode_points(embedding, points_P2)
     first_PM = F.one_hot(best_ambiguity_mask(decoded.predicted_iou_NM), decoded.predicted_iou_NM.shape[1]).bool()
-    logits_Phw = sam.decode_masks(decoded, first_PM)
+    logits_Phw = network.decode_masks(decoded, first_PM)
     masks_PSS = F.interpolate(logits_Phw[:, None].float(), (side, side), mode="bilinear")[:, 0] > 0
     picture = example.pixels_SS3.copy()
     thickness = math.ceil(side / 256)

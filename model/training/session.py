@@ -22,11 +22,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from maskmill.model.checkpoint import build_sam, read_checkpoint, save_checkpoint
-from maskmill.model.config import SamConfig
-from maskmill.model.efficientnet_lite import fold_published
+from maskmill.model.checkpoint import build_network, read_checkpoint, save_checkpoint
+from maskmill.model.config import NetworkConfig
 from maskmill.model.errors import CheckpointError
-from maskmill.model.sam import Sam
+from maskmill.model.families.mini.config import MiniConfig
+from maskmill.model.families.mini.efficientnet_lite import fold_published
+from maskmill.model.network import Network
 from maskmill.model.training.augment import fit
 from maskmill.model.training.data import Dataset, TrainingDataError
 from maskmill.model.training.heldout import measure
@@ -49,7 +50,7 @@ class Session:
     """Configuration of a training run: output folder, model, recipe, data sets and devices."""
 
     out: Path
-    model: SamConfig
+    model: NetworkConfig
     recipe: TrainingConfig
     data: Mapping[str, Dataset] = field(default_factory=dict[str, Dataset])  # by name; each process has a copy
     weights: Mapping[str, float] = field(default_factory=dict[str, float])  # sampling weights by name, default 1
@@ -110,7 +111,7 @@ def _lead(session: Session, until: int | None) -> Generator[Progress]:
         "recipe": json.dumps(dataclasses.asdict(session.recipe)),
         "data": ", ".join(["procedural scenes", *session.data]),
     }
-    save_checkpoint(trainer.averaged_sam(), session.out / "model.safetensors", facts, torch.float16)
+    save_checkpoint(trainer.averaged_network(), session.out / "model.safetensors", facts, torch.float16)
 
 
 def _trainer(session: Session) -> Trainer:
@@ -126,7 +127,7 @@ def _trainer(session: Session) -> Trainer:
     return trainer
 
 
-def read_start(model: SamConfig, checkpoint: Path | None, trunk: str | None = None) -> dict[str, Tensor] | None:
+def read_start(model: NetworkConfig, checkpoint: Path | None, trunk: str | None = None) -> dict[str, Tensor] | None:
     """Returns the initial weights of a run as a state dict of `model`, or None for random initialisation.
 
     With a `trunk`, the state dict holds the published weights of the trunk and, if a checkpoint is given, its prompt
@@ -141,12 +142,13 @@ def read_start(model: SamConfig, checkpoint: Path | None, trunk: str | None = No
         if checkpoint is None:
             return None
         read = read_checkpoint(checkpoint)
-        return build_sam(model, replace(read, state=grow(model, read.state))).state_dict()
+        return build_network(model, replace(read, state=grow(model, read.state))).state_dict()
+    assert isinstance(model, MiniConfig), "the caller has compared the trunks"
     published = read_checkpoint(published_weights(trunk)).state
     state = {f"image_encoder.trunk.{name}": x for name, x in fold_published(model.trunk, published).items()}
     if checkpoint is not None:
         with torch.device("meta"):
-            expected = Sam(model).state_dict()
+            expected = Network(model).state_dict()
         weights = read_checkpoint(checkpoint).state
         decoder = [name for name in expected if name.startswith(("prompt_encoder.", "mask_decoder."))]
         if unfit := [name for name in decoder if name not in weights or weights[name].shape != expected[name].shape]:
@@ -177,7 +179,7 @@ def _held_out(session: Session) -> dict[str, Dataset]:
 
 def measure_and_draw(trainer: Trainer, held_out: Mapping[str, Dataset], out: Path) -> dict[str, dict[str, float]]:
     """Computes the validation metrics of each held-out set and writes a contact sheet of its first images to `out`."""
-    sam = trainer.averaged_sam(trainer.image_size)
+    network = trainer.averaged_network(trainer.image_size)
     figures = {}
     with torch.autocast(torch.device(trainer.device).type, torch.bfloat16):
         for name, data in held_out.items():
@@ -186,8 +188,8 @@ def measure_and_draw(trainer: Trainer, held_out: Mapping[str, Dataset], out: Pat
             images = [image for image in images if fit(image, trainer.image_size).maps_Ass[0].any()]
             if not images:
                 continue
-            figures[name] = dataclasses.asdict(measure(sam, images))
-            write_sheet(sam, images[:SHEET_IMAGES], out / f"step-{trainer.step:05}-{name}.png")
+            figures[name] = dataclasses.asdict(measure(network, images))
+            write_sheet(network, images[:SHEET_IMAGES], out / f"step-{trainer.step:05}-{name}.png")
     return figures
 
 

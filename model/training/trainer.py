@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.utils import clip_grad_norm_
 
-from maskmill.model.config import SamConfig
-from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.config import NetworkConfig
+from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.network import Network
 from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, best_ambiguity_mask, choose
-from maskmill.model.sam import Sam
 from maskmill.model.training.augment import Example, augment, paste
 from maskmill.model.training.data import Dataset, LabelledImage, TrainingDataError
 from maskmill.model.training.initialise import initialise, load_resized
@@ -41,21 +41,21 @@ _FITS = 0.5
 
 
 class Learner(nn.Module):
-    """A Sam and auxiliary heads for the affinity and neighbour losses. The heads are discarded after training."""
+    """A Network and auxiliary heads for the affinity and neighbour losses. The heads are discarded after training."""
 
-    def __init__(self, sam: Sam, affinity_channels: int) -> None:
+    def __init__(self, network: Network, affinity_channels: int) -> None:
         super().__init__()
-        self.sam = sam
-        self.affinity = nn.Conv2d(sam.config.embed_dim, affinity_channels, kernel_size=1)
+        self.network = network
+        self.affinity = nn.Conv2d(network.config.embed_dim, affinity_channels, kernel_size=1)
         self.affinity_scale = nn.Parameter(torch.tensor([8.0, -4.0]))
-        dim = sam.config.embed_dim
-        widths = (dim, dim // 4, dim // 8) if sam.config.high_resolution_skips else (dim,)
+        dim = network.config.embed_dim
+        widths = (dim, dim // 4, dim // 8) if network.config.high_resolution_skips else (dim,)
         self.neighbours = nn.ModuleList(nn.Conv2d(width, affinity_channels // 2, kernel_size=1) for width in widths)
         self.neighbour_scale = nn.Parameter(torch.tensor([8.0, -4.0]))
 
     def fine_features(self, embedding: ImageEmbedding) -> Tensor:
         """Returns (B, F, h, w): projections of the embedding and the skips, resized to logit resolution and summed."""
-        size = (self.sam.config.mask_size,) * 2
+        size = (self.network.config.mask_size,) * 2
         levels = (embedding.grid_BCYX, *embedding.skips)
         return torch.stack(
             [F.interpolate(head(x), size, mode="bilinear") for head, x in zip(self.neighbours, levels, strict=True)]
@@ -63,11 +63,11 @@ class Learner(nn.Module):
 
 
 class Trainer:
-    """Trains a Sam: holds the weights, their moving average, the optimizers and the current step."""
+    """Trains a Network: holds the weights, their moving average, the optimizers and the current step."""
 
     def __init__(
         self,
-        model: SamConfig,
+        model: NetworkConfig,
         recipe: TrainingConfig,
         scenes: Dataset,
         photographs: Sequence[Dataset],
@@ -90,34 +90,34 @@ class Trainer:
         if distributed.is_initialized():
             self._rank, self._processes = distributed.get_rank(), distributed.get_world_size()
         torch.manual_seed(recipe.seed)
-        sam = Sam(self._model_at(0))
-        initialise(sam)
+        network = Network(self._model_at(0))
+        initialise(network)
         if start is not None:
-            sam = load_resized(self._model_at(0), {**sam.state_dict(), **start})
-        self._learner = Learner(sam, recipe.affinity_channels).to(device)
+            network = load_resized(self._model_at(0), {**network.state_dict(), **start})
+        self._learner = Learner(network, recipe.affinity_channels).to(device)
         self._start, self._start_digest = start, start and _digest(start)
-        self._average = {name: value.clone() for name, value in sam.state_dict().items()}
+        self._average = {name: value.clone() for name, value in network.state_dict().items()}
         self._optimizers = make_optimizers(self._learner, recipe.weight_decay)
 
     @property
     def image_size(self) -> int:
         """Current input side of the model, in pixels."""
-        return self._learner.sam.config.image_size
+        return self._learner.network.config.image_size
 
-    def averaged_sam(self, image_size: int | None = None) -> Sam:
-        """Returns a Sam with the moving average of the weights, interpolated with the initial weights (`start_share`).
+    def averaged_network(self, image_size: int | None = None) -> Network:
+        """Returns a network with the moving average of the weights and the initial weights (`start_share`).
 
         Its input side is `image_size`; the default is the input side of the configured model.
         """
         config = dataclasses.replace(self.model, image_size=image_size or self.model.image_size)
-        sam = load_resized(config, self._average)
+        network = load_resized(config, self._average)
         if self._start is not None and self.recipe.start_share:
             with torch.no_grad():
                 for average, start in zip(
-                    sam.parameters(), load_resized(config, self._start).parameters(), strict=True
+                    network.parameters(), load_resized(config, self._start).parameters(), strict=True
                 ):
                     average.lerp_(start.to(average.device), self.recipe.start_share)
-        return sam.to(self.device).eval()
+        return network.to(self.device).eval()
 
     def run(self, until: int | None = None) -> Iterator[dict[str, float]]:
         """Trains up to step `until` (default: the last step of the recipe) and yields the losses of each step."""
@@ -160,9 +160,11 @@ class Trainer:
                 raise TrainingDataError(f"{path} is a run of another {what}; train into another folder")
         self.step = state["step"]
         learner = state["learner"]
-        sam_state = {name.removeprefix("sam."): value for name, value in learner.items() if name.startswith("sam.")}
-        side = sam_state["image_encoder.pos_embed"].shape[1] * self.model.patch_size
-        self._learner.sam = load_resized(dataclasses.replace(self.model, image_size=side), sam_state).to(self.device)
+        network_state = {name.removeprefix("network."): value for name, value in learner.items() if name.startswith("network.")}
+        side = network_state["image_encoder.pos_embed"].shape[1] * self.model.patch_size
+        self._learner.network = load_resized(dataclasses.replace(self.model, image_size=side), network_state).to(
+            self.device
+        )
         self._learner.load_state_dict(learner)
         self._average = state["average"]
         self._optimizers = make_optimizers(self._learner, self.recipe.weight_decay)
@@ -177,18 +179,18 @@ class Trainer:
             "checkpoint": self._start_digest,
         }
 
-    def _model_at(self, step: int) -> SamConfig:
+    def _model_at(self, step: int) -> NetworkConfig:
         return dataclasses.replace(self.model, image_size=self.recipe.stage_at(step)[1].image_size)
 
     def _enter_stage(self) -> None:
         """Resizes the weights, their moving average and the optimizer states if the input side changes at this step."""
         config = self._model_at(self.step)
-        old = self._learner.sam
+        old = self._learner.network
         if old.config.image_size == config.image_size:
             return
         parameters = list(self._learner.parameters())
         moments = {id(p): state for optimizer in self._optimizers for p, state in optimizer.state.items()}
-        self._learner.sam = load_resized(config, old.state_dict()).to(self.device)
+        self._learner.network = load_resized(config, old.state_dict()).to(self.device)
         self._average = {k: v.clone() for k, v in load_resized(config, self._average).state_dict().items()}
         self._optimizers = make_optimizers(self._learner, self.recipe.weight_decay)
         now = dict(zip(self._learner.parameters(), parameters, strict=True))
@@ -242,7 +244,7 @@ class Trainer:
             optimizer.step()
         decay = min(self.recipe.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for name, value in self._learner.sam.state_dict().items():
+            for name, value in self._learner.network.state_dict().items():
                 self._average[name].lerp_(value, 1 - decay)
         return {name: value.item() for name, value in losses.items()}
 
@@ -257,11 +259,11 @@ class Trainer:
             gradient.copy_(mean.view_as(gradient))
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        recipe, sam = self.recipe, self._learner.sam
+        recipe, network = self.recipe, self._learner.network
         _, stage = recipe.stage_at(self.step)
-        embedding = sam.encode_images(batch.images_B3SS)
+        embedding = network.encode_images(batch.images_B3SS)
         clicks, boxes = len(batch.clicks_N2), len(batch.boxes_N4)
-        logits_NMhw, predicted_NM = _decode(sam, embedding, batch)
+        logits_NMhw, predicted_NM = _decode(network, embedding, batch)
 
         # For clicks, the ambiguity masks are matched to the answers; the target of the single mask is the first answer.
         click_logits, box_logits_Nhw = logits_NMhw[:clicks], logits_NMhw[clicks:, SINGLE_MASK]
@@ -324,11 +326,11 @@ class Trainer:
         points_KP2 = torch.stack([batch.clicks_N2[chosen_K], second_K2], dim=1)
         labels_KP = torch.stack([torch.ones_like(labels_K), labels_K], dim=1)
         image_K = chosen_K // (count // len(embedding))
-        sam = self._learner.sam
-        decoded = sam.decode_prompts(embedding[image_K], points_KP2, labels_KP, masks_N1hw=previous_Khw[:, None])
+        network = self._learner.network
+        decoded = network.decode_prompts(embedding[image_K], points_KP2, labels_KP, masks_N1hw=previous_Khw[:, None])
         keep_KM = choose(SINGLE_MASK, decoded.predicted_iou_NM)
         costs = mask_costs(
-            sam.decode_masks(decoded, keep_KM)[:, None], answers_Khw[:, None], batch.weights_Bhw[image_K]
+            network.decode_masks(decoded, keep_KM)[:, None], answers_Khw[:, None], batch.weights_Bhw[image_K]
         )
         error_K = (decoded.predicted_iou_NM[:, SINGLE_MASK].float() - costs.iou_NMJ[:, 0, 0]).square()
         return len(chosen_K) / count * (costs.loss_NMJ.mean() + error_K.mean())
@@ -343,25 +345,25 @@ def _digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _decode(sam: Sam, embedding: ImageEmbedding, batch: Batch) -> tuple[Tensor, Tensor]:
+def _decode(network: Network, embedding: ImageEmbedding, batch: Batch) -> tuple[Tensor, Tensor]:
     """Decodes clicks and boxes together; each prompt has two tokens.
 
     Returns logits (N, M, h, w) and predicted IoUs (N, M), all clicks before all boxes.
     """
     images = len(embedding)
     labels_N1 = torch.ones((len(batch.clicks_N2), 1), dtype=torch.int64, device=batch.clicks_N2.device)
-    click_NTC, dense_1C11 = sam.prompt_encoder(batch.clicks_N2[:, None], labels_N1)
-    box_NTC, _ = sam.prompt_encoder(boxes_N4=batch.boxes_N4)
+    click_NTC, dense_1C11 = network.prompt_encoder(batch.clicks_N2[:, None], labels_N1)
+    box_NTC, _ = network.prompt_encoder(boxes_N4=batch.boxes_N4)
     tokens_BPTC = torch.cat([click_NTC.unflatten(0, (images, -1)), box_NTC.unflatten(0, (images, -1))], dim=1)
     # Cast to the dtype of the embedding: type promotion with a float32 summand would make all image tokens float32.
     dtype = embedding.grid_BCYX.dtype
-    positions_1CHW, dense_1C11 = sam.prompt_encoder.grid_positions().to(dtype), dense_1C11.to(dtype)
+    positions_1CHW, dense_1C11 = network.prompt_encoder.grid_positions().to(dtype), dense_1C11.to(dtype)
     logits, predicted = [], []
     # A loop over images: prompts of one image share computation on its embedding, and the tensors fit the CPU cache.
     for i, tokens_PTC in enumerate(tokens_BPTC):
-        decoded = sam.mask_decoder.decode_prompts(embedding[i : i + 1], positions_1CHW, tokens_PTC, dense_1C11)
+        decoded = network.mask_decoder.decode_prompts(embedding[i : i + 1], positions_1CHW, tokens_PTC, dense_1C11)
         everything_PM = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
-        logits.append(sam.decode_masks(decoded, everything_PM).unflatten(0, everything_PM.shape))
+        logits.append(network.decode_masks(decoded, everything_PM).unflatten(0, everything_PM.shape))
         predicted.append(decoded.predicted_iou_NM)
     clicks = len(batch.clicks_N2) // images
     return _clicks_first(torch.stack(logits), clicks), _clicks_first(torch.stack(predicted), clicks)

@@ -15,9 +15,9 @@ from PIL import Image
 
 from maskmill.model import checkpoint as checkpoints
 from maskmill.model.errors import PromptError
+from maskmill.model.network import Network
 from maskmill.model.optimize import optimize
 from maskmill.model.predictor import EncodedImage, check_pixels, encode_image
-from maskmill.model.sam import Sam
 from maskmill.pipeline.config import DEFAULT_DECODING, generator_config
 from maskmill.pipeline.errors import ConfigError, ImageError, one_line_cause
 from maskmill.pipeline.generator import MaskGenerator
@@ -36,7 +36,7 @@ def load_model(
     checkpoint: str | os.PathLike[str] | None = None,
     device: str = "auto",
     precision: str = "exact",
-) -> Sam:
+) -> Network:
     """Loads a network with its weights, ready for inference.
 
     Args:
@@ -52,10 +52,10 @@ def load_model(
         DeviceError: an unknown precision, or a device that this machine does not have.
     """
     loaded = checkpoints.load_model(variant, None if checkpoint is None else Path(checkpoint))
-    return optimize(loaded.sam, precision, device)
+    return optimize(loaded.network, precision, device)
 
 
-def generate(image: ImageLike, model: Sam, preset: str | None = None, **overrides: Any) -> ImageMasks:
+def generate(image: ImageLike, model: Network, preset: str | None = None, **overrides: Any) -> ImageMasks:
     """Generates the masks of everything in an image.
 
     Args:
@@ -76,7 +76,7 @@ def generate(image: ImageLike, model: Sam, preset: str | None = None, **override
     return generator.generate(generator.prepare(_pixels(image)), StepTimer())
 
 
-def encode(image: ImageLike, model: Sam) -> EncodedImage:
+def encode(image: ImageLike, model: Network) -> EncodedImage:
     """Encodes an image. Call `predict` on the result, any number of times, with points, a box or a mask.
 
     Takes the same `image` and `model` as `generate`, and raises the same errors.
@@ -125,5 +125,5 @@ def _read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def _check_model(model: object) -> None:
-    if not isinstance(model, Sam):
+    if not isinstance(model, Network):
         raise ConfigError(f"the model is a {type(model).__name__}; make one with maskmill.load_model()")

@@ -14,20 +14,29 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.load import CandidateFinder, Candidates, Replay, ReplayedSam, thresholds_by_rank
-from maskmill.model.checkpoint import build_sam, load_model, read_checkpoint
-from maskmill.model.config import SamConfig
-from maskmill.model.image_encoder import ImageEmbedding
+from benchmarks.load import CandidateFinder, Candidates, Replay, ReplayedNetwork, thresholds_by_rank
+from maskmill.model.checkpoint import build_network, load_model, read_checkpoint
+from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.families.sam1.config import SamConfig
 from maskmill.model.mask_decoder import DecodedPrompts
+from maskmill.model.network import Network
 from maskmill.model.optimize import optimize
-from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
 from testing.hugging_face import random_hugging_face
-from testing.networks import random_sam
+from testing.networks import random_network
 
 CPU = torch.device("cpu")
 # As published, and with masks as large as mini's, so that nothing is resized.
-TINY = SamConfig("tiny", 32, 2, 2, global_attention_blocks=(1,), image_size=512, embed_dim=32, decoder_mlp_dim=64)
+TINY = SamConfig(
+    "tiny",
+    encoder_width=32,
+    encoder_depth=2,
+    encoder_heads=2,
+    global_attention_blocks=(1,),
+    image_size=512,
+    embed_dim=32,
+    decoder_mlp_dim=64,
+)
 CONFIG = GeneratorConfig(points_per_side=6, points_per_batch=16)
 PIXELS = skimage.data.astronaut()[:300, :400]
 
@@ -62,8 +71,8 @@ def test_thresholds_let_the_wanted_shares_pass(candidates):
 
 def test_random_network_has_the_masks_of_mini_when_they_are_replayed(candidates, replay):
     config = thresholds_by_rank(CONFIG, [candidates])
-    mini = peers.Maskmill(optimize(load_model("mini", None).sam, "exact", "cpu"), None, config)
-    replayed = peers.Maskmill(optimize(random_sam(TINY), "exact", "cpu"), replay, config)
+    mini = peers.Maskmill(optimize(load_model("mini", None).network, "exact", "cpu"), None, config)
+    replayed = peers.Maskmill(optimize(random_network(TINY), "exact", "cpu"), replay, config)
     masks = replayed(encoded())
     assert len(masks) > 10
     assert masks == mini(encoded())
@@ -71,22 +80,22 @@ def test_random_network_has_the_masks_of_mini_when_they_are_replayed(candidates,
 
 
 def test_peers_have_the_same_masks_when_they_are_replayed(candidates, replay, tmp_path: Path):
-    network = random_hugging_face(TINY)
-    network.save_pretrained(tmp_path)
-    sam = build_sam(TINY, read_checkpoint(tmp_path / "model.safetensors"))
+    theirs_network = random_hugging_face(TINY)
+    theirs_network.save_pretrained(tmp_path)
+    network = build_network(TINY, read_checkpoint(tmp_path / "model.safetensors"))
     # Sooner than with the shares above, NMS removes something.
     config = replace(thresholds_by_rank(CONFIG, [candidates]), box_nms_thresh=0.9)
-    published = peers.segment_anything(sam, CPU, replay)(config)(encoded())
-    theirs = peers.transformers(network, TINY.image_size, CPU, replay)(config)(encoded())
-    ours = peers.Maskmill(optimize(sam, "exact", "cpu"), replay, config)(encoded())
-    compat = peers.compat(sam, CPU, replay)(config)(encoded())
+    published = peers.segment_anything(network, CPU, replay)(config)(encoded())
+    theirs = peers.transformers(theirs_network, TINY.image_size, CPU, replay)(config)(encoded())
+    ours = peers.Maskmill(optimize(network, "exact", "cpu"), replay, config)(encoded())
+    compat = peers.compat(network, CPU, replay)(config)(encoded())
     assert len(ours) > 5
     assert ours == published
     assert ours == compat
     assert ours == theirs
 
 
-class CountingSam(Sam):
+class CountingSam(Network):
     """Counts the masks that are asked of it."""
 
     masks = 0
@@ -98,14 +107,14 @@ class CountingSam(Sam):
 
 def test_network_upscales_what_passes_in_the_replay(candidates, replay):
     counting = CountingSam(TINY)
-    sam = ReplayedSam(counting, replay)
+    network = ReplayedNetwork(counting, replay)
     grid = (torch.arange(6) + 0.5) / 6
     points_N2 = torch.cartesian_prod(grid, grid).flip(1) * torch.tensor([512, 384])  # 400 x 300, resized to 512
     with torch.inference_mode():
-        decoded = sam.decode_points(ImageEmbedding(torch.zeros(1, 32, 32, 32)), points_N2)
+        decoded = network.decode_points(ImageEmbedding(torch.zeros(1, 32, 32, 32)), points_N2)
         keep_NM = decoded.predicted_iou_NM > 0.4
         keep_NM[:, 0] = False
-        logits_Khw = sam.decode_masks(decoded, keep_NM)
+        logits_Khw = network.decode_masks(decoded, keep_NM)
     expected_NM = candidates.predicted_iou_NM > 0.4
     assert np.array_equal(keep_NM[:, 1:], expected_NM)
     assert counting.masks == len(logits_Khw) == int(expected_NM.sum()) > 0

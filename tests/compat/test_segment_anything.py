@@ -19,7 +19,7 @@ from maskmill.compat.segment_anything.modeling import Sam
 from maskmill.compat.segment_anything.utils.transforms import ResizeLongestSide
 from maskmill.filters import rle
 from maskmill.model.errors import CheckpointError, PromptError
-from maskmill.model.sam import Sam as PlainSam
+from maskmill.model.network import Network as PlainSam
 from testing import oracles
 from testing.colour_sam import CONFIG, ColourSam
 from testing.networks import SMALL_CONFIGS, randomise

@@ -19,7 +19,7 @@ from maskmill.evaluation.report import tables, write_report
 from maskmill.evaluation.run import EvaluationError, Skipped, measure_images
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.errors import StorageError
-from testing.networks import SMALL_CONFIGS, random_sam
+from testing.networks import SMALL_CONFIGS, random_network
 from tests.evaluation.drawings import annotated, rectangle
 
 CONFIG = GeneratorConfig(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0)
@@ -28,7 +28,7 @@ SETTINGS = Settings(proposal_points=2)
 
 def make_evaluator(settings: Settings = SETTINGS) -> ImageEvaluator:
     """A small model with random weights, which knows nothing."""
-    return ImageEvaluator(random_sam(SMALL_CONFIGS["grid7"]), CONFIG, settings)
+    return ImageEvaluator(random_network(SMALL_CONFIGS["grid7"]), CONFIG, settings)
 
 
 def make_nothing() -> ImageEvaluator:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from maskmill.model.checkpoint import save_checkpoint
-from maskmill.model.config import VARIANTS
-from maskmill.model.sam import Sam
+from maskmill.model.families import VARIANTS
+from maskmill.model.network import Network
 from tests.fakes import picture
 
 
@@ -25,5 +25,5 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model `mini`, untrained."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "mini.safetensors"
-    save_checkpoint(Sam(VARIANTS["mini"]), path)
+    save_checkpoint(Network(VARIANTS["mini"]), path)
     return path

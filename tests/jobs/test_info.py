@@ -12,22 +12,22 @@ from typer.testing import CliRunner
 
 from maskmill.jobs.info import info
 from maskmill.model.checkpoint import embedded_checkpoint, save_checkpoint
-from maskmill.model.config import VARIANTS
 from maskmill.model.errors import CheckpointError
-from maskmill.model.sam import Sam
-from testing.networks import SMALL_CONFIGS, random_sam
+from maskmill.model.families import VARIANTS
+from maskmill.model.network import Network
+from testing.networks import SMALL_CONFIGS, random_network
 
 APP = typer.Typer()
 APP.command("info")(info)
 
 
 def test_info_shows_what_a_checkpoint_is(tmp_path: Path) -> None:
-    sam, path = Sam(VARIANTS["mini"]), tmp_path / "mini.safetensors"
-    save_checkpoint(sam, path, {"steps": "1234"}, torch.float16)
+    network, path = Network(VARIANTS["mini"]), tmp_path / "mini.safetensors"
+    save_checkpoint(network, path, {"steps": "1234"}, torch.float16)
     result = CliRunner().invoke(APP, [str(path)], catch_exceptions=False)
     assert result.exit_code == 0
     rows = {line.rstrip() for line in result.output.splitlines()}
-    count = sum(parameter.numel() for parameter in sam.parameters())
+    count = sum(parameter.numel() for parameter in network.parameters())
     for name, value in {
         "model": "mini",
         "layout": "maskmill",
@@ -56,13 +56,13 @@ def test_info_says_what_is_embedded_when_no_file_is_named() -> None:
 def test_info_shows_the_path_as_it_is_when_it_has_brackets(tmp_path: Path) -> None:
     path = tmp_path / "[red]" / ":star:.safetensors"
     path.parent.mkdir()
-    save_checkpoint(Sam(VARIANTS["mini"]), path, {}, torch.float16)
+    save_checkpoint(Network(VARIANTS["mini"]), path, {}, torch.float16)
     result = CliRunner().invoke(APP, [str(path)], catch_exceptions=False)
     assert str(path) in result.output.replace("\n", "").replace(" ", "")
 
 
 def test_info_refuses_what_is_none_of_the_models(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
-    torch.save(random_sam(SMALL_CONFIGS["grid7"]).state_dict(), path)
+    torch.save(random_network(SMALL_CONFIGS["grid7"]).state_dict(), path)
     with pytest.raises(CheckpointError, match="is not one of the models vit_b"):
         info(path)

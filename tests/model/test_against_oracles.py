@@ -10,10 +10,11 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskmill.model.checkpoint import build_sam, read_checkpoint
-from maskmill.model.config import VARIANTS, SamConfig
-from maskmill.model.image_encoder import ImageEmbedding
-from maskmill.model.sam import Sam
+from maskmill.model.checkpoint import build_network, read_checkpoint
+from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.families import VARIANTS
+from maskmill.model.families.sam1.config import SamConfig
+from maskmill.model.network import Network
 from testing.hugging_face import random_hugging_face
 from testing.networks import SMALL_CONFIGS
 
@@ -25,12 +26,12 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
-def both_networks(config: SamConfig, directory: Path) -> tuple[Sam, transformers.SamModel]:
+def both_networks(config: SamConfig, directory: Path) -> tuple[Network, transformers.SamModel]:
     """The same weights in both, carried over by our own checkpoint loader."""
     theirs = random_hugging_face(config)
     path = directory / "model.safetensors"
     save_file({key: tensor.clone() for key, tensor in theirs.state_dict().items()}, path)
-    return build_sam(config, read_checkpoint(path)), theirs
+    return build_network(config, read_checkpoint(path)), theirs
 
 
 def prompts(config: SamConfig) -> dict[str, dict[str, Tensor]]:
@@ -59,11 +60,11 @@ def prompts(config: SamConfig) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def decode_ours(sam: Sam, embedding: ImageEmbedding, prompt: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def decode_ours(network: Network, embedding: ImageEmbedding, prompt: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits (N, M, h, w) and predicted IoUs (N, M) of all masks."""
-    decoded = sam.decode_prompts(embedding, **prompt)
+    decoded = network.decode_prompts(embedding, **prompt)
     everything = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
-    logits = sam.decode_masks(decoded, everything)
+    logits = network.decode_masks(decoded, everything)
     return logits.unflatten(0, everything.shape), decoded.predicted_iou_NM
 
 
@@ -113,4 +114,6 @@ def test_small_network_equals_transformers(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # seconds on a free core, minutes on a busy one
 def test_vit_b_equals_transformers(tmp_path: Path) -> None:
-    assert_equal_networks(VARIANTS["vit_b"], ["points, box and mask"], tmp_path)
+    config = VARIANTS["vit_b"]
+    assert isinstance(config, SamConfig)
+    assert_equal_networks(config, ["points, box and mask"], tmp_path)

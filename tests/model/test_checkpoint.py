@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from maskmill.model.checkpoint import EMBEDDED_WEIGHTS, build_sam, load_model, read_checkpoint, save_checkpoint
-from maskmill.model.config import VARIANTS
+from maskmill.model.checkpoint import EMBEDDED_WEIGHTS, build_network, load_model, read_checkpoint, save_checkpoint
 from maskmill.model.errors import CheckpointError, ConfigError
-from maskmill.model.sam import Sam
+from maskmill.model.families import VARIANTS
+from maskmill.model.network import Network
 from testing.hugging_face import random_hugging_face
-from testing.networks import SMALL_CONFIGS, random_sam
+from testing.networks import SMALL_CONFIGS, random_network
 
 # Block numbers of two digits, as in the published variants.
 CONFIG = replace(SMALL_CONFIGS["grid7"], encoder_depth=12)
@@ -39,7 +39,7 @@ def assert_same_state(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Non
 def refusal(path: Path, config: Any = CONFIG) -> str:
     """The one line with which a file is refused."""
     with pytest.raises(CheckpointError) as caught:
-        build_sam(config, read_checkpoint(path))
+        build_network(config, read_checkpoint(path))
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
@@ -48,20 +48,20 @@ def refusal(path: Path, config: Any = CONFIG) -> str:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_official_layout_loads_as_float32(dtype: torch.dtype, tmp_path: Path) -> None:
-    state = {key: tensor.to(dtype) for key, tensor in random_sam(CONFIG).state_dict().items()}
+    state = {key: tensor.to(dtype) for key, tensor in random_network(CONFIG).state_dict().items()}
     path = tmp_path / "sam.pth"
     torch.save(state, path)
     checkpoint = read_checkpoint(path)
     assert (checkpoint.layout, checkpoint.stored_dtype) == ("official", dtype)
-    sam = build_sam(CONFIG, checkpoint)
-    assert_same_state(dict(sam.state_dict()), {key: tensor.float() for key, tensor in state.items()})
-    assert not sam.training
+    network = build_network(CONFIG, checkpoint)
+    assert_same_state(dict(network.state_dict()), {key: tensor.float() for key, tensor in state.items()})
+    assert not network.training
 
 
 def test_official_layout_loads_when_saved_in_the_format_before_zip(tmp_path: Path) -> None:
-    sam, path = random_sam(CONFIG), tmp_path / "sam.pth"
-    torch.save(sam.state_dict(), path, _use_new_zipfile_serialization=False)
-    assert_same_state(read_checkpoint(path).state, dict(sam.state_dict()))
+    network, path = random_network(CONFIG), tmp_path / "sam.pth"
+    torch.save(network.state_dict(), path, _use_new_zipfile_serialization=False)
+    assert_same_state(read_checkpoint(path).state, dict(network.state_dict()))
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
@@ -77,9 +77,9 @@ def test_hugging_face_layout_loads(
     torch.save(state, path) if suffix == ".bin" else save_file(state, path)
     checkpoint = read_checkpoint(path)
     assert checkpoint.layout == "Hugging Face"
-    sam = build_sam(CONFIG, checkpoint)
+    network = build_network(CONFIG, checkpoint)
     assert torch.equal(
-        sam.state_dict()["image_encoder.blocks.11.mlp.lin2.bias"], state["vision_encoder.layers.11.mlp.lin2.bias"]
+        network.state_dict()["image_encoder.blocks.11.mlp.lin2.bias"], state["vision_encoder.layers.11.mlp.lin2.bias"]
     )
 
 
@@ -87,42 +87,44 @@ def test_hugging_face_layout_loads_when_the_library_itself_saved_it(tmp_path: Pa
     theirs = random_hugging_face(CONFIG)
     theirs.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
-    sam = build_sam(CONFIG, read_checkpoint(path))
-    assert torch.equal(sam.state_dict()[POSITIONS], theirs.state_dict()["shared_image_embedding.positional_embedding"])
+    network = build_network(CONFIG, read_checkpoint(path))
+    assert torch.equal(
+        network.state_dict()[POSITIONS], theirs.state_dict()["shared_image_embedding.positional_embedding"]
+    )
 
 
 def test_saved_checkpoint_loads_with_its_facts(tmp_path: Path) -> None:
-    sam, path = random_sam(CONFIG), tmp_path / "ours.safetensors"
-    save_checkpoint(sam, path, {"steps": "12"})
+    network, path = random_network(CONFIG), tmp_path / "ours.safetensors"
+    save_checkpoint(network, path, {"steps": "12"})
     checkpoint = read_checkpoint(path)
     assert (checkpoint.layout, checkpoint.variant) == ("maskmill", "grid7")
     assert checkpoint.metadata["steps"] == "12"
-    assert_same_state(checkpoint.state, dict(sam.state_dict()))
+    assert_same_state(checkpoint.state, dict(network.state_dict()))
     assert os.listdir(tmp_path) == ["ours.safetensors"]
 
 
 def test_saved_checkpoint_is_half_as_large_when_stored_as_float16(tmp_path: Path) -> None:
-    sam, path = random_sam(CONFIG), tmp_path / "ours.safetensors"
-    save_checkpoint(sam, path, dtype=torch.float16)
+    network, path = random_network(CONFIG), tmp_path / "ours.safetensors"
+    save_checkpoint(network, path, dtype=torch.float16)
     assert read_checkpoint(path).stored_dtype == torch.float16
     loaded = read_checkpoint(path).state
     # The frequencies of the positions are not rounded.
-    assert torch.equal(loaded[POSITIONS], sam.state_dict()[POSITIONS])
-    for key, tensor in sam.state_dict().items():
+    assert torch.equal(loaded[POSITIONS], network.state_dict()[POSITIONS])
+    for key, tensor in network.state_dict().items():
         torch.testing.assert_close(loaded[key], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_load_model_gives_the_network_and_the_sha256_of_its_file(tmp_path: Path) -> None:
-    sam, path = Sam(VARIANTS["mini"]), tmp_path / "mini.safetensors"
-    save_checkpoint(sam, path)
+    network, path = Network(VARIANTS["mini"]), tmp_path / "mini.safetensors"
+    save_checkpoint(network, path)
     loaded = load_model("mini", path)
-    assert loaded.sam.config == VARIANTS["mini"]
-    assert_same_state(dict(loaded.sam.state_dict()), dict(sam.state_dict()))
+    assert loaded.network.config == VARIANTS["mini"]
+    assert_same_state(dict(loaded.network.state_dict()), dict(network.state_dict()))
     assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_load_model_takes_the_embedded_weights_when_none_are_named() -> None:
-    assert load_model("mini", None).sam.config == VARIANTS["mini"]
+    assert load_model("mini", None).network.config == VARIANTS["mini"]
     assert read_checkpoint(EMBEDDED_WEIGHTS).variant == "mini"
 
 
@@ -147,7 +149,7 @@ def test_wrong_variant_is_named(tmp_path: Path) -> None:
 
 
 def test_keys_and_shapes_are_strict(tmp_path: Path) -> None:
-    state, path = random_sam(CONFIG).state_dict(), tmp_path / "sam.pth"
+    state, path = random_network(CONFIG).state_dict(), tmp_path / "sam.pth"
     norms = [key for key in state if key.startswith("image_encoder.blocks") and ".norm1." in key]
     for key in norms:
         del state[key]
@@ -194,7 +196,7 @@ def test_garbage_is_refused_when_it_begins_well(garbage: bytes, tmp_path: Path) 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
 @pytest.mark.parametrize("kind", ["zip", "before zip", "safetensors"])
 def test_truncated_file_is_refused(kind: str, kept: float, tmp_path: Path) -> None:
-    state, path = random_sam(CONFIG).state_dict(), tmp_path / "sam"
+    state, path = random_network(CONFIG).state_dict(), tmp_path / "sam"
     if kind == "safetensors":
         save_file(dict(state), path)
     else:
@@ -233,6 +235,6 @@ def test_other_objects_are_refused(content: Any, message: str, tmp_path: Path) -
 
 
 def test_content_decides_the_format_when_the_suffix_is_another(tmp_path: Path) -> None:
-    sam, path = random_sam(CONFIG), tmp_path / "model.bin"
-    save_checkpoint(sam, path)
+    network, path = random_network(CONFIG), tmp_path / "model.bin"
+    save_checkpoint(network, path)
     assert load_file(path).keys() == read_checkpoint(path).state.keys()

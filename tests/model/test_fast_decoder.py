@@ -9,18 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskmill.model import cpu_kernels
-from maskmill.model.config import SamConfig
-from maskmill.model.fast_decoder import FastMaskDecoder
-from maskmill.model.image_encoder import ImageEmbedding
-from maskmill.model.sam import Sam
-from testing.networks import SMALL_CONFIGS, random_sam
+from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.families.sam1.config import SamConfig
+from maskmill.model.inference import cpu_kernels
+from maskmill.model.inference.fast_decoder import FastMaskDecoder
+from maskmill.model.network import Network
+from testing.networks import SMALL_CONFIGS, random_network
 
 CONFIGS = {
     **SMALL_CONFIGS,
-    **{
-        f"{name}, other skips": replace(c, high_resolution_skips=True, stem="conv") for name, c in SMALL_CONFIGS.items()
-    },
+    **{f"{name}, other skips": replace(c, high_resolution_skips=True) for name, c in SMALL_CONFIGS.items()},
 }
 
 
@@ -35,16 +33,16 @@ def embeddings(config: SamConfig, images: int, seed: int = 0) -> ImageEmbedding:
     return ImageEmbedding(torch.randn(images, channels, side, side, generator=generator), skips)
 
 
-def decode(sam: Sam, embedding: ImageEmbedding, with_mask: bool, keep_NM: Tensor) -> tuple[Tensor, Tensor]:
+def decode(network: Network, embedding: ImageEmbedding, with_mask: bool, keep_NM: Tensor) -> tuple[Tensor, Tensor]:
     """Predicted IoUs and the logits of the chosen masks."""
     generator = torch.Generator().manual_seed(1)
-    side = sam.config.mask_size
-    points = torch.rand(len(keep_NM), 2, 2, generator=generator) * sam.config.image_size
+    side = network.config.mask_size
+    points = torch.rand(len(keep_NM), 2, 2, generator=generator) * network.config.image_size
     labels = torch.tensor([[1, 0]]).expand(len(keep_NM), 2)
     masks = torch.randn(len(keep_NM), 1, side, side, generator=generator) if with_mask else None
-    points, labels, masks = (x if x is None else x.to(sam.device) for x in (points, labels, masks))
-    decoded = sam.decode_prompts(embedding, points, labels, masks_N1hw=masks)
-    return decoded.predicted_iou_NM, sam.decode_masks(decoded, keep_NM)
+    points, labels, masks = (x if x is None else x.to(network.device) for x in (points, labels, masks))
+    decoded = network.decode_prompts(embedding, points, labels, masks_N1hw=masks)
+    return decoded.predicted_iou_NM, network.decode_masks(decoded, keep_NM)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -71,31 +69,31 @@ def test_equals_the_published_decoder_on_a_gpu(config: SamConfig, shared: bool, 
 
 def compare(config: SamConfig, shared: bool, with_mask: bool, device: torch.device) -> None:
     """Asserts that the decoder on a device equals the published one on the CPU."""
-    sam = random_sam(config)
+    network = random_network(config)
     embedding = embeddings(config, 1 if shared else 3)
     # All masks of a prompt, some, and none.
     keep_NM = torch.stack([torch.arange(config.multimask_outputs + 1) % step == 0 for step in (1, 2, 9)])
     keep_NM[2] = False
-    expected = decode(sam, embedding, with_mask, keep_NM)
-    sam.to(device)
-    sam.mask_decoder = FastMaskDecoder(config, sam.mask_decoder, torch.float32)
+    expected = decode(network, embedding, with_mask, keep_NM)
+    network.to(device)
+    network.mask_decoder = FastMaskDecoder(config, network.mask_decoder, torch.float32)
     embedding = embedding.map(lambda x: x.to(device))
-    for found, tensor in zip(decode(sam, embedding, with_mask, keep_NM), expected, strict=True):
+    for found, tensor in zip(decode(network, embedding, with_mask, keep_NM), expected, strict=True):
         assert error(found.cpu(), tensor) < (5e-6 if device.type == "cpu" else 1e-4)
-    empty = decode(sam, embedding, with_mask, torch.zeros_like(keep_NM))[1]
+    empty = decode(network, embedding, with_mask, torch.zeros_like(keep_NM))[1]
     assert empty.shape == (0, config.mask_size, config.mask_size)
 
 
 @torch.no_grad()
 def test_what_it_keeps_of_an_embedding_is_not_taken_for_another() -> None:
     config = CONFIGS["grid5, other skips"]
-    sam, keep_NM = random_sam(config), torch.ones(2, config.multimask_outputs + 1, dtype=torch.bool)
+    network, keep_NM = random_network(config), torch.ones(2, config.multimask_outputs + 1, dtype=torch.bool)
     first, second = embeddings(config, 1, seed=1), embeddings(config, 1, seed=2)
     cases = [(first, False), (second, False), (first, True), (first, False), (second, True), (second, False)]
-    expected = [decode(sam, embedding, with_mask, keep_NM) for embedding, with_mask in cases]
-    sam.mask_decoder = FastMaskDecoder(config, sam.mask_decoder, torch.float32)
+    expected = [decode(network, embedding, with_mask, keep_NM) for embedding, with_mask in cases]
+    network.mask_decoder = FastMaskDecoder(config, network.mask_decoder, torch.float32)
     for (embedding, with_mask), tensors in zip(cases, expected, strict=True):
-        for found, tensor in zip(decode(sam, embedding, with_mask, keep_NM), tensors, strict=True):
+        for found, tensor in zip(decode(network, embedding, with_mask, keep_NM), tensors, strict=True):
             assert error(found, tensor) < 5e-6
 
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from maskmill.model.config import TRUNKS, VARIANTS
-from maskmill.model.efficientnet_lite import EfficientNetLite, SameConv, fold_published
-from maskmill.model.lite_encoder import LiteEncoder
+from maskmill.model.families import FAMILIES, VARIANTS
+from maskmill.model.families.mini.config import TRUNKS
+from maskmill.model.families.mini.efficientnet_lite import EfficientNetLite, SameConv, fold_published
 from maskmill.model.optimize import optimize
 from maskmill.model.training.session import published_weights
-from testing.networks import random_sam
+from testing.networks import random_network
 from tests.model.training.tiny import TINY_LITE, TINY_TRUNK, published_trunk
 
 needs_weights = pytest.mark.skipif(
@@ -77,11 +77,11 @@ def test_padding_is_tensorflows(kernel: int, stride: int, first: int):
 
 
 def test_inference_form_gives_the_same_embedding():
-    sam = random_sam(TINY_LITE)
+    network = random_network(TINY_LITE)
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = sam.encode_images(images)
-        found = optimize(sam, "exact", "cpu").encode_images(images)
+        expected = network.encode_images(images)
+        found = optimize(network, "exact", "cpu").encode_images(images)
     assert [tuple(skip.shape) for skip in found.skips] == [(2, 8, 16, 16), (2, 4, 32, 32)]
     for ours, reference in zip((found.grid_BCYX, *found.skips), (expected.grid_BCYX, *expected.skips), strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
@@ -89,5 +89,5 @@ def test_inference_form_gives_the_same_embedding():
 
 def test_variant_is_small():
     with torch.device("meta"):
-        encoder = LiteEncoder(VARIANTS["mini_lite"])
+        encoder = FAMILIES["mini"].build_encoder(VARIANTS["mini_lite"])
     assert sum(parameter.numel() for parameter in encoder.parameters()) * 2 < 20e6  # bytes in float16

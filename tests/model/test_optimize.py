@@ -6,52 +6,56 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskmill.model.config import SamConfig
 from maskmill.model.errors import DeviceError
-from maskmill.model.fast_decoder import FastMaskDecoder
-from maskmill.model.image_encoder import Attention, Block
+from maskmill.model.families.sam1.config import SamConfig
+from maskmill.model.inference.fast_decoder import FastMaskDecoder
 from maskmill.model.layers import LayerNorm2d
-from maskmill.model.optimize import OptimizedSam, half_precision, optimize, resolve_device
-from maskmill.model.sam import Sam
+from maskmill.model.network import Network
+from maskmill.model.optimize import OptimizedNetwork, half_precision, optimize, resolve_device
 from maskmill.model.transformer import TwoWayBlock, TwoWayTransformer
-from testing.networks import SMALL_CONFIGS, random_sam
+from maskmill.model.vitdet import Attention, Block
+from testing.networks import SMALL_CONFIGS, random_network
 
 CONFIG = SMALL_CONFIGS["grid5"]
 CPU = torch.device("cpu")
 
 
 @torch.no_grad()
-def results(sam: Sam) -> dict[str, Tensor]:
+def results(network: Network) -> dict[str, Tensor]:
     """Everything that comes out of a network, for points and for boxes with masks."""
     generator = torch.Generator().manual_seed(1)
-    image = torch.randn(1, 3, sam.config.image_size, sam.config.image_size, generator=generator).to(sam.device)
-    points = torch.rand(4, 1, 2, generator=generator).to(sam.device) * sam.config.image_size
+    image = torch.randn(1, 3, network.config.image_size, network.config.image_size, generator=generator).to(
+        network.device
+    )
+    points = torch.rand(4, 1, 2, generator=generator).to(network.device) * network.config.image_size
     boxes = torch.cat([points[:, 0] / 2, points[:, 0]], dim=1)
-    masks = torch.randn(4, 1, sam.config.mask_size, sam.config.mask_size, generator=generator).to(sam.device)
-    labels = torch.ones(4, 1, dtype=torch.int64, device=sam.device)
-    embedding = sam.encode_images(image)
+    masks = torch.randn(4, 1, network.config.mask_size, network.config.mask_size, generator=generator).to(
+        network.device
+    )
+    labels = torch.ones(4, 1, dtype=torch.int64, device=network.device)
+    embedding = network.encode_images(image)
     found = {"embedding": embedding.grid_BCYX}
     for kind, prompt in {"points": {}, "boxes": {"boxes_N4": boxes, "masks_N1hw": masks}}.items():
-        decoded = sam.decode_prompts(embedding, points, labels, **prompt)
+        decoded = network.decode_prompts(embedding, points, labels, **prompt)
         found[f"{kind}, predicted IoU"] = decoded.predicted_iou_NM
         everything = torch.ones_like(decoded.predicted_iou_NM, dtype=torch.bool)
-        found[f"{kind}, logits"] = sam.decode_masks(decoded, everything)
+        found[f"{kind}, logits"] = network.decode_masks(decoded, everything)
     return found
 
 
 @pytest.mark.parametrize("config", SMALL_CONFIGS.values(), ids=list(SMALL_CONFIGS))
 def test_exact_is_float32_and_equals_the_plain_network(config: SamConfig) -> None:
-    sam = random_sam(config)
-    exact = optimize(sam, "exact", "cpu")
+    network = random_network(config)
+    exact = optimize(network, "exact", "cpu")
     assert {tensor.dtype for tensor in exact.state_dict().values()} == {torch.float32}
     found = results(exact)
-    for name, tensor in results(sam).items():
+    for name, tensor in results(network).items():
         assert (found[name] - tensor).abs().max() / tensor.abs().max() < 2e-6, name
 
 
 def test_fast_has_a_screen_where_the_cpu_multiplies_bfloat16_and_is_exact_itself() -> None:
-    sam = random_sam(CONFIG)
-    exact, fast = optimize(sam, "exact", "cpu"), optimize(sam, "fast", "cpu")
+    network = random_network(CONFIG)
+    exact, fast = optimize(network, "exact", "cpu"), optimize(network, "fast", "cpu")
     assert exact.screen() is None
     assert (fast.screen() is None) == (half_precision(CPU) is None)
     found = results(fast)
@@ -60,9 +64,9 @@ def test_fast_has_a_screen_where_the_cpu_multiplies_bfloat16_and_is_exact_itself
 
 
 def test_screen_is_close_to_float32_and_comes_out_as_float32() -> None:
-    sam = random_sam(CONFIG)
-    exact = results(sam)
-    screen = OptimizedSam(sam, torch.float32, torch.bfloat16).screen()
+    network = random_network(CONFIG)
+    exact = results(network)
+    screen = OptimizedNetwork(network, torch.float32, torch.bfloat16).screen()
     assert screen is not None
     for name, tensor in results(screen).items():
         assert tensor.dtype == torch.float32
@@ -74,10 +78,10 @@ def test_screen_is_close_to_float32_and_comes_out_as_float32() -> None:
 
 
 def test_float16_as_gpus_take_it_is_closer_than_bfloat16(gpu: str) -> None:
-    exact = {name: x.cpu() for name, x in results(random_sam(CONFIG)).items()}
+    exact = {name: x.cpu() for name, x in results(random_network(CONFIG)).items()}
 
     def errors(dtype: torch.dtype) -> dict[str, float]:
-        screen = OptimizedSam(random_sam(CONFIG).to(gpu), dtype, dtype).screen()
+        screen = OptimizedNetwork(random_network(CONFIG).to(gpu), dtype, dtype).screen()
         assert screen is not None
         found = {name: x.cpu() for name, x in results(screen).items()}
         assert {tensor.dtype for tensor in found.values()} == {torch.float32}
@@ -100,18 +104,18 @@ def test_float16_as_gpus_take_it_is_closer_than_bfloat16(gpu: str) -> None:
 )
 def test_part_of_an_unknown_class_is_refused(name: str, kind: type[nn.Module]) -> None:
     """Otherwise the network would be built again without it."""
-    sam = random_sam(CONFIG)
-    part = sam.get_submodule(name)
+    network = random_network(CONFIG)
+    part = network.get_submodule(name)
     part.__class__ = type("Other", (kind,), {})
     with pytest.raises(TypeError, match=f"{name}: Other has no form for inference; only {kind.__name__} has one"):
-        optimize(sam, "exact", "cpu")
+        optimize(network, "exact", "cpu")
     if name.startswith("mask_decoder."):
         with pytest.raises(TypeError, match="Other has no form"):
-            FastMaskDecoder(CONFIG, sam.mask_decoder, torch.float32)
+            FastMaskDecoder(CONFIG, network.mask_decoder, torch.float32)
 
 
 def test_screen_shares_all_weights_but_the_decoder_s_copies() -> None:
-    fast = OptimizedSam(random_sam(CONFIG), torch.float32, torch.bfloat16)
+    fast = OptimizedNetwork(random_network(CONFIG), torch.float32, torch.bfloat16)
     screen = fast.screen()
     assert screen is not None
     assert fast.screen() is not screen
@@ -121,22 +125,22 @@ def test_screen_shares_all_weights_but_the_decoder_s_copies() -> None:
 
 
 def test_encoder_in_half_precision_leaves_the_original_and_the_delicate_weights_in_float32() -> None:
-    sam = random_sam(CONFIG)
-    half = OptimizedSam(sam, torch.bfloat16)
-    assert {parameter.dtype for parameter in sam.parameters()} == {torch.float32}
+    network = random_network(CONFIG)
+    half = OptimizedNetwork(network, torch.bfloat16)
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
     dtypes = {key: tensor.dtype for key, tensor in half.state_dict().items()}
     assert dtypes["image_encoder.blocks.0.mlp.lin1.weight"] == torch.bfloat16
     assert dtypes["image_encoder.blocks.0.norm1.weight"] == torch.float32
     assert dtypes["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] == torch.float32
-    found, expected = results(half)["embedding"], results(sam)["embedding"]
+    found, expected = results(half)["embedding"], results(network)["embedding"]
     assert found.dtype == torch.float32
     assert 1e-5 < (found - expected).abs().max() / expected.abs().max() < 0.05
 
 
 def test_gpu_equals_cpu(gpu: str) -> None:
-    on_cpu = results(random_sam(CONFIG))
+    on_cpu = results(random_network(CONFIG))
     for precision, tolerance in (("exact", 1e-4), ("fast", 0.05)):
-        on_gpu = results(optimize(random_sam(CONFIG), precision, gpu))
+        on_gpu = results(optimize(random_network(CONFIG), precision, gpu))
         for name, tensor in on_cpu.items():
             assert (on_gpu[name].cpu() - tensor).abs().max() / tensor.abs().max() < tolerance, name
 
@@ -159,4 +163,4 @@ def test_resolve_device_refuses_a_gpu_that_is_not_there() -> None:
 
 def test_optimize_refuses_other_precisions() -> None:
     with pytest.raises(DeviceError, match="there is no precision 'fp8'; choose exact or fast"):
-        optimize(random_sam(CONFIG), "fp8", "cpu")
+        optimize(random_network(CONFIG), "fp8", "cpu")

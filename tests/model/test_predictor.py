@@ -10,11 +10,11 @@ import pytest
 
 from maskmill.model.errors import PromptError
 from maskmill.model.predictor import EncodedImage, encode_image
-from testing.networks import SMALL_CONFIGS, random_sam
+from testing.networks import SMALL_CONFIGS, random_network
 from testing.oracles import SamPredictor, published_sam
 
 # Attention inside the decoder at full width, as the embedded model has it.
-SAM = random_sam(replace(SMALL_CONFIGS["grid7"], decoder_attention_downsample=1))
+SAM = random_network(replace(SMALL_CONFIGS["grid7"], decoder_attention_downsample=1))
 HEIGHT, WIDTH = 75, 160
 PIXELS = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 POINTS, LABELS = np.array([[100.5, 30], [20, 60.25]]), np.array([1, 0])

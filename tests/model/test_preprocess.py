@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from maskmill.model.config import VARIANTS
+from maskmill.model.families import VARIANTS
 from maskmill.model.frame import Frame
 from maskmill.model.preprocess import normalise, preprocess
-from testing.networks import SMALL_CONFIGS, random_sam
+from testing.networks import SMALL_CONFIGS, random_network
 from testing.oracles import ResizeLongestSide, published_sam
 
 CONFIG = SMALL_CONFIGS["grid7"]
-RELEASED = published_sam(random_sam(CONFIG))
+RELEASED = published_sam(random_network(CONFIG))
 TRANSFORM = ResizeLongestSide(CONFIG.image_size)
 # Smaller and larger than the input, wide, tall, square, and exactly its size.
 SIZES = [(30, 50), (300, 217), (112, 112), (64, 112), (500, 20), (13, 400), (1, 1)]

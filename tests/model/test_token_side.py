@@ -7,20 +7,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskmill.model.config import VARIANTS, SamConfig
-from maskmill.model.token_side import TokenSideTransformer
+from maskmill.model.config import NetworkConfig
+from maskmill.model.families import VARIANTS
+from maskmill.model.inference.token_side import TokenSideTransformer
 from maskmill.model.transformer import TwoWayBlock, TwoWayTransformer
 from testing.networks import SMALL_CONFIGS, randomise
 
 
-def both(config: SamConfig, dtype: torch.dtype) -> tuple[TwoWayTransformer, TokenSideTransformer]:
+def both(config: NetworkConfig, dtype: torch.dtype) -> tuple[TwoWayTransformer, TokenSideTransformer]:
     transformer = TwoWayTransformer(config).eval()
     randomise(transformer)
     return transformer, TokenSideTransformer(transformer, dtype)
 
 
 @torch.no_grad()
-def errors(config: SamConfig, dtype: torch.dtype, prompts: int, tokens: int, cells: int, shared: bool) -> list[float]:
+def errors(
+    config: NetworkConfig, dtype: torch.dtype, prompts: int, tokens: int, cells: int, shared: bool
+) -> list[float]:
     """Of tokens and image tokens, relative to the largest value."""
     published, ours = both(config, dtype)
     generator = torch.Generator().manual_seed(prompts * 1000 + tokens * 100 + cells)

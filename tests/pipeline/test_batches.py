@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from maskmill.evaluation import overlap
 from maskmill.model.checkpoint import load_model
-from maskmill.model.optimize import OptimizedSam, optimize
-from maskmill.model.sam import Sam
+from maskmill.model.network import Network
+from maskmill.model.optimize import OptimizedNetwork, optimize
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.records import ImageMasks, StepTimer
@@ -47,13 +47,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def sam() -> Sam:
-    return optimize(load_model("mini", None).sam, "exact", "cpu")
+def network() -> Network:
+    return optimize(load_model("mini", None).network, "exact", "cpu")
 
 
 @pytest.fixture(scope="module")
-def expected(sam: Sam) -> ImageMasks:
-    return generate(MaskGenerator(sam, CONFIG), CAT)
+def expected(network: Network) -> ImageMasks:
+    return generate(MaskGenerator(network, CONFIG), CAT)
 
 
 def generate(generator: MaskGenerator, pixels_HW3: NDArray[np.uint8]) -> ImageMasks:
@@ -72,28 +72,32 @@ def assert_same(masks: ImageMasks, expected: ImageMasks) -> None:
 
 
 @pytest.mark.parametrize("points_per_batch", [1, 7, 64])
-def test_masks_are_the_same_whatever_points_are_decoded_together(sam: Sam, expected: ImageMasks, points_per_batch: int):
+def test_masks_are_the_same_whatever_points_are_decoded_together(
+    network: Network, expected: ImageMasks, points_per_batch: int
+):
     config = replace(CONFIG, points_per_batch=points_per_batch)
-    assert_same(generate(MaskGenerator(sam, config), CAT), expected)
+    assert_same(generate(MaskGenerator(network, config), CAT), expected)
 
 
 @pytest.mark.parametrize("views_per_batch", [2, 5])
-def test_masks_are_the_same_whatever_views_are_encoded_together(sam: Sam, expected: ImageMasks, views_per_batch: int):
-    assert_same(generate(MaskGenerator(sam, CONFIG, views_per_batch), CAT), expected)
+def test_masks_are_the_same_whatever_views_are_encoded_together(
+    network: Network, expected: ImageMasks, views_per_batch: int
+):
+    assert_same(generate(MaskGenerator(network, CONFIG, views_per_batch), CAT), expected)
 
 
-def test_masks_are_the_same_when_there_are_more_threads(sam: Sam, expected: ImageMasks):
+def test_masks_are_the_same_when_there_are_more_threads(network: Network, expected: ImageMasks):
     with torch_threads(2):
-        assert_same(generate(MaskGenerator(sam, CONFIG), CAT), expected)
+        assert_same(generate(MaskGenerator(network, CONFIG), CAT), expected)
 
 
 def test_masks_are_the_same_when_prompts_are_screened(expected: ImageMasks):
-    screened = OptimizedSam(load_model("mini", None).sam, torch.float32, screen_dtype=torch.bfloat16)
+    screened = OptimizedNetwork(load_model("mini", None).network, torch.float32, screen_dtype=torch.bfloat16)
     assert_same(generate(MaskGenerator(screened, CONFIG), CAT), expected)
 
 
-def test_masks_are_the_same_when_images_share_a_generator(sam: Sam, expected: ImageMasks):
-    generator = MaskGenerator(sam, CONFIG)
+def test_masks_are_the_same_when_images_share_a_generator(network: Network, expected: ImageMasks):
+    generator = MaskGenerator(network, CONFIG)
     with ThreadPoolExecutor(2) as threads:
         coffee, cat, again = threads.map(partial(generate, generator), (COFFEE, CAT, CAT))
     assert_same(cat, expected)
@@ -103,15 +107,15 @@ def test_masks_are_the_same_when_images_share_a_generator(sam: Sam, expected: Im
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_masks_on_a_gpu_are_nearly_all_those_on_the_cpu(expected: ImageMasks, precision: str, gpu: str):
-    sam = optimize(load_model("mini", None).sam, precision, gpu)
-    masks = generate(MaskGenerator(sam, CONFIG), CAT)
+    network = optimize(load_model("mini", None).network, precision, gpu)
+    masks = generate(MaskGenerator(network, CONFIG), CAT)
     iou_NN = overlap.iou(masks.rle_counts, expected.rle_counts, expected.height, expected.width)
     assert abs(len(masks) - len(expected)) <= 1
     assert (iou_NN.max(axis=0) >= 0.9).mean() >= 0.95
 
 
-def test_masks_are_the_same_bytes_whatever_photograph_came_before(sam: Sam, expected: ImageMasks):
-    generator = MaskGenerator(sam, CONFIG)
+def test_masks_are_the_same_bytes_whatever_photograph_came_before(network: Network, expected: ImageMasks):
+    generator = MaskGenerator(network, CONFIG)
     generate(generator, COFFEE)
     masks = generate(generator, CAT)
     assert masks.rle_counts == expected.rle_counts

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maskmill.filters import rle
 from maskmill.filters.names import FILTERS
-from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.mask_decoder import DecodedPrompts
 from maskmill.pipeline.config import PRESETS, GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
@@ -113,15 +113,15 @@ class ScreenedSam(ColourSam):
 
 @pytest.mark.parametrize("config", [replace(OFFICIAL, points_per_side=16, box_nms_thresh=0.3), SA1B])
 def test_screening_changes_no_mask_and_spares_prompts(config):
-    expected, sam = _generate(CAT, config), ScreenedSam()
-    generator = MaskGenerator(sam, config)
+    expected, network = _generate(CAT, config), ScreenedSam()
+    generator = MaskGenerator(network, config)
     masks = generator.generate(generator.prepare(CAT), StepTimer())
     assert masks.rle_counts == expected.rle_counts
     for column in ("predicted_iou", "stability_score", "points", "crop_boxes"):
         np.testing.assert_array_equal(getattr(masks, column), getattr(expected, column))
     assert len(masks) + sum(masks.dropped.values()) == _candidates(CAT, config)
-    assert 3 * sam.rough.prompts == _candidates(CAT, config)
-    assert 0 < sam.prompts < 0.9 * sam.rough.prompts
+    assert 3 * network.rough.prompts == _candidates(CAT, config)
+    assert 0 < network.prompts < 0.9 * network.rough.prompts
 
 
 @pytest.mark.parametrize("views_per_batch", [2, 5, 100])
@@ -154,13 +154,13 @@ class RecordingSam(ColourSam):
 def test_all_points_of_a_view_are_decoded_with_one_embedding_object():
     """A decoder keeps what it computed of the last embedding, which it knows by its identity."""
     height, width = CAT.shape[:2]
-    sam, views = RecordingSam(), len(plan_views(height, width, SA1B))
-    generator = MaskGenerator(sam, replace(SA1B, points_per_batch=3), views_per_batch=8)
+    network, views = RecordingSam(), len(plan_views(height, width, SA1B))
+    generator = MaskGenerator(network, replace(SA1B, points_per_batch=3), views_per_batch=8)
     generator.generate(generator.prepare(CAT), StepTimer())
-    assert sam.encoded == [8, 8, 5]
-    assert len(sam.decoded) > 2 * views
-    assert {len(embedding) for embedding in sam.decoded} == {1}
-    assert len(list(groupby(sam.decoded, key=id))) == views
+    assert network.encoded == [8, 8, 5]
+    assert len(network.decoded) > 2 * views
+    assert {len(embedding) for embedding in network.decoded} == {1}
+    assert len(list(groupby(network.decoded, key=id))) == views
 
 
 def test_prepared_image_keeps_no_pixels_but_those_the_network_sees():

@@ -14,9 +14,9 @@ from PIL import Image
 
 from maskmill.filters import rle
 from maskmill.model.checkpoint import load_model
-from maskmill.model.config import SamConfig
+from maskmill.model.families.sam1.config import SamConfig
+from maskmill.model.network import Network
 from maskmill.model.optimize import optimize
-from maskmill.model.sam import Sam
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.records import ImageMasks, StepTimer
@@ -64,8 +64,8 @@ def test_masks_are_the_published_ones(photograph, case):
 
 
 @pytest.fixture(scope="module")
-def embedded_sam() -> Sam:
-    return load_model("mini", None).sam
+def embedded_sam() -> Network:
+    return load_model("mini", None).network
 
 
 @pytest.mark.parametrize(
@@ -86,20 +86,31 @@ def test_masks_of_the_embedded_model_are_the_published_ones(embedded_sam, photog
 
 def test_masks_of_the_published_architecture_are_the_published_ones():
     torch.manual_seed(0)
-    sam = Sam(SamConfig("tiny", 64, 2, 4, global_attention_blocks=(1,), window_size=7, image_size=256, embed_dim=64))
-    for name, weight in sam.state_dict().items():
+    network = Network(
+        SamConfig(
+            "tiny",
+            encoder_width=64,
+            encoder_depth=2,
+            encoder_heads=4,
+            global_attention_blocks=(1,),
+            window_size=7,
+            image_size=256,
+            embed_dim=64,
+        )
+    )
+    for name, weight in network.state_dict().items():
         if "output_hypernetworks_mlps" in name and "layers.2" in name:
             weight.mul_(100)  # random weights give logits near 0
     # Every mask: random ones lie all over the image, so that NMS would leave one.
     config = replace(OFFICIAL, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1)
     pixels = PHOTOGRAPHS["portrait"]()
-    masks = generate(optimize(sam, "exact", "cpu"), config, pixels)
+    masks = generate(optimize(network, "exact", "cpu"), config, pixels)
     assert len(masks) == 3 * 64
-    assert_same(masks, oracles.published_generator(oracles.published_sam(sam), config).generate(pixels))
+    assert_same(masks, oracles.published_generator(oracles.published_sam(network), config).generate(pixels))
 
 
-def generate(sam: Sam, config: GeneratorConfig, pixels: Pixels) -> ImageMasks:
-    generator = MaskGenerator(sam, config)
+def generate(network: Network, config: GeneratorConfig, pixels: Pixels) -> ImageMasks:
+    generator = MaskGenerator(network, config)
     return generator.generate(generator.prepare(pixels), StepTimer())
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from maskmill.model.checkpoint import load_model
-from maskmill.model.optimize import OptimizedSam, device_answers
+from maskmill.model.optimize import OptimizedNetwork, device_answers
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.records import ImageMasks
@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
 
 
 def open_generator(device: torch.device, screen: torch.dtype | None, config: GeneratorConfig) -> MaskGenerator:
-    return MaskGenerator(OptimizedSam(load_model("mini", None).sam.to(device), torch.float32, screen), config)
+    return MaskGenerator(OptimizedNetwork(load_model("mini", None).network.to(device), torch.float32, screen), config)
 
 
 def on_gpu(screen: torch.dtype | None, config: GeneratorConfig) -> tuple[ImageMasks, Counter[str]]:

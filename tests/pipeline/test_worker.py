@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from maskmill.model.checkpoint import file_sha256, save_checkpoint
-from maskmill.model.config import VARIANTS
 from maskmill.model.errors import CheckpointError
-from maskmill.model.sam import Sam
+from maskmill.model.families import VARIANTS
+from maskmill.model.network import Network
 from maskmill.pipeline.config import PRESETS, DecodingConfig, RunConfig
-from maskmill.pipeline.engine import SamFactory
+from maskmill.pipeline.engine import GeneratorFactory
 from maskmill.pipeline.errors import StorageError
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
@@ -424,9 +424,9 @@ def test_store_that_fails_ends_the_shard_and_no_image(job: Job, attempt: Attempt
 
 def test_factory_loads_the_weights_the_run_began_with(tmp_path: Path):
     weights = tmp_path / "mini.safetensors"
-    save_checkpoint(Sam(VARIANTS["mini"]), weights)
+    save_checkpoint(Network(VARIANTS["mini"]), weights)
     config = RunConfig(model="mini", preset="mini", generator=PRESETS["mini"])
-    factory = SamFactory(config, weights, file_sha256(weights), "cpu")
+    factory = GeneratorFactory(config, weights, file_sha256(weights), "cpu")
     assert isinstance(pickle.loads(pickle.dumps(factory))(), MaskGenerator)
     with pytest.raises(CheckpointError, match="the run began with"):
         replace(factory, weights_sha256="0" * 64)()

@@ -14,9 +14,9 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from maskmill.model.checkpoint import read_checkpoint, save_checkpoint
-from maskmill.model.config import VARIANTS
-from maskmill.model.efficientnet_lite import fold_published
 from maskmill.model.errors import CheckpointError
+from maskmill.model.families import VARIANTS
+from maskmill.model.families.mini.efficientnet_lite import fold_published
 from maskmill.model.training.augment import fit
 from maskmill.model.training.data import LabelledImage, TrainingDataError
 from maskmill.model.training.initialise import load_resized
@@ -25,8 +25,17 @@ from maskmill.model.training.samples import COLOURS, draw_answers
 from maskmill.model.training.scenes import Scenes
 from maskmill.model.training.session import Session, measure_and_draw, read_start, run
 from maskmill.model.training.trainer import Trainer
-from testing.networks import random_sam
-from tests.model.training.tiny import TINY, TINY_LITE, TINY_TRUNK, TWO_STAGES, OneImage, published_trunk, squares
+from testing.networks import random_network
+from tests.model.training.tiny import (
+    PUBLISHED,
+    TINY,
+    TINY_LITE,
+    TINY_TRUNK,
+    TWO_STAGES,
+    OneImage,
+    published_trunk,
+    squares,
+)
 
 
 def _trainer(recipe: TrainingConfig = TWO_STAGES) -> Trainer:
@@ -52,8 +61,8 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Pat
         second.load(tmp_path / "run.pt")
         assert second.step == stop
         list(second.run())
-        expected = whole.averaged_sam().state_dict()
-        for name, value in second.averaged_sam().state_dict().items():
+        expected = whole.averaged_network().state_dict()
+        for name, value in second.averaged_network().state_dict().items():
             assert torch.equal(value, expected[name]), name
 
 
@@ -78,7 +87,7 @@ def test_run_is_refused_when_the_model_is_another(tmp_path: Path):
 
 
 def test_run_is_refused_when_it_started_from_another_checkpoint(tmp_path: Path):
-    starts = [random_sam(TINY, seed).state_dict() for seed in (1, 2)]
+    starts = [random_network(TINY, seed).state_dict() for seed in (1, 2)]
     first, again, other = (
         Trainer(TINY, TWO_STAGES, OneImage(squares()), [], start=starts[which]) for which in (0, 0, 1)
     )
@@ -91,12 +100,12 @@ def test_run_is_refused_when_it_started_from_another_checkpoint(tmp_path: Path):
 
 def test_resized_weights_differ_only_in_the_position_table():
     trainer = _trainer()
-    small, large = trainer.averaged_sam(64), trainer.averaged_sam(128)
+    small, large = trainer.averaged_network(64), trainer.averaged_network(128)
     changed = [k for k, v in small.state_dict().items() if not torch.equal(v, large.state_dict()[k])]
     assert changed == ["image_encoder.pos_embed"]
     assert large.state_dict()[changed[0]].shape == (1, 8, 8, 64)
     back = load_resized(small.config, small.state_dict())
-    assert torch.equal(back.image_encoder.pos_embed, small.image_encoder.pos_embed)
+    assert torch.equal(back.image_encoder.get_parameter("pos_embed"), small.image_encoder.get_parameter("pos_embed"))
 
 
 def test_session_goes_on_where_it_stopped_and_leaves_a_checkpoint(tmp_path: Path):
@@ -140,48 +149,47 @@ def test_recipe_ends_at_the_input_size_of_its_model(variant: str, start: dict[st
 
 
 def test_published_architecture_trains_through_all_stages_and_keeps_its_position_tables():
-    published = dataclasses.replace(TINY, stem="patch", high_resolution_skips=False, relative_positions=True)
-    trainer = Trainer(published, TWO_STAGES, OneImage(squares()), [])
+    trainer = Trainer(PUBLISHED, TWO_STAGES, OneImage(squares()), [])
     assert len(list(trainer.run())) == 6
-    assert trainer.averaged_sam().state_dict()["image_encoder.blocks.0.attn.rel_pos_h"].shape == (15, 32)
+    assert trainer.averaged_network().state_dict()["image_encoder.blocks.0.attn.rel_pos_h"].shape == (15, 32)
 
 
 def test_run_from_a_checkpoint_starts_with_its_weights(tmp_path: Path):
-    sam = random_sam(TINY)
-    save_checkpoint(sam, tmp_path / "start.safetensors")
+    network = random_network(TINY)
+    save_checkpoint(network, tmp_path / "start.safetensors")
     session = Session(tmp_path / "run", TINY, TWO_STAGES, checkpoint=tmp_path / "start.safetensors")
-    first = Trainer(TINY, TWO_STAGES, OneImage(squares()), [], start=sam.state_dict())
-    assert torch.equal(first.averaged_sam().mask_decoder.iou_token.weight, sam.mask_decoder.iou_token.weight)
+    first = Trainer(TINY, TWO_STAGES, OneImage(squares()), [], start=network.state_dict())
+    assert torch.equal(first.averaged_network().mask_decoder.iou_token.weight, network.mask_decoder.iou_token.weight)
     assert [state.step for state in run(session, until=1)] == [1]
     after = read_checkpoint(tmp_path / "run" / "model.safetensors").state["mask_decoder.iou_token.weight"]
     # A step of the warm-up moves a weight by less than this; another start would be far away.
-    assert (after - sam.mask_decoder.iou_token.weight).abs().max() < 2e-3
+    assert (after - network.mask_decoder.iou_token.weight).abs().max() < 2e-3
 
 
 def test_run_leaves_a_share_of_the_weights_it_started_from(tmp_path: Path):
-    sam = random_sam(TINY)
+    network = random_network(TINY)
     alone, mixed = (
-        Trainer(TINY, recipe, OneImage(squares()), [], start=sam.state_dict())
+        Trainer(TINY, recipe, OneImage(squares()), [], start=network.state_dict())
         for recipe in (TWO_STAGES, dataclasses.replace(TWO_STAGES, start_share=0.25))
     )
     for trainer in (alone, mixed):
         list(trainer.run())
-    ends = alone.averaged_sam().state_dict()
-    for name, parameter in mixed.averaged_sam().named_parameters():
-        torch.testing.assert_close(parameter, 0.75 * ends[name] + 0.25 * sam.state_dict()[name])
+    ends = alone.averaged_network().state_dict()
+    for name, parameter in mixed.averaged_network().named_parameters():
+        torch.testing.assert_close(parameter, 0.75 * ends[name] + 0.25 * network.state_dict()[name])
 
 
 def test_model_may_start_from_one_with_fewer_blocks_and_is_the_same_function_at_first(tmp_path: Path):
     small = dataclasses.replace(TINY, stem_blocks=())
     large = dataclasses.replace(TINY, encoder_depth=3, stem_blocks=(0, 2, 1))
-    sam = random_sam(small)
-    save_checkpoint(sam, tmp_path / "small.safetensors")
+    network = random_network(small)
+    save_checkpoint(network, tmp_path / "small.safetensors")
     start = read_start(large, tmp_path / "small.safetensors")
     assert start is not None
     grown = load_resized(large, start)
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(grown.encode_images(image).grid_BCYX, sam.encode_images(image).grid_BCYX)
+        assert torch.equal(grown.encode_images(image).grid_BCYX, network.encode_images(image).grid_BCYX)
     # The processes of a run have to start with the same weights.
     again = read_start(large, tmp_path / "small.safetensors")
     assert again is not None
@@ -206,20 +214,20 @@ def test_run_from_a_trunk_starts_as_the_trunk_and_with_the_decoder_of_the_checkp
     (package / "__init__.py").touch()
     torch.save(published, package / "models" / "tiny.pth")
     monkeypatch.syspath_prepend(str(package.parent))
-    decoder = random_sam(dataclasses.replace(TINY, encoder_width=32))
+    decoder = random_network(dataclasses.replace(TINY, encoder_width=32))
     save_checkpoint(decoder, tmp_path / "start.safetensors")
     start = read_start(TINY_LITE, tmp_path / "start.safetensors", "efficientnet-tiny")
-    sam = Trainer(TINY_LITE, TWO_STAGES, OneImage(squares()), [], start=start).averaged_sam()
+    network = Trainer(TINY_LITE, TWO_STAGES, OneImage(squares()), [], start=start).averaged_network()
     for name, tensor in fold_published(TINY_TRUNK, published).items():
-        assert torch.equal(sam.state_dict()[f"image_encoder.trunk.{name}"], tensor), name
+        assert torch.equal(network.state_dict()[f"image_encoder.trunk.{name}"], tensor), name
     for name, tensor in decoder.mask_decoder.state_dict().items():
-        assert torch.equal(sam.mask_decoder.state_dict()[name], tensor), name
+        assert torch.equal(network.mask_decoder.state_dict()[name], tensor), name
     # All that is new learns, though it adds nothing yet.
-    embedding = sam.encode_images(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    embedding = network.encode_images(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
     assert not any(skip.any() for skip in embedding.skips)
     (embedding.grid_BCYX.square().mean() + sum(skip.sum() for skip in embedding.skips)).backward()
     for name in ("blocks.0.mlp.lin2.weight", "top_down.1.skip.weight", "lateral_32.weight", "trunk.stem.weight"):
-        gradient = sam.get_parameter(f"image_encoder.{name}").grad
+        gradient = network.get_parameter(f"image_encoder.{name}").grad
         assert gradient is not None
         assert gradient.abs().max() > 0, name
 
@@ -247,8 +255,8 @@ def test_held_out_images_are_measured_and_drawn(tmp_path: Path):
 
 
 def test_sheet_outlines_the_mask_of_each_click():
-    sam = random_sam(TINY)
-    picture = draw_answers(sam, squares())
+    network = random_network(TINY)
+    picture = draw_answers(network, squares())
     plain = fit(squares(), TINY.image_size).pixels_SS3
     assert (picture != plain).any()
     # Three segments, three colours of clicks and outlines.

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskmill.model.config import SamConfig, TrunkStage
-from maskmill.model.efficientnet_lite import STEM_CHANNELS
+from maskmill.model.families.mini.config import MiniConfig, TrunkStage
+from maskmill.model.families.mini.efficientnet_lite import STEM_CHANNELS
+from maskmill.model.families.sam1.config import SamConfig
 from maskmill.model.training.data import LabelledImage
 from maskmill.model.training.recipe import Stage, TrainingConfig
 
@@ -22,17 +23,14 @@ TINY_TRUNK = (
     TrunkStage(1, kernel=5, stride=2, expansion=2, channels=24),
     TrunkStage(1, kernel=3, stride=1, expansion=2, channels=32),
 )
-TINY = SamConfig(
+TINY = MiniConfig(
     "tiny",
     encoder_width=64,
     encoder_depth=1,
     encoder_heads=2,
     global_attention_blocks=(0,),
     window_size=4,
-    relative_positions=False,
-    stem="conv",
     stem_blocks=(0, 1),
-    high_resolution_skips=True,
     image_size=128,
     embed_dim=32,
     decoder_heads=2,
@@ -41,7 +39,19 @@ TINY = SamConfig(
     iou_head_width=32,
 )
 
-TINY_LITE = replace(TINY, name="tiny_lite", stem="patch", stem_blocks=(), trunk=TINY_TRUNK)
+PUBLISHED = SamConfig(
+    "published",
+    encoder_width=64,
+    encoder_depth=1,
+    encoder_heads=2,
+    global_attention_blocks=(0,),
+    image_size=128,
+    embed_dim=32,
+    decoder_heads=2,
+    decoder_mlp_dim=64,
+    iou_head_width=32,
+)
+TINY_LITE = replace(TINY, name="tiny_lite", stem_blocks=(), trunk=TINY_TRUNK)
 
 TWO_STAGES = TrainingConfig(
     stages=(Stage(64, 3, 2, 4, 2, (1e-3, 5e-4), second_round_share=0), Stage(128, 3, 2, 4, 2, (5e-4, 1e-4))),

@@ -20,7 +20,7 @@ def add_and_norm(
 ) -> tuple[Tensor, Tensor]:
     """Returns the layer norm of attended + image, and the same plus positions."""
     if _has_kernels(attended_NLC):
-        from maskmill.model import cpu_kernels
+        from maskmill.model.inference import cpu_kernels
 
         return attended_NLC, cpu_kernels.add_and_norm(
             attended_NLC, image_BLC, positions_1LC, norm.weight, norm.bias, norm.eps
@@ -32,7 +32,7 @@ def add_and_norm(
 def norm_and_gelu(x_NEC: Tensor, skip_BEC: Tensor | None, norm: nn.LayerNorm) -> Tensor:
     """Adds the skip features, then applies layer norm and GELU."""
     if _has_kernels(x_NEC):
-        from maskmill.model import cpu_kernels
+        from maskmill.model.inference import cpu_kernels
 
         cpu_kernels.norm_and_gelu(x_NEC, skip_BEC, norm.weight, norm.bias, norm.eps)
         return x_NEC
@@ -42,7 +42,7 @@ def norm_and_gelu(x_NEC: Tensor, skip_BEC: Tensor | None, norm: nn.LayerNorm) ->
 def gelu(x_NEC: Tensor, skip_BEC: Tensor | None) -> Tensor:
     """Adds the skip features, then applies GELU."""
     if _has_kernels(x_NEC):
-        from maskmill.model import cpu_kernels
+        from maskmill.model.inference import cpu_kernels
 
         cpu_kernels.gelu(x_NEC, skip_BEC)
         return x_NEC
@@ -56,7 +56,7 @@ def to_pixels(logits_NEM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Ten
     stored in the order of the two 2 x 2 upsampling steps.
     """
     if _has_kernels(logits_NEM):
-        from maskmill.model import cpu_kernels
+        from maskmill.model.inference import cpu_kernels
 
         return cpu_kernels.to_pixels(logits_NEM, chosen_K2, grid)
     logits_KE = logits_NEM[chosen_K2[:, 0], :, chosen_K2[:, 1]].float()

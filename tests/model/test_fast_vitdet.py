@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from maskmill.model.config import VARIANTS, SamConfig
-from maskmill.model.fast_encoder import _attend_fused, _attend_in_blocks, speed_up
-from maskmill.model.image_encoder import Block, ImageEmbedding, ImageEncoder
+from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.families import FAMILIES, VARIANTS
+from maskmill.model.families.sam1.encoder import ImageEncoder
+from maskmill.model.inference.fast_vitdet import _attend_fused, _attend_in_blocks, speed_up
+from maskmill.model.vitdet import Block, VitDetConfig
 from testing.networks import SMALL_CONFIGS, randomise
 
 GRID7 = SMALL_CONFIGS["grid7"]
@@ -25,23 +27,23 @@ CONFIGS = SMALL_CONFIGS | {
 }
 
 
-def both(config: SamConfig, dtype: torch.dtype, device: str = "cpu") -> tuple[ImageEncoder, ImageEncoder]:
+def both(config: VitDetConfig, dtype: torch.dtype, device: str = "cpu") -> tuple[nn.Module, nn.Module]:
     """The reference in float32, and the fast encoder in `dtype`."""
-    published = ImageEncoder(config).eval()
+    published = FAMILIES[config.family].build_encoder(config).eval()
     randomise(published)
     ours = copy.deepcopy(published).to(device)
     speed_up(ours, dtype)
     return published, ours
 
 
-def images(config: SamConfig, count: int = 1) -> Tensor:
+def images(config: VitDetConfig, count: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(count)
     return torch.randn(count, 3, config.image_size, config.image_size, generator=generator)
 
 
 @torch.inference_mode()
-def encode(encoder: ImageEncoder, images_B3SS: Tensor, bfloat16: bool = False) -> ImageEmbedding:
-    device = encoder.pos_embed.device
+def encode(encoder: nn.Module, images_B3SS: Tensor, bfloat16: bool = False) -> ImageEmbedding:
+    device = encoder.get_parameter("pos_embed").device
     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
         return encoder(images_B3SS.to(device)).map(lambda x: x.float().cpu())
 
@@ -75,7 +77,9 @@ def test_is_as_close_as_autocast_when_in_bfloat16(name: str) -> None:
 @pytest.mark.parametrize("variant", ["vit_b", "mini"])
 def test_equals_the_published_formula_at_full_size(variant: str) -> None:
     # One block of each kind. Big grids have the largest sums and the most queries.
-    config = replace(VARIANTS[variant], encoder_depth=2, global_attention_blocks=(1,))
+    config = VARIANTS[variant]
+    assert isinstance(config, VitDetConfig)
+    config = replace(config, encoder_depth=2, global_attention_blocks=(1,))
     published, ours = both(config, torch.float32)
     x = images(config)
     assert error(encode(ours, x), encode(published, x)) < 1e-5

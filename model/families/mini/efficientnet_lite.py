@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model.config import TrunkStage
 from maskmill.model.errors import CheckpointError
+from maskmill.model.families.mini.config import TrunkStage
 
 STEM_CHANNELS = 32
 _BATCH_NORM_EPS = 1e-3

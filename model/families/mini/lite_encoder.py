@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model.config import SamConfig
-from maskmill.model.efficientnet_lite import FEATURE_STAGES, EfficientNetLite
-from maskmill.model.image_encoder import ImageEmbedding, make_blocks, make_neck
+from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.families.mini.config import MiniConfig
+from maskmill.model.families.mini.efficientnet_lite import FEATURE_STAGES, EfficientNetLite
 from maskmill.model.layers import LayerNorm2d
+from maskmill.model.vitdet import make_blocks, make_neck
 
 TOP_DOWN_CHANNELS = 64
 
@@ -22,7 +23,7 @@ TOP_DOWN_CHANNELS = 64
 class LiteEncoder(nn.Module):
     """Maps normalised, padded images (B, 3, S, S) to image embeddings with Y = X = S / 16."""
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, config: MiniConfig) -> None:
         super().__init__()
         width, embed_dim = config.encoder_width, config.embed_dim
         c4, c8, c16, c32 = (config.trunk[i].channels for i in FEATURE_STAGES)

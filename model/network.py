@@ -1,4 +1,4 @@
-"""Segment Anything, composed of its three parts. The network stores no image and no prompt.
+"""A promptable segmenter of any family, composed of its three parts. It stores no image and no prompt.
 
 Shapes: B images, N prompts, P points per prompt, T prompt tokens, M masks per prompt (the single mask first), K chosen
 masks, C channels, Y X embedding grid, S input side, h w low-resolution logits. Coordinates are input pixels.
@@ -9,29 +9,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from maskmill.model.config import SamConfig
-from maskmill.model.image_encoder import ImageEmbedding, ImageEncoder
-from maskmill.model.lite_encoder import LiteEncoder
+from maskmill.model.config import NetworkConfig
+from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.families import FAMILIES
 from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
 from maskmill.model.prompt_encoder import PromptEncoder
+from maskmill.model.prompts import AMBIGUITY_MASKS, choose
 
 
-class Sam(nn.Module):
-    """Image encoder, prompt encoder and mask decoder of one variant."""
+class Network(nn.Module):
+    """Image encoder, prompt encoder and mask decoder of one variant.
 
-    def __init__(self, config: SamConfig) -> None:
+    Everything that differs between families is in `config` and in its entry of FAMILIES.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = LiteEncoder(config) if config.trunk else ImageEncoder(config)
+        self.image_encoder = FAMILIES[config.family].build_encoder(config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.image_encoder.pos_embed.device
+        return self.prompt_encoder.no_mask_embed.weight.device
 
-    def screen(self) -> Sam | None:
+    def screen(self) -> Network | None:
         """A faster network for the same embeddings with approximate results, or None. See `filters.screening`."""
         return None
 
@@ -53,6 +57,10 @@ class Sam(nn.Module):
         """
         sparse_NTC, dense_NCYX = self.prompt_encoder(points_NP2, labels_NP, boxes_N4, masks_N1hw)
         return self.mask_decoder.decode_prompts(embedding, self.grid_positions(), sparse_NTC, dense_NCYX)
+
+    def candidates(self, predicted_iou_NM: Tensor) -> Tensor:
+        """A boolean (N, M): the masks that automatic mask generation takes from each prompt."""
+        return choose(AMBIGUITY_MASKS, predicted_iou_NM)
 
     def grid_positions(self) -> Tensor:
         """Positional encoding of the embedding cells, (1, C, Y, X)."""

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model import fused_ops
+from maskmill.model.inference import fused_ops
 from maskmill.model.layers import require_class
 from maskmill.model.transformer import CrossAttention, TwoWayBlock, TwoWayTransformer
 

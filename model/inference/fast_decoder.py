@@ -18,12 +18,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from maskmill.model import fused_ops
-from maskmill.model.config import SamConfig
-from maskmill.model.image_encoder import ImageEmbedding
+from maskmill.model.config import NetworkConfig
+from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.inference import fused_ops
+from maskmill.model.inference.token_side import PreparedImage, TokenSideTransformer
 from maskmill.model.layers import fast_linear, require_same_classes
 from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
-from maskmill.model.token_side import PreparedImage, TokenSideTransformer
 from maskmill.model.transformer import TwoWayTransformer
 
 
@@ -43,7 +43,7 @@ class FastMaskDecoder(MaskDecoder):
     than in `MaskDecoder`.
     """
 
-    def __init__(self, config: SamConfig, decoder: MaskDecoder, dtype: torch.dtype) -> None:
+    def __init__(self, config: NetworkConfig, decoder: MaskDecoder, dtype: torch.dtype) -> None:
         with torch.device("meta"):
             super().__init__(config)
         self.load_state_dict(decoder.state_dict(), assign=True)

@@ -16,23 +16,22 @@ Q queries of one block, I O inner and outer axis of a product.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model.image_encoder import Attention, Block, ImageEncoder, join_windows, relative_distances, split_windows
 from maskmill.model.layers import fast_linear, is_float32_on_cpu, require_class
-from maskmill.model.lite_encoder import LiteEncoder
+from maskmill.model.vitdet import Attention, Block, join_windows, relative_distances, split_windows
 
 # Block sizes on a CPU: scores and hidden features of a block fit in its cache.
 QUERIES_PER_BLOCK = 512
 CELLS_PER_BLOCK = 1024
 
 
-def speed_up(encoder: ImageEncoder | LiteEncoder, dtype: torch.dtype) -> None:
-    """Replaces the blocks of an encoder by their inference form, in place. Parameters keep their names.
+def speed_up(encoder: Any, dtype: torch.dtype) -> None:
+    """Replaces the ViTDet blocks in `encoder.blocks` by their inference form, in place. Parameters keep their names.
 
     Matrix multiplications and convolutions run in `dtype`, norms and residual sums in float32. Raises TypeError if a
     block is not exactly a `Block`.

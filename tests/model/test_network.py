@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskmill.model.config import VARIANTS
-from maskmill.model.image_encoder import ImageEmbedding
-from maskmill.model.sam import Sam
-from testing.networks import SMALL_CONFIGS, random_sam
+from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.families import VARIANTS
+from maskmill.model.network import Network
+from testing.networks import SMALL_CONFIGS, random_network
 from testing.oracles import sam_model_registry
 
 CONFIG = SMALL_CONFIGS["grid7"]
-SAM = random_sam(CONFIG)
+SAM = random_network(CONFIG)
 EMBEDDING = ImageEmbedding(torch.randn(1, CONFIG.embed_dim, 7, 7, generator=torch.Generator().manual_seed(1)))
 POINTS = torch.rand(5, 2, generator=torch.Generator().manual_seed(2)) * CONFIG.image_size
 
@@ -28,14 +28,14 @@ def _no_grad():
 )
 def test_parameter_count_is_the_published_one(variant: str, parameters: int) -> None:
     with torch.device("meta"):
-        sam = Sam(VARIANTS[variant])
-    assert sum(parameter.numel() for parameter in sam.parameters()) == parameters
+        network = Network(VARIANTS[variant])
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
 @pytest.mark.parametrize("variant", ["vit_b", "vit_l", "vit_h"])
 def test_state_dict_is_the_released_one(variant: str) -> None:
     with torch.device("meta"):
-        ours, theirs = Sam(VARIANTS[variant]).state_dict(), sam_model_registry[variant]().state_dict()
+        ours, theirs = Network(VARIANTS[variant]).state_dict(), sam_model_registry[variant]().state_dict()
     assert {key: tensor.shape for key, tensor in ours.items()} == {key: tensor.shape for key, tensor in theirs.items()}
 
 
@@ -80,17 +80,17 @@ def test_embeddings_do_not_depend_on_the_other_images_of_the_batch() -> None:
 
 def test_every_weight_matters_so_that_comparisons_mean_something() -> None:
     with torch.enable_grad():
-        sam = random_sam(CONFIG)
-        embedding = sam.encode_images(torch.randn(1, 3, CONFIG.image_size, CONFIG.image_size))
+        network = random_network(CONFIG)
+        embedding = network.encode_images(torch.randn(1, 3, CONFIG.image_size, CONFIG.image_size))
         labels = torch.tensor([[1, 0, -1]] * 5)
         masks = torch.randn(5, 1, CONFIG.mask_size, CONFIG.mask_size)
         points = POINTS[:, None].expand(-1, 3, -1)
         total = torch.zeros(())
         for prompt in ({}, {"boxes_N4": POINTS.repeat(1, 2), "masks_N1hw": masks}):
-            decoded = sam.decode_prompts(embedding, points, labels, **prompt)
-            logits = sam.decode_masks(decoded, torch.ones(5, 4, dtype=torch.bool))
+            decoded = network.decode_prompts(embedding, points, labels, **prompt)
+            logits = network.decode_masks(decoded, torch.ones(5, 4, dtype=torch.bool))
             total = total + logits.square().sum() + decoded.predicted_iou_NM.square().sum()
         total.backward()
     # The key projections' biases alone do nothing: they add the same to every score of a softmax.
-    useless = {name for name, p in sam.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-5}
+    useless = {name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-5}
     assert {name for name in useless if not name.endswith("k_proj.bias")} == set()
