@@ -20,6 +20,20 @@ from maskmill.evaluation.recall import recall_at
 MASK_LIMIT = 100
 
 
+# Size ranges of segments: the largest share of the image that a segment of each range covers.
+SIZES = {"small": 0.02, "medium": 0.1, "large": 1.0}
+
+
+@dataclass(frozen=True)
+class SizeFigures:
+    """Mean IoUs over the segments of one size range. None if there are none, or the measure was not requested."""
+
+    segments: int
+    oracle: float | None  # one click, best of three masks
+    ranked_first: float | None  # one click, the mask with the best predicted IoU
+    box: float | None
+
+
 @dataclass(frozen=True)
 class ClickFigures:
     """Mean IoUs over segments. None if there are no segments."""
@@ -76,6 +90,7 @@ class Figures:
     proposals: dict[str, dict[str, float | None]] | None
     clicks: ClickFigures | None
     boxes: BoxFigures | None
+    sizes: dict[str, SizeFigures] | None  # clicks and boxes by the size of the segment, with the keys of SIZES
     recall: tuple[RecallFigures, ...] | None
     calibration: CalibrationFigures | None
     edges: EdgeFigures | None
@@ -90,6 +105,7 @@ def summarise(scores: Sequence[ImageScores], measures: Sequence[str]) -> Figures
         average_recall(proposals) if proposals else None,
         _clicks(clicks) if "clicks" in measures else None,
         _boxes(np.concatenate(boxes)) if boxes else None,
+        _sizes(scores) if boxes or "clicks" in measures else None,
         _recall(scores) if scores[0].recall else None,
         _calibration(clicks) if "calibration" in measures else None,
         _edges(scores) if "edges" in measures else None,
@@ -106,6 +122,23 @@ def _clicks(scores: Sequence[ClickScores]) -> ClickFigures:
 
 def _boxes(iou_K: NDArray[np.float64]) -> BoxFigures:
     return BoxFigures(len(iou_K), _mean(iou_K))
+
+
+def _sizes(scores: Sequence[ImageScores]) -> dict[str, SizeFigures]:
+    share_K = np.concatenate([score.shares_K for score in scores])
+    unknown_K = np.full(len(share_K), np.nan)
+    clicks = [score.clicks for score in scores if score.clicks is not None]
+    boxes = [score.boxes_K for score in scores if score.boxes_K is not None]
+    oracle_K = np.concatenate([score.oracle_K for score in clicks]) if clicks else unknown_K
+    first_K = np.concatenate([score.iou_KC[:, 0] for score in clicks]) if clicks else unknown_K
+    box_K = np.concatenate(boxes) if boxes else unknown_K
+    figures, lowest = {}, 0.0
+    for name, highest in SIZES.items():
+        chosen = (share_K > lowest) & (share_K <= highest)
+        means = [_mean(iou_K[chosen & ~np.isnan(iou_K)]) for iou_K in (oracle_K, first_K, box_K)]
+        figures[name] = SizeFigures(int(chosen.sum()), *means)
+        lowest = highest
+    return figures
 
 
 def _recall(scores: Sequence[ImageScores]) -> tuple[RecallFigures, ...]:

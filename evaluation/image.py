@@ -17,7 +17,7 @@ from maskmill.evaluation.clicks import CLICKS, ClickScores, measure_clicks
 from maskmill.evaluation.edges import edge_map
 from maskmill.evaluation.proposals import LIMITS, Matches, match_proposals
 from maskmill.evaluation.recall import RecallCurve, recall_curve
-from maskmill.evaluation.segments import MIN_SHARE, covers_image, select_segments
+from maskmill.evaluation.segments import MIN_SHARE, covers_image, segment_shares, select_segments
 from maskmill.model.network import Network
 from maskmill.model.predictor import encode_image
 from maskmill.pipeline.config import GeneratorConfig
@@ -33,6 +33,7 @@ class ImageScores:
     """The scores of one image. None, or no entry, for measures that were not requested."""
 
     image_id: str
+    shares_K: NDArray[np.float64]  # the areas of the evaluated segments, as shares of the image
     proposals: Matches | None
     clicks: ClickScores | None
     boxes_K: NDArray[np.float64] | None
@@ -78,7 +79,7 @@ class ImageEvaluator:
         if "edges" in self.measures and covers_image(image):
             edges = count_matches(edge_map(self.network, pixels_HW3), human_boundaries(image))
         recall = self._recall(image, pixels_HW3, segments)
-        return ImageScores(image.image_id, proposals, clicks, boxes_K, recall, edges)
+        return ImageScores(image.image_id, segment_shares(image, segments), proposals, clicks, boxes_K, recall, edges)
 
     def _recall(
         self, image: AnnotatedImage, pixels_HW3: NDArray[np.uint8], segments: list[int]

@@ -13,11 +13,13 @@ from rich.table import Table
 from maskmill.evaluation.boundaries import BoundaryFigures
 from maskmill.evaluation.calibration import draw_reliability
 from maskmill.evaluation.figures import (
+    SIZES,
     BoxFigures,
     CalibrationFigures,
     ClickFigures,
     Figures,
     RecallFigures,
+    SizeFigures,
 )
 from maskmill.evaluation.proposals import LIMITS
 from maskmill.pipeline.errors import StorageError
@@ -52,6 +54,8 @@ def tables(figures: Figures) -> Iterator[Table]:
         yield _clicks(figures.clicks)
     if figures.boxes is not None:
         yield _boxes(figures.boxes)
+    if figures.sizes is not None:
+        yield _sizes(figures.sizes)
     if figures.recall is not None:
         yield _recall(figures.recall)
     if figures.calibration is not None:
@@ -78,6 +82,17 @@ def _clicks(figures: ClickFigures) -> Table:
 def _boxes(figures: BoxFigures) -> Table:
     table = _table(f"boxes around {figures.segments} segments", "", "mean IoU")
     table.add_row("1 box", _number(figures.iou))
+    return table
+
+
+def _sizes(figures: Mapping[str, SizeFigures]) -> Table:
+    columns = ("segments", "1 click, best of three", "1 click, top-ranked", "1 box")
+    table = _table("mean IoU by the size of the segment", "share of the image", *columns)
+    lowest = 0.0
+    for name, row in figures.items():
+        scores = map(_number, (row.oracle, row.ranked_first, row.box))
+        table.add_row(f"{name}, {lowest:.0%} to {SIZES[name]:.0%}", str(row.segments), *scores)
+        lowest = SIZES[name]
     return table
 
 

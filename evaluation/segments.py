@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from maskmill.annotations import AnnotatedImage
 from maskmill.filters import rle
@@ -19,6 +22,12 @@ def select_segments(image: AnnotatedImage, min_share: float = MIN_SHARE) -> list
         for k, counts in enumerate(image.rles)
         if not image.crowd_K[k] and rle.area(counts, image.height, image.width) > smallest
     ]
+
+
+def segment_shares(image: AnnotatedImage, segments: Sequence[int]) -> NDArray[np.float64]:
+    """The area (K,) of masks as shares of the image."""
+    areas = [rle.area(image.rles[k], image.height, image.width) for k in segments]
+    return np.array(areas, np.float64) / (image.height * image.width)
 
 
 def covers_image(image: AnnotatedImage) -> bool:

@@ -16,6 +16,10 @@ def demo(
     out: Annotated[
         Path, typer.Argument(metavar="[OUT]", help="Folder for the photographs, tables and pictures.")
     ] = Path("out/demo"),
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Other weights of the embedded model, from `maskmill train`.", show_default=False),
+    ] = None,
 ) -> None:
     """Generate and draw masks for six photographs with the embedded model.
 
@@ -36,7 +40,7 @@ def demo(
 
     photographs, tables, pictures = out / "photographs", out / "tables", out / "overlays"
     _write_photographs(photographs)
-    generate_masks(str(photographs), str(tables))
+    generate_masks(str(photographs), str(tables), checkpoint=checkpoint)
     drawn = list(overlays(open_storage(str(tables))))
     for overlay in drawn:
         write_picture(pictures / f"{Path(overlay.image_id).stem}.png", overlay.pixels)

@@ -26,13 +26,20 @@ MAX_DEFAULT_PROCESSES = 4
 
 def evaluate(
     data: Annotated[
-        str,
+        list[str],
         typer.Option(
-            help="Annotated images: COCO instances (.json), a folder as SA-1B or BSDS500 has them, or a maskmill run.",
+            help="Annotated images: COCO instances (.json), a folder as SA-1B or BSDS500 has them, or a maskmill run. "
+            "Repeatable: each data set is measured by itself.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for evaluation.json and calibration.png.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for evaluation.json and calibration.png; with several data sets, a folder in it for each.",
+            show_default=False,
+        ),
+    ],
     images: Annotated[
         Path | None,
         typer.Option(help="Folder of the photographs, if they are not beside their annotations.", show_default=False),
@@ -91,6 +98,8 @@ def evaluate(
 
       maskmill evaluate --data bsds500-val --out report/
 
+      maskmill evaluate --data bsds500-val --data ade20k/ --out report/
+
       maskmill evaluate --data instances_val2017.json --images val2017 --out report/ --limit 100
 
       maskmill evaluate --data bsds500-val --out report/ --model vit_b --checkpoint sam_vit_b_01ec64.pth --only clicks
@@ -112,40 +121,45 @@ def evaluate(
         if name not in MEASURES:
             raise ConfigError(f"there is no measure {name!r}; choose of {', '.join(MEASURES)}")
     settings = Settings(tuple(name for name in MEASURES if not only or name in only), min_share, proposal_points)
-    annotated = open_annotations(data, images, moved_to)
-    count = len(annotated) if limit is None else min(limit, len(annotated))
+    data_sets = [open_annotations(path, images, moved_to) for path in data]
     # Checked before any process starts, so that a wrong device or checkpoint fails at once.
     on_gpu = resolve_device(device).type == "cuda"
     weights_sha256 = load_model(model, checkpoint).sha256
     processes = processes or (1 if on_gpu else min(os.cpu_count() or 1, MAX_DEFAULT_PROCESSES))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{out}: cannot be created: {error.strerror or error}") from error
+    folders = [out]
+    if len(data) > 1:
+        folders = [out / f"{number}-{annotated.name}" for number, annotated in enumerate(data_sets, 1)]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be created: {error.strerror or error}") from error
     make_evaluator = EvaluatorFactory(config, checkpoint, device, settings)
-    started = time.monotonic()
-    scores, skipped = _measure(make_evaluator, annotated, count, processes)
-    if not scores:
-        raise EvaluationError(f"{data}: none of {count} images could be read")
-    figures = summarise(scores, settings.measures)
-    facts: dict[str, Any] = {
-        "model": {"name": model, "checkpoint": str(checkpoint or "embedded"), "sha256": weights_sha256},
-        "data": {"name": annotated.name, "images": len(scores), "skipped": skipped},
-        "settings": {
-            **asdict(settings),
-            "precision": precision,
-            "preset": config.preset,
-            "generator": asdict(config.generator),
-        },
-    }
-    paths = write_report(out, facts, figures, f"{model} on {annotated.name}")
     console = plain_console()
-    for table in tables(figures):
-        console.print(table)
-    seconds = time.monotonic() - started
-    console.print(f"model     {model}, sha256 {weights_sha256[:12]}")
-    console.print(f"images    {len(scores)} of {annotated.name} ({len(skipped)} skipped), {seconds:.0f} s")
-    console.print(f"report    {', '.join(map(str, paths))}")
+    for path, annotated, folder in zip(data, data_sets, folders, strict=True):
+        count = len(annotated) if limit is None else min(limit, len(annotated))
+        started = time.monotonic()
+        scores, skipped = _measure(make_evaluator, annotated, count, processes)
+        if not scores:
+            raise EvaluationError(f"{path}: none of {count} images could be read")
+        figures = summarise(scores, settings.measures)
+        facts: dict[str, Any] = {
+            "model": {"name": model, "checkpoint": str(checkpoint or "embedded"), "sha256": weights_sha256},
+            "data": {"name": annotated.name, "images": len(scores), "skipped": skipped},
+            "settings": {
+                **asdict(settings),
+                "precision": precision,
+                "preset": config.preset,
+                "generator": asdict(config.generator),
+            },
+        }
+        paths = write_report(folder, facts, figures, f"{model} on {annotated.name}")
+        for table in tables(figures):
+            console.print(table)
+        seconds = time.monotonic() - started
+        console.print(f"model     {model}, sha256 {weights_sha256[:12]}")
+        console.print(f"images    {len(scores)} of {annotated.name} ({len(skipped)} skipped), {seconds:.0f} s")
+        console.print(f"report    {', '.join(map(str, paths))}")
 
 
 def _measure(

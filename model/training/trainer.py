@@ -160,7 +160,9 @@ class Trainer:
                 raise TrainingDataError(f"{path} is a run of another {what}; train into another folder")
         self.step = state["step"]
         learner = state["learner"]
-        network_state = {name.removeprefix("network."): value for name, value in learner.items() if name.startswith("network.")}
+        network_state = {
+            name.removeprefix("network."): value for name, value in learner.items() if name.startswith("network.")
+        }
         side = network_state["image_encoder.pos_embed"].shape[1] * self.model.patch_size
         self._learner.network = load_resized(dataclasses.replace(self.model, image_size=side), network_state).to(
             self.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,18 @@ def test_evaluate_prints_tables_and_writes_a_report(
     assert report["figures"]["clicks"]["segments"] == 4
     assert report["figures"]["proposals"] is None
     assert (out / "calibration.png").exists()
+
+
+def test_evaluate_measures_several_data_sets_separately(photographs: Path, weights: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "photographs"
+    shutil.copytree(photographs, other)
+    for path in other.glob("2.*"):
+        path.unlink()
+    out = tmp_path / "report"
+    command = ["evaluate", "--data", str(photographs), "--data", str(other), "--out", str(out)]
+    assert main([*command, "--checkpoint", str(weights), *QUICK]) == 0
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*/evaluation.json"))]
+    assert [report["data"]["images"] for report in reports] == [2, 1]
 
 
 def test_evaluate_takes_only_the_first_images_when_there_is_a_limit(
