@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -78,6 +78,13 @@ class Storage(ReadableStorage, Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Creates or replaces the object atomically. Only for data that can be derived again."""
+        ...
+
+    def put_chunks(self, key: str, chunks: Iterable[bytes]) -> None:
+        """`put` of data that does not fit into memory: the object is the concatenation of the chunks.
+
+        Readers see the previous object, or none, until the last chunk is written. If `chunks` raises, nothing changes.
+        """
         ...
 
     def delete(self, key: str) -> None:

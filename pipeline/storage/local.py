@@ -9,7 +9,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +138,7 @@ class LocalStorage:
         with self._explained(path):
             if path.exists():
                 return False  # avoids writing when another copy of the shard has been committed
-            with self._temporary(path, data) as temporary:
+            with self._temporary(path, [data]) as temporary:
                 return self._place(temporary, path)
 
     def _place(self, temporary: Path, path: Path) -> bool:
@@ -161,10 +161,20 @@ class LocalStorage:
         )
 
     def put(self, key: str, data: bytes) -> None:
+        self.put_chunks(key, [data])
+
+    def put_chunks(self, key: str, chunks: Iterable[bytes]) -> None:
         path = self._path(key)
-        with self._explained(path), self._temporary(path, data) as temporary:
+        with self._explained(path), self._temporary(path, chunks) as temporary:
             os.replace(temporary, path)
             sync_folder(path.parent)
+
+    def link(self, key: str, target: str) -> None:
+        """Makes the object a symbolic link to the file at the absolute path `target`. Does nothing if it exists."""
+        path = self._path(key)
+        with self._explained(path), suppress(FileExistsError):
+            self._make_folders(path.parent)
+            os.symlink(target, path)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -194,13 +204,14 @@ class LocalStorage:
         return self.root / file_name(key)
 
     @contextmanager
-    def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
-        """A file next to `path` (same file system) with `data` synced to disk; deleted on exit."""
+    def _temporary(self, path: Path, chunks: Iterable[bytes]) -> Iterator[Path]:
+        """A file next to `path` (same file system) with all chunks synced to disk; deleted on exit."""
         self._make_folders(path.parent)
         temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
         try:
             with open(temporary, "xb") as stream:
-                stream.write(data)
+                for chunk in chunks:
+                    stream.write(chunk)
                 stream.flush()
                 os.fsync(stream.fileno())
             yield temporary

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -153,6 +154,35 @@ class S3Storage:
         with self._explained("write", key):
             self._call("put_object", Key=name, Body=data)
 
+    def put_chunks(self, key: str, chunks: Iterable[bytes]) -> None:
+        name = self._name(key)
+        bodies = _joined(chunks, self.part_size)
+        first, second = next(bodies, b""), next(bodies, None)
+        if second is None:
+            self.put(key, first)
+            return
+        writer = uuid.uuid4().hex
+        with self._explained("write", key):
+            begun = self._call("create_multipart_upload", Key=name, Metadata={WRITER: writer})
+        upload = {"Key": name, "UploadId": begun["UploadId"]}
+        completed = False
+        try:
+            parts: list[dict[str, Any]] = []
+            for number, body in enumerate(itertools.chain([first, second], bodies), 1):
+                with self._explained("write", key):
+                    part = self._call("upload_part", **upload, PartNumber=number, Body=body)
+                parts.append({"ETag": part["ETag"], "PartNumber": number})
+            with self._explained("write", key):
+                try:
+                    self._call("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
+                except ClientError as error:  # the response to an earlier try, which succeeded, may have been lost
+                    if code_of(error) != "NoSuchUpload" or self._writer(name) != writer:
+                        raise
+            completed = True
+        finally:
+            if not completed:
+                self._abort(**upload)
+
     def delete(self, key: str) -> None:
         name = self._name(key)
         with self._explained("delete", key):
@@ -280,6 +310,21 @@ class S3Storage:
         if not is_key(key):
             raise StorageError(f"{self.uri}: not a key of an object: {key!r}")
         return self._root + key
+
+
+def _joined(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in pieces of at least `size` bytes; the last one may be smaller. No piece is empty."""
+    pending: list[bytes] = []
+    length = 0
+    for chunk in chunks:
+        pending.append(chunk)
+        length += len(chunk)
+        if length >= size and length:
+            yield b"".join(pending)
+            pending.clear()
+            length = 0
+    if length:
+        yield b"".join(pending)
 
 
 @functools.cache

@@ -188,6 +188,30 @@ def test_create_starts_again_when_the_upload_was_aborted(store: S3Storage, proxy
     assert store.read("big") == DATA
 
 
+def test_put_chunks_uploads_parts_of_bounded_size(store: S3Storage, proxy: FaultProxy, inside: FakeBucket):
+    requests: list[Request] = []
+    proxy.behave(requests.append)
+    store.put_chunks("big", (DATA[start : start + MIB] for start in range(0, len(DATA), MIB)))
+    assert Counter(request.method for request in requests) == {"POST": 2, "PUT": 3}
+    assert store.read("big") == DATA
+    assert uploads(inside) == []
+
+
+def test_put_chunks_aborts_the_upload_when_a_part_is_refused(store: S3Storage, proxy: FaultProxy, inside: FakeBucket):
+    proxy.behave(first(refusal(400, "InvalidRequest", "Not what\nyou sent."), is_put))
+    with pytest.raises(StorageError, match=r"a/b/big: cannot write: Not what you sent. \(InvalidRequest\)"):
+        store.put_chunks("big", [DATA, DATA])
+    assert uploads(inside) == []
+    assert not store.exists("big")
+
+
+def test_put_chunks_succeeds_when_the_response_to_its_success_is_lost(store: S3Storage, proxy: FaultProxy):
+    lose, forget = first(Fault.RESET_AFTER, is_complete), first(refusal(404, "NoSuchUpload"), is_complete)
+    proxy.behave(lambda request: lose(request) or forget(request))
+    store.put_chunks("big", [DATA, DATA])
+    assert store.read("big") == DATA + DATA
+
+
 def test_create_returns_false_when_the_same_bytes_are_another_programs(store: S3Storage):
     store.put("key", b"same")
     assert not store.create("key", b"same")

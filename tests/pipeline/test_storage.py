@@ -105,6 +105,28 @@ def test_put_replaces_the_whole_object(storage: Storage):
     assert storage.read("images/part") == b"short"
 
 
+@pytest.mark.parametrize("chunks", [[], [b""], [b"one"], [b"one", b"", b" and ", b"two"]])
+def test_put_chunks_replaces_the_object_by_all_chunks(storage: Storage, chunks: list[bytes]):
+    storage.put("folder/key", b"a long first version")
+    storage.put_chunks("folder/key", iter(chunks))
+    assert storage.read("folder/key") == b"".join(chunks)
+
+
+def test_put_chunks_changes_nothing_when_the_chunks_raise(storage: Storage):
+    def chunks(size: int) -> Iterator[bytes]:
+        yield bytes(size)
+        yield bytes(size)
+        raise ZeroDivisionError
+
+    storage.put("key", b"before")
+    for size in (1, 6 << 20):
+        with pytest.raises(ZeroDivisionError):
+            storage.put_chunks("key", chunks(size))
+        with pytest.raises(ZeroDivisionError):
+            storage.put_chunks("new", chunks(size))
+    assert list(storage.list()) == [StoredObject("key", 6)]
+
+
 def test_open_streams_the_object(storage: Storage):
     storage.put("key", b"0123456789")
     with storage.open("key") as stream:
@@ -543,6 +565,16 @@ def test_list_asks_before_it_enters_a_folder(tmp_path: Path):
 
     assert [item.key for item in open_storage(str(tmp_path)).list(skip=skip)] == ["4.jpg", "b/2.jpg"]
     assert asked == [".c/", "4.jpg", "a/", "b/", "b/2.jpg"]
+
+
+def test_link_is_an_object_and_stays_when_it_is_made_again(tmp_path: Path):
+    (tmp_path / "photo.jpg").write_bytes(b"photo")
+    storage = LocalStorage(tmp_path / "store")
+    storage.make()
+    for _ in range(2):
+        storage.link("images/photo.jpg", str(tmp_path / "photo.jpg"))
+    assert storage.read("images/photo.jpg") == b"photo"
+    assert (tmp_path / "store/images/photo.jpg").is_symlink()
 
 
 def test_file_name_that_is_not_utf8_has_a_key_that_reads_it(tmp_path: Path):
