@@ -1,9 +1,10 @@
-"""Compares the run time of the maskmill engine with segment_anything and transformers in one run.
+"""Compares the run time of the maskmill engine with segment_anything or sam2, and transformers, in one run.
 
 All engines use the same weights, photographs, points and thresholds.
 
     python -m benchmarks.engine                       # mini, the demo photographs, 32x32 points
     python -m benchmarks.engine --model vit_b --photographs-from photos/ --photographs 1
+    python -m benchmarks.engine --model hiera_t --preset sam2 --photographs 1
 
 The measured time spans from the encoded bytes of an image to the COCO run lengths of its masks. The benchmark prints
 tables and writes them as Markdown and JSON.
@@ -33,6 +34,7 @@ from maskmill.model.checkpoint import load_model
 from maskmill.model.config import NetworkConfig
 from maskmill.model.families import VARIANTS
 from maskmill.model.families.sam1.config import SamConfig
+from maskmill.model.families.sam2.config import Sam2Config
 from maskmill.model.network import Network
 from maskmill.model.optimize import encoder_precision, half_precision, optimize, resolve_device
 from maskmill.pipeline.config import PRESETS, GeneratorConfig
@@ -40,13 +42,16 @@ from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.prompts import plan_views
 from maskmill.pipeline.records import ImageMasks, ImageResult, Shard
 from maskmill.pipeline.table import encode_part
-from testing.networks import random_network
+from testing.networks import random_network, randomise
 
 if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
     from transformers import SamModel
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-PEERS = ("segment_anything", "transformers")
+# The package with the published generator, by family.
+PUBLISHED = {"sam1": "segment_anything", "mini": "segment_anything", "sam2": "sam2"}
+PEERS = (*PUBLISHED.values(), "transformers")
 STEPS = ("decode", "encode", "prompt", "filter", "rle", "write")
 WARM_UP_POINTS_PER_SIDE = 8  # one batch of the published generator
 
@@ -106,8 +111,11 @@ def main() -> None:
         "min_mask_region_area": config.min_mask_region_area,
         "runs": f"the best of {arguments.repeats}",
     }
-    limits: dict[str, int] = dict(zip(PEERS, (arguments.segment_anything, arguments.transformers), strict=True))
-    replay = None if variant.name == "mini" else load.Replay(variant.image_size, variant.mask_size, device)
+    limits: dict[str, int] = {
+        PUBLISHED[variant.family]: arguments.published,
+        "transformers": arguments.transformers,
+    }
+    replay = None if variant.name == "mini" else load.Replay(variant, device)
     factories = _engines(variant, [name for name in limits if limits[name]], device, replay)
     _warm_up(factories, config, photographs[0], replay)
     engines = {name: factory(config) for name, factory in factories.items()}
@@ -146,17 +154,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--photographs-from", type=Path, metavar="DIR", help="default: the demo's, from scikit-image")
     parser.add_argument("--photographs", type=int, metavar="N", help="the first N; default: all")
-    parser.add_argument("--segment-anything", type=int, metavar="N", help="on the first N of them; default: all")
-    parser.add_argument("--transformers", type=int, metavar="N", help="on the first N; default: 1, of mini none")
+    parser.add_argument("--published", type=int, metavar="N", help="its generator on the first N of them; default: all")
+    parser.add_argument(
+        "--transformers", type=int, metavar="N", help="on the first N; default: 1 of SAM 1, otherwise 0"
+    )
     parser.add_argument("--repeats", type=int, default=1, metavar="N", help="counted is the best of N runs")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
     arguments = parser.parse_args()
-    if arguments.model == "mini" and arguments.transformers:
-        parser.error("transformers has no network like mini's; choose another --model")
-    if arguments.segment_anything is None:
-        arguments.segment_anything = sys.maxsize
+    is_sam1 = VARIANTS[arguments.model].family == "sam1"
+    if arguments.transformers and not is_sam1:
+        parser.error(f"transformers generates no masks with {arguments.model}; choose another --model")
+    if arguments.published is None:
+        arguments.published = sys.maxsize
     if arguments.transformers is None:
-        arguments.transformers = int(arguments.model != "mini")
+        arguments.transformers = int(is_sam1)
     return arguments
 
 
@@ -188,12 +199,17 @@ def _engines(
 ) -> dict[str, EngineFactory]:
     """Creates the engines of the wanted peers and of maskmill, all with the same weights."""
     factories: dict[str, EngineFactory] = {}
-    network, twin = _networks(variant, twin="transformers" in wanted)
-    if "segment_anything" in wanted:
-        factories["segment_anything"] = peers.segment_anything(network, device, replay)
-    if twin is not None:
-        factories["transformers"] = peers.transformers(twin, variant.image_size, device, replay)
-    factories["compat"] = peers.compat(network, device, replay)
+    if isinstance(variant, Sam2Config):
+        network, published = _sam2_networks(variant)
+        if "sam2" in wanted:
+            factories["sam2"] = peers.sam2(published, device, replay)
+    else:
+        network, twin = _networks(variant, twin="transformers" in wanted)
+        if "segment_anything" in wanted:
+            factories["segment_anything"] = peers.segment_anything(network, device, replay)
+        if twin is not None:
+            factories["transformers"] = peers.transformers(twin, variant.image_size, device, replay)
+        factories["compat"] = peers.compat(network, device, replay)
     factories["exact"] = partial(peers.Maskmill, optimize(network, "exact", device), replay)
     if half_precision(device):
         factories["fast"] = partial(peers.Maskmill, optimize(network, "fast", device), replay)
@@ -223,6 +239,18 @@ def _networks(variant: NetworkConfig, twin: bool) -> tuple[Network, SamModel | N
     with tempfile.TemporaryDirectory() as folder:
         network.save_pretrained(folder)
         return load_model(variant.name, Path(folder) / "model.safetensors").network, network
+
+
+def _sam2_networks(variant: Sam2Config) -> tuple[Network, SAM2Base]:
+    """Creates our network and that of sam2, with the same random weights."""
+    from testing.sam2_oracles import published_sam2
+
+    network = published_sam2(variant)
+    randomise(network)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sam2.pt"
+        torch.save({"model": network.state_dict()}, path)
+        return load_model(variant.name, path).network, network
 
 
 def _warm_up(

@@ -24,6 +24,7 @@ from maskmill.evaluation.candidates import grid_logits
 from maskmill.filters.boxes import masks_to_boxes
 from maskmill.filters.nms import nms
 from maskmill.model.checkpoint import load_model
+from maskmill.model.config import NetworkConfig
 from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.frame import Frame
 from maskmill.model.mask_decoder import DecodedPrompts
@@ -48,8 +49,8 @@ class Candidates:
     predicted_iou_NM: Tensor
     logits_NMhw: Tensor
 
-    def _visible_logits(self) -> Tensor:
-        """Returns the logits cropped to the photograph, without the padding of the input."""
+    def visible_logits(self) -> Tensor:
+        """Returns the logits (N, M, h, w), cropped to the photograph, without the padding of the input."""
         side = self.logits_NMhw.shape[-1]
         width, height = (round(share * side) for share in self.extent)
         return self.logits_NMhw[..., :height, :width]
@@ -60,12 +61,12 @@ class Candidates:
 
     def stability_scores(self, offset: float) -> Tensor:
         """Returns stability scores (N, M) at the resolution of the logits; 0 for masks without pixels."""
-        scores_K = stability_score(self._visible_logits().flatten(0, 1), offset)
+        scores_K = stability_score(self.visible_logits().flatten(0, 1), offset)
         return scores_K.nan_to_num(0).unflatten(0, self.logits_NMhw.shape[:2])
 
     def left_by_nms(self, keep_NM: Tensor, threshold: float) -> int:
         """Returns the number of masks that NMS keeps of those selected by `keep_NM`."""
-        boxes_K4 = masks_to_boxes(self._visible_logits()[keep_NM] > 0)
+        boxes_K4 = masks_to_boxes(self.visible_logits()[keep_NM] > 0)
         return len(nms(boxes_K4, self.predicted_iou_NM[keep_NM], threshold))
 
 
@@ -123,22 +124,26 @@ def thresholds_by_rank(config: GeneratorConfig, photographs: Sequence[Candidates
 class Replay:
     """Returns the candidates of the photograph passed to `show`, resized to the mask size of one network."""
 
-    def __init__(self, image_size: int, mask_size: int, device: torch.device) -> None:
-        self._image_size, self._mask_size, self._device = image_size, mask_size, device
+    def __init__(self, config: NetworkConfig, device: torch.device) -> None:
+        self._config, self._device = config, device
 
     def show(self, candidates: Candidates) -> None:
         """Sets the candidates that are replayed."""
-        size = (self._mask_size, self._mask_size)
+        size = (self._config.mask_size, self._config.mask_size)
+        # mini pads photographs. A network with a square input gets what mini sees of the photograph, stretched.
+        square = self._config.square_input
+        source_NMhw = candidates.visible_logits() if square else candidates.logits_NMhw
+        self._extent = (1.0, 1.0) if square else candidates.extent
         # A loop over points: `F.interpolate` on thousands of masks at once could exceed 2^31 elements.
-        logits_NMhw = torch.cat([F.interpolate(x[None], size, mode="bilinear") for x in candidates.logits_NMhw])
+        logits_NMhw = torch.cat([F.interpolate(x[None], size, mode="bilinear") for x in source_NMhw])
         self._candidates, self._logits_NMhw = candidates, logits_NMhw.to(self._device)
         self._predicted_iou_NM = candidates.predicted_iou_NM.to(self._device)
 
     def rows(self, points_N2: Tensor) -> Tensor:
         """Returns the index of the nearest grid point for each point (in input pixels)."""
         side = self._candidates.points_per_side
-        extent_2 = torch.tensor(self._candidates.extent, device=points_N2.device)
-        cells_N2 = (points_N2 / (self._image_size * extent_2) * side).long().clamp(0, side - 1)
+        extent_2 = torch.tensor(self._extent, device=points_N2.device)
+        cells_N2 = (points_N2 / (self._config.image_size * extent_2) * side).long().clamp(0, side - 1)
         return cells_N2[:, 1] * side + cells_N2[:, 0]
 
     def predicted_iou(self, rows_N: Tensor) -> Tensor:
@@ -193,19 +198,22 @@ class ReplayedNetwork(Network):
         return self._replay.chosen_logits(decoded.rows_N, keep_NM[:, AMBIGUITY_MASKS])
 
 
-def replay_in_segment_anything(network: nn.Module, replay: Replay) -> None:
-    """Registers hooks on a segment_anything network that replace its outputs by the replayed masks."""
+def replay_in_published(network: nn.Module, replay: Replay, prefix: str = "") -> None:
+    """Registers hooks on a network of segment_anything or sam2 that replace its outputs by the replayed masks.
+
+    `prefix` begins the names of its prompt encoder and its mask decoder.
+    """
     shown: list[Tensor] = []
 
     def remember(module: nn.Module, args: tuple, kwargs: dict) -> None:
         shown[:] = [kwargs["points"][0][:, 0]]
 
-    def substitute(module: nn.Module, args: tuple, output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def substitute(module: nn.Module, args: tuple, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         rows_N = replay.rows(shown[0])
-        return replay.logits(rows_N), replay.predicted_iou(rows_N)
+        return replay.logits(rows_N), replay.predicted_iou(rows_N), *output[2:]
 
-    network.get_submodule("prompt_encoder").register_forward_pre_hook(remember, with_kwargs=True)
-    network.get_submodule("mask_decoder").register_forward_hook(substitute)
+    network.get_submodule(f"{prefix}prompt_encoder").register_forward_pre_hook(remember, with_kwargs=True)
+    network.get_submodule(f"{prefix}mask_decoder").register_forward_hook(substitute)
 
 
 def replay_in_transformers(network: nn.Module, replay: Replay) -> None:

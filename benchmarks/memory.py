@@ -90,7 +90,7 @@ def _measure(folder: Path, model: str, precision: str, device: torch.device) -> 
         network, replay = load_model(model, None).network, None
     else:
         network = random_network(VARIANTS[model])
-        replay = load.Replay(network.config.image_size, network.config.mask_size, device)
+        replay = load.Replay(network.config, device)
         replay.show(load.Candidates(**torch.load(folder / "candidates.pt")))
     engine = peers.Maskmill(optimize(network, precision, device), replay, CONFIG)
     del network

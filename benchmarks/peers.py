@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from torch import Tensor
 
-from benchmarks.load import Replay, ReplayedNetwork, replay_in_segment_anything, replay_in_transformers
+from benchmarks.load import Replay, ReplayedNetwork, replay_in_published, replay_in_transformers
 from maskmill.compat.segment_anything import SamAutomaticMaskGenerator
 from maskmill.compat.segment_anything import modeling as compat_modeling
 from maskmill.model.network import Network
@@ -24,6 +24,7 @@ from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.records import Clock, ImageMasks, StepTimer
 
 if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
     from transformers import SamModel
 
 DECODING = DecodingConfig(max_image_pixels=10**9)
@@ -55,8 +56,17 @@ def segment_anything(sam: Network, device: torch.device, replay: Replay | None) 
 
     network = oracles.published_sam(sam).to(device)
     if replay:
-        replay_in_segment_anything(network, replay)
+        replay_in_published(network, replay)
     return partial(_engine_of_generator, partial(oracles.published_generator, network))
+
+
+def sam2(network: SAM2Base, device: torch.device, replay: Replay | None) -> EngineFactory:
+    """The generator and network of sam2, in float32."""
+    from testing import sam2_oracles
+
+    if replay:
+        replay_in_published(network, replay, prefix="sam_")
+    return partial(_engine_of_generator, partial(sam2_oracles.published_generator, network.to(device)))
 
 
 def compat(sam: Network, device: torch.device, replay: Replay | None) -> EngineFactory:

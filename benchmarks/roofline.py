@@ -38,7 +38,8 @@ def prompt(config: NetworkConfig) -> int:
     dim, cells = config.embed_dim, config.grid_size**2
     inner = dim // config.decoder_attention_downsample
     masks = config.multimask_outputs + 1
-    tokens = 1 + masks + 2  # IoU token, mask tokens, click and the padding point of the published prompt encoder
+    # The object token, the IoU token, mask tokens, click and the padding point of the published prompt encoder.
+    tokens = config.object_score + 1 + masks + 2
     rows = tokens * config.decoder_heads  # token vectors of one cross-attention, each as long as an image token
     # Four projections of the tokens, including folded image-side projections; attention scores; scores times values.
     cross_attention = 4 * tokens * dim * inner + 2 * rows * cells * dim

@@ -85,7 +85,7 @@ def main() -> None:
     if variant.name == "mini":
         network = optimize(load_model("mini", None).network, arguments.precision, device)
     else:
-        replay = load.Replay(variant.image_size, variant.mask_size, device)
+        replay = load.Replay(variant, device)
         replay.show(candidates)
         network = load.ReplayedNetwork(optimize(random_network(variant), arguments.precision, device), replay)
     engine = MaskGenerator(network, config)

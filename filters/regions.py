@@ -2,7 +2,7 @@
 
 Regions are 8-connected. A region is small if its area is below a limit in pixels.
 
-Shapes: H W image, r c rows and columns of a window of it, all in pixels.
+Shapes: H W image, r c rows and columns of a window of it, all in pixels; K masks, h w low-resolution logits.
 Source: Kirillov et al. 2023, Appendix B; `remove_small_regions` of segment-anything.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from maskmill.filters import rle
 
@@ -73,6 +75,22 @@ def remove_small_islands(mask_HW: Mask, min_area: int, keep_largest: bool) -> tu
     if keep_largest and not large.any():
         large[areas.argmax()] = True
     return np.concatenate([[False], large])[labels_HW], True
+
+
+def edit_logits(logits_Khw: Tensor, max_area: int) -> Tensor:
+    """The logits of masks after the removal of holes and islands of at most `max_area` logit pixels.
+
+    Holes become +10 and islands -10. As in the published code, both are found in the unedited mask.
+    Source: `SAM2Transforms.postprocess_masks` of sam2.
+    """
+    logits_Khw = logits_Khw.clone()
+    for logits_hw in logits_Khw:
+        inside_hw = (logits_hw > 0).cpu().numpy()
+        for mask_hw, value in ((~inside_hw, 10.0), (inside_hw, -10.0)):
+            labels_hw, areas = _regions(mask_hw)
+            small_hw = np.concatenate([[False], areas <= max_area])[labels_hw]
+            logits_hw[torch.from_numpy(small_hw).to(logits_hw.device)] = value
+    return logits_Khw
 
 
 def _regions(mask_HW: Mask) -> tuple[NDArray[np.integer], NDArray[np.integer]]:

@@ -51,17 +51,22 @@ def generate(
             metavar="PATTERN", help="Leave out images with a matching path; see --include.", show_default=False
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="mini (embedded), mini_lite, vit_b, vit_l or vit_h.")] = "mini",
+    model: Annotated[
+        str,
+        typer.Option(help="mini (embedded), mini_lite, vit_b, vit_l, vit_h, hiera_t, hiera_s, hiera_b+ or hiera_l."),
+    ] = "mini",
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="Weights as published by Segment Anything or Hugging Face. Not needed for mini.", show_default=False
+            help="Weights as published by Segment Anything, SAM 2 or Hugging Face. Not needed for mini.",
+            show_default=False,
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="official, sa1b or mini. Default: mini for mini, official for the other models.", show_default=False
+            help="official, sa1b, sam2 or mini. Default: mini for mini, sam2 for hiera_..., official for vit_...",
+            show_default=False,
         ),
     ] = None,
     points_per_side: Annotated[int | None, typer.Option(help="Point prompts per side of the image's grid.")] = None,
@@ -74,6 +79,14 @@ def generate(
     ] = None,
     min_mask_region_area: Annotated[
         int | None, typer.Option(help="Remove holes and islands with fewer pixels than this.")
+    ] = None,
+    use_m2m: Annotated[
+        bool | None,
+        typer.Option(
+            "--use-m2m/--no-m2m",
+            help="Refine each mask once, with its own logits and its point as the prompt. Takes several times as long.",
+            show_default=False,
+        ),
     ] = None,
     precision: Annotated[
         str,
@@ -144,6 +157,7 @@ def generate(
         "stability_score_thresh": stability_score_thresh,
         "crop_n_layers": crop_n_layers,
         "min_mask_region_area": min_mask_region_area,
+        "use_m2m": use_m2m,
     }
     generate_masks(
         source,

@@ -126,6 +126,8 @@ def train(
     variant = find_variant(model)
     if trunk is not None and not (isinstance(variant, MiniConfig) and variant.trunk == TRUNKS.get(trunk)):
         raise ConfigError(f"--trunk {trunk}: {model} has no such trunk; mini_lite has efficientnet-lite2")
+    if variant.square_input:
+        raise ConfigError(f"{model} cannot be trained: the trainer pads images; choose mini, mini_lite or vit_...")
     recipe = choose_recipe(variant, from_checkpoint=checkpoint is not None, from_trunk=trunk is not None)
     recipe = replace(recipe, seed=seed)
     if data_share is not None:

@@ -91,11 +91,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} holds no tensors")
     family = next((family for family in FAMILIES.values() if family.recognises(tensors.keys())), None)
     layout: Layout = "official"
+    patterns = family.official_keys if family else ()
     if any(key.startswith("vision_encoder.") for key in tensors):
+        layout = "Hugging Face"
         patterns = (*(family.hugging_face_keys if family else ()), *_HUGGING_FACE_KEYS)
-        layout, tensors = "Hugging Face", _from_hugging_face(tensors, patterns, path)
     elif "variant" in metadata:
-        layout = "maskmill"
+        layout, patterns = "maskmill", ()
+    if family:
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(family.unused_keys)}
+    tensors = _rename(tensors, patterns, path)
     elements_by_dtype: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         elements_by_dtype[tensor.dtype] += tensor.numel()
@@ -165,6 +169,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_HEADS = r"mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head|pred_obj_score_head)"
 # Keys of the prompt encoder and the mask decoder in Hugging Face's layout, see `Family.hugging_face_keys`.
 _HUGGING_FACE_KEYS = (
     # Files store this tensor under the first name, the second or both.
@@ -182,14 +187,15 @@ _HUGGING_FACE_KEYS = (
     (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
     (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
     # Every head has three layers. Hugging Face stores the middle one as a list of one layer.
-    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.layers\.0\.", r"\1.layers.1."),
-    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.proj_in\.", r"\1.layers.0."),
-    (r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.proj_out\.", r"\1.layers.2."),
+    (rf"^({_HEADS})\.layers\.0\.", r"\1.layers.1."),
+    (rf"^({_HEADS})\.proj_in\.", r"\1.layers.0."),
+    (rf"^({_HEADS})\.proj_out\.", r"\1.layers.2."),
     (r"\.layer_norm(\d|_final_attn)\.", r".norm\1."),
 )
 
 
-def _from_hugging_face(tensors: Mapping[str, Tensor], patterns: Sequence[KeyPattern], path: Path) -> dict[str, Tensor]:
+def _rename(tensors: Mapping[str, Tensor], patterns: Sequence[KeyPattern], path: Path) -> dict[str, Tensor]:
+    """The tensors under our keys."""
     state: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         ours = key
@@ -198,6 +204,10 @@ def _from_hugging_face(tensors: Mapping[str, Tensor], patterns: Sequence[KeyPatt
         if ours in state and not torch.equal(state[ours], tensor):
             raise CheckpointError(f"{path} is damaged: {key} differs from its duplicate")
         state[ours] = tensor
+    # Hugging Face's layout of SAM 2 stores the embeddings of all kinds of points as one tensor.
+    point_embeddings = state.pop("prompt_encoder.point_embeddings.weight", None)
+    if point_embeddings is not None:
+        state |= {f"prompt_encoder.point_embeddings.{i}.weight": row for i, row in enumerate(point_embeddings.split(1))}
     return state
 
 
@@ -236,6 +246,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
                 f"{path} holds pickled Python code or objects ({code[1]}); maskmill loads tensors only"
             ) from error
         raise CheckpointError(f"{path} is truncated or damaged; fetch it again ({one_line_cause(error)})") from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("model"), dict):
+        loaded = loaded["model"]  # beside it, files of unfinished training hold the state of the optimizer
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds a {type(loaded).__name__}; a checkpoint is a dictionary of tensors")
     for key, value in loaded.items():

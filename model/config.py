@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from maskmill.model.frame import Frame
@@ -32,6 +33,18 @@ class NetworkConfig:
     iou_head_width: int = 256
     # Whether the mask upscaler gets features of two and four times the resolution from the encoder, as in SAM 2.
     high_resolution_skips: bool = False
+    # What else SAM 2 does differently. Whether an image is stretched to the whole square input, instead of padded;
+    square_input: bool = False
+    # whether a token for the presence of an object precedes the others;
+    object_score: bool = False
+    # whether predicted IoUs are limited to 0..1;
+    sigmoid_iou: bool = False
+    # whether prompts with a box get the padding point, too;
+    pads_boxes: bool = False
+    # whether the best ambiguity mask replaces a single mask with low stability;
+    dynamic_multimask: bool = False
+    # limit of the logits of a mask that becomes a prompt.
+    logit_limit: float = math.inf
     # Normalisation, in 0..255 RGB.
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -50,4 +63,4 @@ class NetworkConfig:
 
     def frame(self, height: int, width: int) -> Frame:
         """How an image of `height` x `width` pixels becomes the input of the network."""
-        return Frame(height, width, self.image_size)
+        return Frame(height, width, self.image_size, self.square_input)

@@ -1,9 +1,11 @@
 """The mask decoder: predicts mask logits and their IoUs from prompt tokens and an image embedding.
 
-Shapes: N prompts, Z prompts with at least one chosen mask, T prompt tokens, O = 1 + M output tokens (predicted IoU,
-masks), M masks per prompt (the single mask first, then the ambiguity masks), K chosen masks, C channels, Y X embedding
-grid, L = Y*X image tokens, h w = 4Y 4X mask logits.
-Source: Kirillov et al. 2023, Appendix A; `modeling/mask_decoder.py` of segment-anything.
+The transformer gets output tokens before the prompt tokens: one for the object score in some families, one for the
+predicted IoUs, and one per mask.
+
+Shapes: N prompts, Z prompts with at least one chosen mask, T tokens, M masks per prompt (the single mask first, then
+the ambiguity masks), K chosen masks, C channels, Y X embedding grid, L = Y*X image tokens, h w = 4Y 4X mask logits.
+Source: Kirillov et al. 2023, Appendix A; `modeling/mask_decoder.py` of segment-anything and of sam2.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ class DecodedPrompts:
     image_tokens_NCYX: Tensor
     # See `ImageEmbedding`. The leading size is 1 if all prompts share an image.
     skips: tuple[Tensor, ...] = ()
+    # Above 0 if the image contains the object, in families that predict it.
+    object_score_N: Tensor | None = None
 
 
 class MaskDecoder(nn.Module):
@@ -38,6 +42,11 @@ class MaskDecoder(nn.Module):
         dim = config.embed_dim
         self.num_masks = config.multimask_outputs + 1
         self.transformer: nn.Module = TwoWayTransformer(config)
+        self.sigmoid_iou = config.sigmoid_iou
+        self.object_score = config.object_score
+        if config.object_score:
+            self.obj_score_token = nn.Embedding(1, dim)
+            self.pred_obj_score_head = MLP(dim, dim, 1, depth=3)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(self.num_masks, dim)
         self.output_upscaling = nn.Sequential(
@@ -55,17 +64,34 @@ class MaskDecoder(nn.Module):
     ) -> DecodedPrompts:
         """Runs the transformer. `embedding` and `dense_NCYX` have leading size N, or 1 if all prompts share them."""
         Y, X = embedding.grid_BCYX.shape[-2:]
-        output_tokens_OC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        output_tokens_NOC = output_tokens_OC.expand(len(sparse_NTC), -1, -1)
-        tokens_NTC = torch.cat([output_tokens_NOC, sparse_NTC], dim=1)
+        tokens_NTC = self.prepend_output_tokens(sparse_NTC)
         image_NLC = (embedding.grid_BCYX + dense_NCYX).flatten(2).transpose(1, 2)
         positions_1LC = positions_1CYX.flatten(2).transpose(1, 2)
         tokens_NTC, image_NLC = self.transformer(tokens_NTC, image_NLC, positions_1LC)
+        return self.read_output_tokens(tokens_NTC, image_NLC.transpose(1, 2).unflatten(2, (Y, X)), embedding.skips)
+
+    def prepend_output_tokens(self, sparse_NTC: Tensor) -> Tensor:
+        """The input tokens (N, T, C) of the transformer: output tokens, then prompt tokens."""
+        output_tokens = [self.iou_token.weight, self.mask_tokens.weight]
+        if self.object_score:
+            output_tokens.insert(0, self.obj_score_token.weight)
+        return torch.cat([torch.cat(output_tokens).expand(len(sparse_NTC), -1, -1), sparse_NTC], dim=1)
+
+    def read_output_tokens(
+        self, tokens_NTC: Tensor, image_tokens_NCYX: Tensor, skips: tuple[Tensor, ...]
+    ) -> DecodedPrompts:
+        """Applies the heads that predict scores to the output of the transformer."""
+        object_score_N = None
+        if self.object_score:
+            object_score_N = self.pred_obj_score_head(tokens_NTC[:, 0])[:, 0]
+            tokens_NTC = tokens_NTC[:, 1:]
+        predicted_iou_NM = self.iou_prediction_head(tokens_NTC[:, 0])
         return DecodedPrompts(
-            predicted_iou_NM=self.iou_prediction_head(tokens_NTC[:, 0]),
+            predicted_iou_NM=predicted_iou_NM.sigmoid() if self.sigmoid_iou else predicted_iou_NM,
             mask_tokens_NMC=tokens_NTC[:, 1 : 1 + self.num_masks],
-            image_tokens_NCYX=image_NLC.transpose(1, 2).unflatten(2, (Y, X)),
-            skips=embedding.skips,
+            image_tokens_NCYX=image_tokens_NCYX,
+            skips=skips,
+            object_score_N=object_score_N,
         )
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:

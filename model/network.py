@@ -14,7 +14,7 @@ from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.families import FAMILIES
 from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
 from maskmill.model.prompt_encoder import PromptEncoder
-from maskmill.model.prompts import AMBIGUITY_MASKS, choose
+from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, best_ambiguity_mask, choose, is_stable
 
 
 class Network(nn.Module):
@@ -78,3 +78,21 @@ class Network(nn.Module):
         `keep_NM` may be on the CPU.
         """
         return self.mask_decoder.decode_masks(decoded, keep_NM)
+
+    def decode_single_masks(self, decoded: DecodedPrompts, keep_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (K, h, w) and predicted IoUs (K,) of one mask per prompt, of the prompts for which `keep_N` is true.
+
+        In some families the best ambiguity mask replaces an unstable single mask.
+        """
+        iou_KM = decoded.predicted_iou_NM[keep_N]
+        keep_NM = choose(SINGLE_MASK, decoded.predicted_iou_NM) & keep_N[:, None]
+        if not self.config.dynamic_multimask:
+            return self.decode_masks(decoded, keep_NM), iou_KM[:, SINGLE_MASK]
+        best_K1 = best_ambiguity_mask(iou_KM)[:, None]
+        keep_NM[keep_N] = keep_NM[keep_N].scatter(1, best_K1, value=True)
+        single_Khw, best_Khw = self.decode_masks(decoded, keep_NM).unflatten(0, (-1, 2)).unbind(dim=1)
+        is_stable_K = is_stable(single_Khw)
+        return (
+            torch.where(is_stable_K[:, None, None], single_Khw, best_Khw),
+            torch.where(is_stable_K, iou_KM[:, SINGLE_MASK], iou_KM.gather(1, best_K1)[:, 0]),
+        )

@@ -19,7 +19,7 @@ from maskmill.model.errors import PromptError
 from maskmill.model.frame import Frame
 from maskmill.model.network import Network
 from maskmill.model.preprocess import preprocess
-from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, choose
+from maskmill.model.prompts import AMBIGUITY_MASKS, choose
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,18 @@ class EncodedImage:
         """
         prompt = self._prompt_tensors(points, labels, box, mask_input)
         decoded = self.network.decode_prompts(self.embedding, **prompt)
-        keep_1M = choose(AMBIGUITY_MASKS if multimask else SINGLE_MASK, decoded.predicted_iou_NM)
-        logits_Mhw = self.network.decode_masks(decoded, keep_1M)
+        if multimask:
+            keep_1M = choose(AMBIGUITY_MASKS, decoded.predicted_iou_NM)
+            logits_Mhw, iou_M = self.network.decode_masks(decoded, keep_1M), decoded.predicted_iou_NM[keep_1M]
+        else:
+            everything_1 = torch.ones(1, dtype=torch.bool, device=self.network.device)
+            logits_Mhw, iou_M = self.network.decode_single_masks(decoded, everything_1)
+        limit = self.network.config.logit_limit
         masks_MHW = self.frame.to_image_logits(logits_Mhw) > 0
         return Prediction(
             masks=masks_MHW.cpu().numpy(),
-            scores=decoded.predicted_iou_NM[keep_1M].cpu().numpy(),
-            logits=logits_Mhw.cpu().numpy(),
+            scores=iou_M.cpu().numpy(),
+            logits=logits_Mhw.clamp(-limit, limit).cpu().numpy(),
         )
 
     def _prompt_tensors(

@@ -24,6 +24,7 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self.image_size = config.image_size
         self.grid_size = config.grid_size
+        self.pads_boxes = config.pads_boxes
         self.pe_layer = RandomFourierPositions(config.embed_dim)
         # In order: background point, foreground point, top-left box corner, bottom-right box corner.
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, config.embed_dim) for _ in range(4))
@@ -60,9 +61,11 @@ class PromptEncoder(nn.Module):
         """
         tokens = []
         if points_NP2 is not None and labels_NP is not None:
-            tokens.append(self._embed_points(points_NP2, labels_NP, pad=boxes_N4 is None))
+            tokens.append(self._embed_points(points_NP2, labels_NP))
         if boxes_N4 is not None:
             tokens.append(self._embed_boxes(boxes_N4))
+        if tokens and (boxes_N4 is None or self.pads_boxes):
+            tokens.append(self.not_a_point_embed.weight.expand(len(tokens[0]), 1, -1))
         if tokens:
             sparse_NTC = torch.cat(tokens, dim=1)
         else:
@@ -82,17 +85,13 @@ class PromptEncoder(nn.Module):
         # Pixel centres as a fraction of the input side.
         return self.pe_layer((xy + 0.5) / self.image_size)
 
-    def _embed_points(self, points_NP2: Tensor, labels_NP: Tensor, pad: bool) -> Tensor:
+    def _embed_points(self, points_NP2: Tensor, labels_NP: Tensor) -> Tensor:
         tokens_NPC = self._positions(points_NP2)
         label_NP1 = labels_NP[..., None]
         # A padding point has no position, only its own embedding.
         tokens_NPC = torch.where(label_NP1 == PADDING_LABEL, self.not_a_point_embed.weight, tokens_NPC)
         tokens_NPC = tokens_NPC + (label_NP1 == 0) * self._point_embedding(0)
-        tokens_NPC = tokens_NPC + (label_NP1 == 1) * self._point_embedding(1)
-        if not pad:
-            return tokens_NPC
-        padding_N1C = self.not_a_point_embed.weight.expand(len(tokens_NPC), 1, -1)
-        return torch.cat([tokens_NPC, padding_N1C], dim=1)
+        return tokens_NPC + (label_NP1 == 1) * self._point_embedding(1)
 
     def _embed_boxes(self, boxes_N4: Tensor) -> Tensor:
         corners_N2C = self._positions(boxes_N4.reshape(-1, 2, 2))

@@ -32,3 +32,12 @@ def among_all(keep_NR: Tensor) -> Tensor:
 def best_ambiguity_mask(predicted_iou_NM: Tensor) -> Tensor:
     """The index in M (N,) int64 of the ambiguity mask with the highest predicted IoU."""
     return 1 + predicted_iou_NM[:, AMBIGUITY_MASKS].argmax(dim=1)
+
+
+def is_stable(logits_Khw: Tensor) -> Tensor:
+    """Whether a single mask (K,) hardly changes if the threshold does. If not, SAM 2 takes the best ambiguity mask.
+
+    Source: `_dynamic_multimask_via_stability` of sam2.
+    """
+    above_K, below_K = ((logits_Khw > offset).sum(dim=(1, 2)) for offset in (0.05, -0.05))
+    return (below_K == 0) | (above_K / below_K >= 0.98)

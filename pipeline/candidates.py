@@ -14,10 +14,11 @@ from torch import Tensor
 
 from maskmill.filters import chain, mask_measure
 from maskmill.filters.masks import MaskBatch
+from maskmill.filters.regions import edit_logits
 from maskmill.filters.screening import STABILITY_MARGIN
 from maskmill.model.network import Network
-from maskmill.model.prompts import AMBIGUITY_MASKS, among_all
 from maskmill.pipeline.config import GeneratorConfig
+from maskmill.pipeline.point_masks import predict_masks
 from maskmill.pipeline.records import StepTimer
 from maskmill.pipeline.threads import SingleCoreThreads
 from maskmill.pipeline.upsampling import crop_upsampling
@@ -46,7 +47,7 @@ class PointDecoder:
     def __init__(self, network: Network, config: GeneratorConfig, threads: SingleCoreThreads) -> None:
         self.threads = threads
         self._sam = network
-        self._stability_offset = config.stability_score_offset
+        self._config = config
         bytes_per_prompt = 4 * network.config.mask_size**2 * network.config.embed_dim // 8
         largest = CPU_TENSOR_BYTES
         if network.device.type != "cpu":
@@ -73,17 +74,17 @@ class PointDecoder:
         with timer.step("prompt", self.threads.count):
             points_N2 = points_N2.to(device, non_blocking=True)
             frame = network.config.frame(view.height, view.width)
-            decoded = network.decode_points(encoded.embedding, frame.to_input(points_N2))
-            iou_NR = decoded.predicted_iou_NM[:, AMBIGUITY_MASKS]
-            keep_NR = network.candidates(decoded.predicted_iou_NM)[:, AMBIGUITY_MASKS]
-            if iou_threshold > 0:
-                keep_NR = keep_NR & (iou_NR > iou_threshold)
-            keep_NR = keep_NR.cpu()  # synchronises with a GPU: the host needs the number K
+            iou_NR, keep_NR, logits_Khw = predict_masks(
+                network, self._config, encoded.embedding, frame.to_input(points_N2), iou_threshold
+            )
             points_K, masks_K = keep_NR.nonzero().to(device, non_blocking=True).unbind(dim=1)
-            logits_Khw = network.decode_masks(decoded, among_all(keep_NR))
         with timer.step("filter", self.threads.count):
+            if self._config.edits_logits:
+                logits_Khw = edit_logits(logits_Khw, self._config.min_mask_region_area)
+            if self._config.mask_threshold != 0:
+                logits_Khw = logits_Khw - self._config.mask_threshold
             upsampling = crop_upsampling(network.config, view.height, view.width)
-            measures = mask_measure.measure(logits_Khw, upsampling, self._stability_offset, logit_margin)
+            measures = mask_measure.measure(logits_Khw, upsampling, self._config.stability_score_offset, logit_margin)
             crop_box_4 = torch.tensor(view.crop_box).to(device, non_blocking=True)
             corner_4 = crop_box_4[:2].repeat(2)
             masks = MaskBatch(

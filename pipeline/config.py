@@ -19,9 +19,10 @@ Precision = Literal["exact", "fast"]
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The arguments of the mask generator. Fields up to `min_mask_region_area` are those of the published generator.
+    """The arguments of the mask generator. Fields up to `multimask_output` are those of the published generators.
 
-    Source: `SamAutomaticMaskGenerator` of segment-anything; Kirillov et al. 2023, Appendix B.
+    Source: `SamAutomaticMaskGenerator` of segment-anything; Kirillov et al. 2023, Appendix B;
+    `SAM2AutomaticMaskGenerator` of sam2.
     """
 
     points_per_side: int | None = 32
@@ -38,6 +39,15 @@ class GeneratorConfig:
     # One (P, 2) array of points in [0, 1] per crop layer, instead of `points_per_side`.
     point_grids: tuple[NDArray[np.float64], ...] | None = None
     min_mask_region_area: int = 0
+    # A pixel belongs to a mask if its logit is above this.
+    mask_threshold: float = 0.0
+    # Refines each mask once, with its own logits and its point as the prompt.
+    use_m2m: bool = False
+    # Three masks per point, for objects and their parts; otherwise one.
+    multimask_output: bool = True
+    # Where `min_mask_region_area` counts. "pixels": in masks of the image, after NMS, as for SAM 1. "logits": in the
+    # low-resolution logits of each candidate, before its scores are computed, as in the generator of SAM 2.
+    min_mask_region_area_in: Literal["pixels", "logits"] = "pixels"
     # Drops masks that cover at least this fraction of the image, as for SA-1B. None keeps them.
     max_coverage: float | None = None
     # Drops masks without an island of at least `min_mask_region_area` pixels, as for SA-1B. The released code keeps
@@ -58,6 +68,11 @@ class GeneratorConfig:
         _check_range("crop_overlap_ratio", self.crop_overlap_ratio, 0, 0.99)
         _check_range("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, 1)
         _check_range("min_mask_region_area", self.min_mask_region_area, 0)
+        _check_range("mask_threshold", self.mask_threshold, -math.inf)
+        if self.min_mask_region_area_in not in ("pixels", "logits"):
+            raise ConfigError(
+                f"min_mask_region_area_in is {self.min_mask_region_area_in!r}; it must be pixels or logits."
+            )
         if self.max_coverage is not None:
             _check_range("max_coverage", self.max_coverage, 0, 1)
         if self.points_per_side is not None:
@@ -74,6 +89,19 @@ class GeneratorConfig:
                 _check_range("the highest coordinate of a point grid", grid.max(), 0, 1)
         if (self.points_per_side is None) == (self.point_grids is None):
             raise ConfigError("Give either points_per_side or point_grids, and set the other to None.")
+
+    @property
+    def edits_logits(self) -> bool:
+        """Whether small regions are removed from the logits of candidates."""
+        return self.min_mask_region_area > 0 and self.min_mask_region_area_in == "logits"
+
+    @property
+    def can_be_screened(self) -> bool:
+        """Whether low precision can pre-select candidates: it gives nearly the same mask for each prompt.
+
+        Otherwise a small error can decide between two outputs for a prompt, or about a region of a mask.
+        """
+        return self.multimask_output and not self.use_m2m and not self.edits_logits
 
 
 def _check_range(name: str, value: float, lowest: float, highest: float = math.inf) -> None:
@@ -93,6 +121,8 @@ PRESETS: dict[str, GeneratorConfig] = {
         max_coverage=0.95,
         drop_small_masks=True,
     ),
+    # The defaults of SAM 2's generator.
+    "sam2": GeneratorConfig(pred_iou_thresh=0.8, min_mask_region_area_in="logits"),
     # For the embedded model, which predicts lower scores than the published models and more small islands. Chosen with
     # benchmarks/thresholds.py on the validation split of BSDS500 (docs/model-card.md).
     "mini": GeneratorConfig(

@@ -51,7 +51,7 @@ class MaskEncoder:
         """
         with timer.step("rle"):
             masks = [EncodedMask(row, counts) for row, counts in enumerate(self._counts(batch, height, width))]
-        if self._config.min_mask_region_area > 0:
+        if self._config.min_mask_region_area > 0 and not self._config.edits_logits:
             with timer.step("filter"):
                 masks = self._remove_small_regions(masks, height, width)
         dropped[DroppedBy.SMALL_REGIONS.counter] += len(batch) - len(masks)

@@ -52,7 +52,8 @@ class MaskGenerator:
         threads = SingleCoreThreads(torch.get_num_threads())
         decoding = threads if self._on_cpu else SingleCoreThreads(1)
         self._find_masks = one_pass = OnePassSearch(PointDecoder(network, config, decoding), config)
-        if (screen := network.screen()) is not None:
+        screen = network.screen() if config.can_be_screened else None
+        if screen is not None:
             self._find_masks = TwoPassSearch(PointDecoder(screen, config, decoding), one_pass, config)
         self._encode_masks = MaskEncoder(network.config, config, threads)
 

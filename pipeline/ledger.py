@@ -38,6 +38,11 @@ class Identity:
     def to_json(self) -> str:
         """The content of `_run.json`: readable, with sorted keys. Equal identities give equal text."""
         fields = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        generator = fields["config"]["generator"]
+        # Left out where they have their defaults, so that runs from before these settings existed can be continued.
+        for name in ("mask_threshold", "use_m2m", "multimask_output", "min_mask_region_area_in"):
+            if generator[name] == getattr(GeneratorConfig, name):
+                del generator[name]
         return json.dumps(fields, indent=2, sort_keys=True, default=np.ndarray.tolist) + "\n"
 
     @staticmethod

@@ -8,5 +8,7 @@ from maskmill.model.config import NetworkConfig
 
 def crop_upsampling(config: NetworkConfig, height: int, width: int) -> Upsampling:
     """The upsampling from the logits of a network to its input crop of `height` x `width` pixels."""
-    resized = config.frame(height, width).resized
-    return plan_upsampling(config.mask_size, config.image_size, resized, height, width)
+    frame = config.frame(height, width)
+    if frame.square:  # a single step: the first one keeps the logits
+        return plan_upsampling(config.mask_size, config.mask_size, (config.mask_size,) * 2, height, width)
+    return plan_upsampling(config.mask_size, config.image_size, frame.resized, height, width)

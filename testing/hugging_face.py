@@ -1,10 +1,11 @@
-"""Builds `transformers.SamModel` networks with our configurations, as an independent reference implementation."""
+"""Builds the networks of `transformers` with our configurations, as an independent reference implementation."""
 
 from __future__ import annotations
 
 import transformers
 
 from maskmill.model.families.sam1.config import SamConfig
+from maskmill.model.families.sam2.config import Sam2Config
 from testing.networks import randomise
 
 
@@ -46,4 +47,40 @@ def random_hugging_face(config: SamConfig, seed: int = 0) -> transformers.SamMod
         )
     ).eval()
     randomise(network, seed)
+    return network
+
+
+def random_hugging_face_sam2(config: Sam2Config, seed: int = 0) -> transformers.Sam2Model:
+    """The network of `config` in `transformers`, with random weights."""
+    widths = [config.encoder_width << stage for stage in range(4)]
+    grids = [[config.image_size // stride] * 2 for stride in (4, 8, 16)]
+    network = transformers.Sam2Model(
+        transformers.Sam2Config(
+            vision_config={
+                "backbone_config": {
+                    "model_type": "sam2_hiera_det_model",
+                    "hidden_size": config.encoder_width,
+                    "image_size": [config.image_size] * 2,
+                    "window_positional_embedding_background_size": [config.position_size] * 2,
+                    "blocks_per_stage": list(config.stage_blocks),
+                    "embed_dim_per_stage": widths,
+                    "num_attention_heads_per_stage": [config.encoder_heads << stage for stage in range(4)],
+                    "window_size_per_stage": list(config.window_sizes),
+                    "global_attention_blocks": list(config.global_attention_blocks),
+                },
+                "backbone_channel_list": widths[::-1],
+                "backbone_feature_sizes": grids,
+                "fpn_hidden_size": config.embed_dim,
+            },
+            prompt_encoder_config={"hidden_size": config.embed_dim, "image_size": config.image_size},
+            mask_decoder_config={
+                "hidden_size": config.embed_dim,
+                "mlp_dim": config.decoder_mlp_dim,
+                "iou_head_hidden_dim": config.iou_head_width,
+            },
+        )
+    ).eval()
+    randomise(network, seed)
+    # Published files store the same frequencies under both names.
+    network.prompt_encoder.shared_embedding = network.shared_image_embedding
     return network

@@ -10,6 +10,7 @@ from torch import nn
 
 from maskmill.model.config import NetworkConfig
 from maskmill.model.families.sam1.config import SamConfig
+from maskmill.model.families.sam2.config import Sam2Config
 from maskmill.model.network import Network
 
 # Odd grids that no window size divides; depths, heads and widths unlike the published ones.
@@ -58,6 +59,30 @@ SMALL_CONFIGS = {
         decoder_heads=2,
         decoder_mlp_dim=32,
         iou_head_width=16,
+    ),
+}
+
+# The published dimensions of the decoder, which sam2 cannot change. Grids that the windows of the third stage do not
+# divide.
+SMALL_SAM2_CONFIGS = {
+    "grid6": Sam2Config(
+        "grid6",
+        encoder_width=24,
+        encoder_heads=2,
+        stage_blocks=(1, 2, 3, 1),
+        global_attention_blocks=(4,),
+        position_size=5,
+        image_size=96,
+    ),
+    "grid10": Sam2Config(
+        "grid10",
+        encoder_width=16,
+        encoder_heads=1,
+        stage_blocks=(2, 1, 2, 2),
+        global_attention_blocks=(),
+        window_sizes=(8, 4, 6, 4),
+        position_size=7,
+        image_size=160,
     ),
 }
 

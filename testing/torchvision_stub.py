@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 
 import numpy as np
@@ -60,23 +61,29 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def import_segment_anything() -> None:
-    """Imports it with the stand-in in place, which then goes: `transformers` must not take it for the real one."""
-    contents: dict[str, dict[str, object]] = {
-        "torchvision": {},
-        "torchvision.ops": {},
-        "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
-        "torchvision.transforms": {},
-        "torchvision.transforms.functional": {"resize": resize, "to_pil_image": to_pil_image},
-    }
-    for name, functions in contents.items():
-        module = ModuleType(name)
-        vars(module).update(functions)
-        sys.modules[name] = module
-    importlib.import_module("segment_anything")
+def import_with(contents: Mapping[str, Mapping[str, object]], *modules: str) -> None:
+    """Imports modules while stub modules with these contents are in place.
+
+    The stubs are removed afterwards: `transformers` must not mistake them for the real modules.
+    """
+    for name, content in contents.items():
+        stub = ModuleType(name)
+        vars(stub).update(content)
+        sys.modules[name] = stub
+    for name in modules:
+        importlib.import_module(name)
     for name in contents:
         del sys.modules[name]
 
 
 if importlib.util.find_spec("torchvision") is None:
-    import_segment_anything()
+    import_with(
+        {
+            "torchvision": {},
+            "torchvision.ops": {},
+            "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
+            "torchvision.transforms": {},
+            "torchvision.transforms.functional": {"resize": resize, "to_pil_image": to_pil_image},
+        },
+        "segment_anything",
+    )

@@ -36,5 +36,8 @@ class Family:
     recognises: Callable[[Collection[str]], bool]
     # The variant of a state dict with our keys, by its shapes; None if it is none of `variants`.
     variant_of: Callable[[Mapping[str, Tensor]], str | None]
-    # For the keys of Hugging Face's layout that differ from ours, applied in order.
+    # For the keys of a published layout that differ from ours, applied in order.
     hugging_face_keys: tuple[KeyPattern, ...] = ()
+    official_keys: tuple[KeyPattern, ...] = ()
+    # How the keys begin of published weights that are not part of our networks, in any layout. They are ignored.
+    unused_keys: tuple[str, ...] = ()

@@ -5,8 +5,7 @@ embedding cell determines its own pixels, and a convolution is a matrix multipli
 pixels stay grouped by cell; only the logits are arranged by row and column.
 
 Shapes: B images (1 if all prompts share one, else N), N prompts, Z prompts with at least one chosen mask, M masks per
-prompt, K chosen masks, C channels, Y X embedding grid, L = Y*X image tokens, O = 1 + M output tokens (predicted IoU,
-masks), E pixels, grouped by cell.
+prompt, K chosen masks, C channels, Y X embedding grid, L = Y*X image tokens, E pixels, grouped by cell.
 Source: `modeling/mask_decoder.py` of segment-anything, through `model/mask_decoder.py`.
 """
 
@@ -65,15 +64,9 @@ class FastMaskDecoder(MaskDecoder):
             prepared = self._prepare(embedding, positions_1CYX, dense_NCYX)
             if without_mask:
                 self._prepared[embedding] = prepared
-        output_tokens_OC = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens_NTC = torch.cat([output_tokens_OC.expand(len(sparse_NTC), -1, -1), sparse_NTC], dim=1)
-        tokens_NTC, image_NLC = self._token_side(tokens_NTC, prepared.image)
-        return DecodedPrompts(
-            predicted_iou_NM=self.iou_prediction_head(tokens_NTC[:, 0]),
-            mask_tokens_NMC=tokens_NTC[:, 1 : 1 + self.num_masks],
-            image_tokens_NCYX=image_NLC.transpose(1, 2).unflatten(2, embedding.grid_BCYX.shape[-2:]),
-            skips=prepared.skips,
-        )
+        tokens_NTC, image_NLC = self._token_side(self.prepend_output_tokens(sparse_NTC), prepared.image)
+        image_NCYX = image_NLC.transpose(1, 2).unflatten(2, embedding.grid_BCYX.shape[-2:])
+        return self.read_output_tokens(tokens_NTC, image_NCYX, prepared.skips)
 
     def _prepare(self, embedding: ImageEmbedding, positions_1CYX: Tensor, dense_NCYX: Tensor) -> _Prepared:
         image_BLC = (embedding.grid_BCYX + dense_NCYX).flatten(2).transpose(1, 2)

@@ -22,12 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model.layers import fast_linear, is_float32_on_cpu, require_class
+from maskmill.model.layers import fast_linear, fast_mlp, is_float32_on_cpu, require_class
 from maskmill.model.vitdet import Attention, Block, join_windows, relative_distances, split_windows
 
-# Block sizes on a CPU: scores and hidden features of a block fit in its cache.
-QUERIES_PER_BLOCK = 512
-CELLS_PER_BLOCK = 1024
+QUERIES_PER_BLOCK = 512  # on a CPU: scores of a block fit in its cache
 
 
 def speed_up(encoder: Any, dtype: torch.dtype) -> None:
@@ -57,13 +55,7 @@ class FastBlock(nn.Module):
     def forward(self, x_BYXC: Tensor) -> Tensor:
         x_BYXC = x_BYXC.contiguous()  # the stem returns a channels-first memory layout
         x_BYXC = x_BYXC + self.attn(self.norm1(x_BYXC).to(self._dtype))
-        return x_BYXC + self._mlp(self.norm2(x_BYXC).to(self._dtype))
-
-    def _mlp(self, x_BYXC: Tensor) -> Tensor:
-        lin1, lin2 = self.mlp.lin1, self.mlp.lin2
-        parts = x_BYXC.flatten(0, 2).split(CELLS_PER_BLOCK if x_BYXC.device.type == "cpu" else x_BYXC.numel())
-        hidden = (self.mlp.activation(fast_linear(part, lin1.weight, lin1.bias)) for part in parts)
-        return torch.cat([fast_linear(part, lin2.weight, lin2.bias) for part in hidden]).view_as(x_BYXC)
+        return x_BYXC + fast_mlp(self.mlp, self.norm2(x_BYXC).to(self._dtype))
 
 
 class FastAttention(nn.Module):

@@ -40,7 +40,7 @@ def load_model(
     """Loads a network with its weights, ready for inference.
 
     Args:
-        variant: mini, vit_b, vit_l or vit_h.
+        variant: mini, vit_b, vit_l, vit_h, hiera_t, hiera_s, hiera_b+ or hiera_l.
         checkpoint: a `.pth`, `.bin` or `.safetensors` file. Default for mini: the embedded weights.
         device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
         precision: exact computes in float32, as published. fast pre-selects masks in float16 or bf16, where the device
@@ -62,7 +62,8 @@ def generate(image: ImageLike, model: Network, preset: str | None = None, **over
         image: an RGB array (H, W, 3) uint8, a Pillow image, or the path of an image file. For the latter two,
             the EXIF orientation is applied and transparency is composited over white.
         model: from `load_model`.
-        preset: official (the defaults of `SamAutomaticMaskGenerator`), sa1b or mini. Default: the preset of the model.
+        preset: official (the defaults of `SamAutomaticMaskGenerator`), sa1b, sam2 (the defaults of
+            `SAM2AutomaticMaskGenerator`) or mini. Default: the preset of the model.
         overrides: fields of `GeneratorConfig` to change: points_per_side=16, pred_iou_thresh=0.9 ...
 
     Raises:

@@ -23,7 +23,7 @@ from maskmill.model.network import Network
 from maskmill.model.optimize import optimize
 from maskmill.pipeline.config import GeneratorConfig
 from testing.hugging_face import random_hugging_face
-from testing.networks import random_network
+from testing.networks import SMALL_SAM2_CONFIGS, random_network
 
 CPU = torch.device("cpu")
 # As published, and with masks as large as mini's, so that nothing is resized.
@@ -48,7 +48,7 @@ def candidates() -> Candidates:
 
 @pytest.fixture
 def replay(candidates: Candidates) -> Replay:
-    replay = Replay(TINY.image_size, TINY.mask_size, CPU)
+    replay = Replay(TINY, CPU)
     replay.show(candidates)
     return replay
 
@@ -93,6 +93,20 @@ def test_peers_have_the_same_masks_when_they_are_replayed(candidates, replay, tm
     assert ours == published
     assert ours == compat
     assert ours == theirs
+
+
+def test_sam2_has_the_same_masks_when_they_are_replayed(candidates):
+    from testing.sam2_oracles import published_sam2
+
+    # The mask side of mini's logits of the photograph, so that little is resized.
+    variant = replace(SMALL_SAM2_CONFIGS["grid6"], image_size=512)
+    network, replay = random_network(variant), Replay(variant, CPU)
+    replay.show(candidates)
+    config = replace(thresholds_by_rank(CONFIG, [candidates]), box_nms_thresh=0.9)
+    published = peers.sam2(published_sam2(variant), CPU, replay)(config)(encoded())
+    ours = peers.Maskmill(optimize(network, "exact", "cpu"), replay, config)(encoded())
+    assert len(ours) > 5
+    assert ours == published
 
 
 class CountingSam(Network):

@@ -11,7 +11,9 @@ from torch import Tensor
 from maskmill.filters import mask_measure, rle
 from maskmill.filters.boxes import masks_to_boxes
 from maskmill.filters.upsampling import linear_taps, plan_upsampling
+from maskmill.model.config import NetworkConfig
 from maskmill.model.frame import Frame
+from maskmill.pipeline.upsampling import crop_upsampling
 from testing.scores import count_pixels, stability_score
 
 
@@ -113,3 +115,19 @@ def test_there_may_be_fewer_masks_than_threads(threads):
             assert len(mask_measure.encode(logits_Nhw, upsampling, (0, 0), 90, 90)) == count
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 211), (64, 64), (90, 41), (1, 300)])
+def test_measures_are_those_of_all_pixels_when_the_image_was_stretched_to_the_input(height, width):
+    config = NetworkConfig("square", "sam2", image_size=256, square_input=True)
+    logits_Nhw = _logits(config.mask_size)
+    logits_NHW = config.frame(height, width).to_image_logits(logits_Nhw)
+    upsampling = crop_upsampling(config, height, width)
+    measures = mask_measure.measure(logits_Nhw, upsampling, 1.0)
+    torch.testing.assert_close(
+        measures.stability_score, stability_score(logits_NHW, 1.0), rtol=0, atol=0, equal_nan=True
+    )
+    assert torch.equal(measures.area, count_pixels(logits_NHW > 0))
+    assert torch.equal(measures.boxes, masks_to_boxes(logits_NHW > 0))
+    counts = mask_measure.encode(logits_Nhw, upsampling, (0, 0), height, width)
+    assert counts == [rle.encode(mask_HW) for mask_HW in (logits_NHW > 0).numpy()]

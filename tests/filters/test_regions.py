@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
 from maskmill.filters import rle
-from maskmill.filters.regions import fill_small_holes, remove_small_islands, remove_small_regions
+from maskmill.filters.regions import edit_logits, fill_small_holes, remove_small_islands, remove_small_regions
 
 
 def _mask(*rows: str) -> np.ndarray:
@@ -97,3 +98,22 @@ def test_both_at_once_see_what_the_whole_image_shows(seed, keep_largest):
     counts, edited = remove_small_regions(rle.encode(mask_HW), height, width, min_area, keep_largest)
     assert counts == rle.encode(expected_HW)
     assert edited == (had_holes or had_islands)
+
+
+def test_small_regions_of_logits_are_edited_when_at_the_limit():
+    # A hole of 2 logits, an island of 1 and one of 3.
+    mask_hw = _mask(
+        "#####....",
+        "#..##..#.",
+        "#####....",
+        "#####...#",
+        "#####..##",
+    )
+    logits_hw = torch.where(torch.from_numpy(mask_hw), 1.0, -1.0)
+    edited_2hw = edit_logits(torch.stack([logits_hw, -logits_hw]), max_area=2)
+    expected_hw = logits_hw.clone()
+    expected_hw[1, 1:3] = 10
+    expected_hw[1, 7] = -10
+    assert torch.equal(edited_2hw[0], expected_hw)
+    # In the inverse mask, the hole is an island and the islands are holes.
+    assert torch.equal(edited_2hw[1], -expected_hw)

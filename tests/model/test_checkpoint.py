@@ -224,7 +224,7 @@ def test_pickled_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ([torch.zeros(1)], "holds a list; a checkpoint is a dictionary of tensors"),
-        ({"model": {"weight": torch.zeros(1)}, "epoch": 3}, "holds a dict under 'model'"),
+        ({"weights": {"weight": torch.zeros(1)}, "epoch": 3}, "holds a dict under 'weights'"),
         ({}, "holds no tensors"),
     ],
 )

@@ -114,14 +114,19 @@ def generate(network: Network, config: GeneratorConfig, pixels: Pixels) -> Image
     return generator.generate(generator.prepare(pixels), StepTimer())
 
 
-def assert_same(masks: ImageMasks, published: list[dict]) -> None:
-    """Row by row the same: scores to 1e-4, masks to the pixel or, where float32 rounds otherwise, to IoU 0.999."""
+def assert_same(
+    masks: ImageMasks, published: list[dict], point_tolerance: float = 1e-9, score_tolerance: float = 1e-4
+) -> None:
+    """Row by row the same: scores to 1e-4, masks to the pixel or, where float32 rounds otherwise, to IoU 0.999.
+
+    With another `score_tolerance`, masks may differ accordingly more.
+    """
     assert len(masks) == len(published)
     for row, expected in enumerate(published):
-        assert masks.points[row].tolist() == pytest.approx(expected["point_coords"][0], abs=1e-9)
+        assert masks.points[row].tolist() == pytest.approx(expected["point_coords"][0], abs=point_tolerance)
         assert masks.crop_boxes[row].tolist() == expected["crop_box"]
         assert masks.predicted_iou[row] == pytest.approx(expected["predicted_iou"], abs=1e-4)
-        assert masks.stability_score[row] == pytest.approx(expected["stability_score"], abs=1e-4)
+        assert masks.stability_score[row] == pytest.approx(expected["stability_score"], abs=score_tolerance)
         if masks.rle_counts[row] == expected["segmentation"]["counts"].encode():
             assert masks.area[row] == expected["area"]
             assert masks.boxes[row].tolist() == expected["bbox"]
@@ -130,5 +135,5 @@ def assert_same(masks: ImageMasks, published: list[dict]) -> None:
                 rle.decode(counts, masks.height, masks.width)
                 for counts in (masks.rle_counts[row], expected["segmentation"]["counts"].encode())
             )
-            assert (mask_HW & expected_HW).sum() / (mask_HW | expected_HW).sum() > 0.999
+            assert (mask_HW & expected_HW).sum() / (mask_HW | expected_HW).sum() > 1 - 10 * score_tolerance
             assert masks.boxes[row].tolist() == pytest.approx(expected["bbox"], abs=1)

@@ -69,6 +69,14 @@ def test_run_begins_with_its_identity_and_its_plan(storage: Storage, source: Sou
     assert fields["config"]["generator"]["pred_iou_thresh"] == 0.88
 
 
+def test_identity_has_only_changed_settings_of_those_that_were_added_later(source: Source):
+    plain, changed = identity(source), replace(CONFIG.generator, use_m2m=True, mask_threshold=0.5)
+    assert "m2m" not in plain.to_json()
+    other = identity(source, replace(CONFIG, generator=changed))
+    assert Identity.from_json(plain.to_json()) == plain
+    assert Identity.from_json(other.to_json()) == other
+
+
 def test_plan_stands_when_the_source_has_new_images(storage: Storage, source: Source, photographs: Path):
     _, begun = open_run(storage, identity(source), source, images_per_shard=2)
     (photographs / "aa.jpg").write_bytes(b"?")

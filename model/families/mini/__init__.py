@@ -25,6 +25,6 @@ FAMILY = Family(
     checkpoints={"mini": "embedded"},
     build_encoder=_build_encoder,
     speed_up=speed_up,
-    recognises=lambda keys: any(key.startswith(("image_encoder.skips.", "image_encoder.trunk.")) for key in keys),
+    recognises=lambda keys: any(key.startswith(("image_encoder.skips.", "image_encoder.trunk.stem.")) for key in keys),
     variant_of=lambda state: variant_of(state, VARIANTS),
 )

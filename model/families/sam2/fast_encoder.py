@@ -1,0 +1,113 @@
+"""The Hiera blocks of SAM 2's image encoder for inference: the same function in less time and memory.
+
+Windows are padded after the projection to queries, keys and values, as in `model.inference.fast_vitdet`: the biases of
+keys and values are left out there, and the value bias is added to the output as a constant.
+
+Shapes: B images, V windows (or whole images for global attention), Y X grid of a stage or window in cells, C channels,
+U heads, L = Y*X, D features per head.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskmill.model.families.sam2.encoder import Attention, Block, Hiera, Sam2Encoder, pool
+from maskmill.model.layers import fast_linear, fast_mlp, require_class
+from maskmill.model.vitdet import join_windows, split_windows
+
+
+def speed_up(encoder: Sam2Encoder, dtype: torch.dtype) -> None:
+    """Replaces the backbone of an encoder by its inference form, in place. Parameters keep their names.
+
+    Matrix multiplications and convolutions run in `dtype`, norms and residual sums in float32. Raises TypeError if a
+    block is not exactly a `Block`.
+    """
+    for name, block in encoder.trunk.blocks.named_children():
+        require_class(f"image_encoder.trunk.blocks.{name}", block, Block)
+    encoder.trunk = FastHiera(encoder.trunk, dtype)
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(dtype)
+
+
+class FastHiera(nn.Module):
+    """`Hiera` for inference. Shares its submodules."""
+
+    _positions_1YXC: Tensor
+
+    def __init__(self, trunk: Hiera, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.patch_embed, self.last_blocks = trunk.patch_embed, trunk.last_blocks
+        self.pos_embed, self.pos_embed_window = trunk.pos_embed, trunk.pos_embed_window
+        self.blocks = nn.ModuleList(FastBlock(cast(Block, block), dtype) for block in trunk.blocks)
+        self.register_buffer("_positions_1YXC", trunk.positions().detach().contiguous(), persistent=False)
+
+    def forward(self, images_B3SS: Tensor) -> list[Tensor]:
+        x_BYXC = self.patch_embed(images_B3SS).contiguous() + self._positions_1YXC
+        stages = []
+        for i, block in enumerate(self.blocks):
+            x_BYXC = block(x_BYXC)
+            if i in self.last_blocks:
+                stages.append(x_BYXC)
+        return stages
+
+
+class FastBlock(nn.Module):
+    """`Block` for inference. Shares its submodules."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
+        self.attn = FastAttention(block.attn, block.window_size, dtype)
+        self.pools = block.pools
+        if block.pools:
+            self.proj = block.proj
+
+    def forward(self, x_BYXC: Tensor) -> Tensor:
+        normed_BYXC = self.norm1(x_BYXC).to(self._dtype)
+        if self.pools:
+            x_BYXC = pool(fast_linear(normed_BYXC, self.proj.weight, self.proj.bias)).float()
+        x_BYXC = x_BYXC + self.attn(normed_BYXC)
+        return x_BYXC + fast_mlp(self.mlp, self.norm2(x_BYXC).to(self._dtype))
+
+
+class FastAttention(nn.Module):
+    """`Attention` for inference, in windows or, if `window_size` is 0, over the whole grid. Shares its submodules."""
+
+    _qkv_bias: Tensor
+    _proj_bias: Tensor
+
+    def __init__(self, attention: Attention, window_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.heads, self.pools = attention.heads, attention.pools
+        self.qkv, self.proj = attention.qkv, attention.proj
+        query_C, key_C, value_C = self.qkv.bias.detach().chunk(3)
+        qkv_bias = torch.cat([query_C, torch.zeros_like(key_C), torch.zeros_like(value_C)])
+        self.register_buffer("_qkv_bias", qkv_bias.to(dtype), persistent=False)
+        self.register_buffer("_proj_bias", self.proj(value_C).detach().to(dtype), persistent=False)
+
+    def forward(self, x_BYXC: Tensor) -> Tensor:
+        x_VYXC = fast_linear(x_BYXC, self.qkv.weight, self._qkv_bias)
+        if self.window_size:
+            x_VYXC = split_windows(x_VYXC, self.window_size)
+        x_VYXC = self._attend(*x_VYXC.chunk(3, dim=-1))
+        if self.window_size:
+            scale = 1 + self.pools
+            grid = torch.Size(side // scale for side in x_BYXC.shape[1:3])
+            x_VYXC = join_windows(x_VYXC, self.window_size // scale, grid)
+        return fast_linear(x_VYXC, self.proj.weight, self._proj_bias)
+
+    def _attend(self, q_VYXC: Tensor, k_VYXC: Tensor, v_VYXC: Tensor) -> Tensor:
+        """Returns (V, Y, X, C)."""
+        if self.pools:
+            q_VYXC = pool(q_VYXC)
+        q_VULD, k_VULD, v_VULD = (
+            x.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q_VYXC, k_VYXC, v_VYXC)
+        )
+        return F.scaled_dot_product_attention(q_VULD, k_VULD, v_VULD).transpose(1, 2).reshape(q_VYXC.shape)
