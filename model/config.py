@@ -45,6 +45,8 @@ class NetworkConfig:
     dynamic_multimask: bool = False
     # limit of the logits of a mask that becomes a prompt.
     logit_limit: float = math.inf
+    # Whether automatic generation takes one mask from each point, the ambiguity mask with the highest predicted IoU.
+    best_candidate_only: bool = False
     # Normalisation, in 0..255 RGB.
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
