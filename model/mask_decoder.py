@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.config import NetworkConfig
@@ -50,15 +51,19 @@ class MaskDecoder(nn.Module):
             self.pred_obj_score_head = MLP(dim, dim, 1, depth=3)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(self.num_masks, dim)
+        activation = getattr(F, config.decoder_activation)
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
-            LayerNorm2d(dim // 4),
+            # One group is the layer norm of the whole image.
+            LayerNorm2d(dim // 4) if config.upscaling_norm == "cell" else nn.GroupNorm(1, dim // 4),
             nn.GELU(),
             nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
             nn.GELU(),
         )
-        self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, depth=3) for _ in range(self.num_masks))
-        self.iou_prediction_head = MLP(dim, config.iou_head_width, self.num_masks, config.iou_head_depth)
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(dim, dim, dim // 8, depth=3, activation=activation) for _ in range(self.num_masks)
+        )
+        self.iou_prediction_head = MLP(dim, config.iou_head_width, self.num_masks, config.iou_head_depth, activation)
 
     def decode_prompts(
         self, embedding: ImageEmbedding, positions_1CYX: Tensor, sparse_NTC: Tensor, dense_NCYX: Tensor

@@ -14,7 +14,6 @@ from maskmill.model.config import NetworkConfig
 from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.families import FAMILIES
 from maskmill.model.mask_decoder import DecodedPrompts
-from maskmill.model.prompt_encoder import PromptEncoder
 from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, best_ambiguity_mask, choose, is_stable
 
 
@@ -29,13 +28,13 @@ class Network(nn.Module):
         self.config = config
         family = FAMILIES[config.family]
         self.image_encoder = family.build_encoder(config)
-        self.prompt_encoder = PromptEncoder(config)
+        self.prompt_encoder = family.build_prompt_encoder(config)
         self.mask_decoder = family.build_decoder(config)
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.prompt_encoder.no_mask_embed.weight.device
+        return self.mask_decoder.iou_token.weight.device
 
     def screen(self) -> Network | None:
         """A faster network for the same embeddings with approximate results, or None. See `filters.screening`."""

@@ -96,7 +96,7 @@ class FastMaskDecoder(MaskDecoder):
         half_skip, full_skip = self._upscaling_skips(skips) or (None, None)
         half_ZEC = fast_linear(tokens_ZLC, *self._upscale_1).unflatten(2, (4, -1)).flatten(1, 2)
         norm = self.output_upscaling[1]
-        assert isinstance(norm, nn.LayerNorm)
+        assert isinstance(norm, nn.LayerNorm | nn.GroupNorm)
         half_ZEC = fused_ops.norm_and_gelu(half_ZEC, half_skip, norm)
         full_ZEC = fast_linear(half_ZEC, *self._upscale_2).unflatten(2, (4, -1)).flatten(1, 2)
         full_ZEC = fused_ops.gelu(full_ZEC, full_skip)
