@@ -21,6 +21,7 @@ from maskmill.jobs.demo import demo
 from maskmill.jobs.evaluate import evaluate
 from maskmill.jobs.generate import generate
 from maskmill.jobs.info import info
+from maskmill.jobs.models import models
 from maskmill.jobs.preview import preview
 from maskmill.jobs.retry import retry
 from maskmill.jobs.train import train
@@ -30,7 +31,7 @@ from maskmill.model.errors import MaskmillError
 # The groups of `maskmill --help`.
 COMMANDS = {
     "Make masks": (generate, retry, demo),
-    "Look": (preview, info),
+    "Look": (preview, info, models),
     "Judge": (verify, compare, evaluate),
     "Train": (train,),
 }

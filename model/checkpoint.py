@@ -105,7 +105,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         elements_by_dtype[tensor.dtype] += tensor.numel()
     return Checkpoint(
         path,
-        state={key: tensor.float() for key, tensor in tensors.items()},
+        state={key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()},
         layout=layout,
         stored_dtype=elements_by_dtype.most_common(1)[0][0],
         variant=metadata.get("variant", family.variant_of(tensors) if family else None),
@@ -153,9 +153,9 @@ def save_checkpoint(
     The file is renamed into place once it is complete.
     """
     parameters = dict(network.named_parameters())
-    # Buffers stay float32: rounding the frequencies of the positional encoding would move every point.
+    # Buffers keep their type: rounding the frequencies of the positional encoding would move every point.
     state = {
-        key: tensor.detach().to("cpu", dtype if key in parameters else torch.float32).contiguous()
+        key: tensor.detach().to("cpu", dtype if key in parameters else tensor.dtype).contiguous()
         for key, tensor in network.state_dict().items()
     }
     partial = path.with_name(f"{path.name}.partial")

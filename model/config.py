@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from maskmill.model.frame import Frame
+
+Activation = Literal["relu", "gelu"]
+UpscalingNorm = Literal["cell", "image"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class NetworkConfig:
     dynamic_multimask: bool = False
     # limit of the logits of a mask that becomes a prompt.
     logit_limit: float = math.inf
+    # Activation in the heads and in the MLP of tokens.
+    decoder_activation: Activation = "relu"
+    # Whether the positions of prompt tokens are added to the tokens for good, as in EfficientSAM, or only to queries and
+    # keys. If so, the self-attention of the first block is residual.
+    keeps_positions: bool = False
+    # What the layer norm of the mask upscaler normalises: the channels of a cell, or the whole image.
+    upscaling_norm: UpscalingNorm = "cell"
+    # Whether automatic generation takes one mask from each point, the ambiguity mask with the highest predicted IoU.
+    best_candidate_only: bool = False
     # Normalisation, in 0..255 RGB.
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)

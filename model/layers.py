@@ -39,17 +39,20 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """The multi-layer perceptron of an output head: `depth` linear layers with ReLU between them."""
+    """The multi-layer perceptron of an output head: `depth` linear layers with activations between them."""
 
-    def __init__(self, dim: int, hidden_dim: int, output_dim: int, depth: int) -> None:
+    def __init__(
+        self, dim: int, hidden_dim: int, output_dim: int, depth: int, activation: Callable[[Tensor], Tensor] = F.relu
+    ) -> None:
         super().__init__()
+        self.activation = activation
         dims = [dim] + [hidden_dim] * (depth - 1) + [output_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x_D: Tensor) -> Tensor:
         *hidden, last = self.layers
         for layer in hidden:
-            x_D = F.relu(layer(x_D))
+            x_D = self.activation(layer(x_D))
         return last(x_D)
 
 

@@ -10,9 +10,11 @@ Source: Kirillov et al. 2023, Appendix A; `modeling/mask_decoder.py` of segment-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.config import NetworkConfig
@@ -26,7 +28,7 @@ class DecodedPrompts:
     """The output of the transformer for N prompts. `MaskDecoder.decode_masks` computes masks of any subset from it."""
 
     predicted_iou_NM: Tensor
-    mask_tokens_NMC: Tensor
+    mask_tokens_NMC: Tensor  # a family's further output tokens follow those of the masks
     image_tokens_NCYX: Tensor
     # See `ImageEmbedding`. The leading size is 1 if all prompts share an image.
     skips: tuple[Tensor, ...] = ()
@@ -49,15 +51,19 @@ class MaskDecoder(nn.Module):
             self.pred_obj_score_head = MLP(dim, dim, 1, depth=3)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(self.num_masks, dim)
+        activation = getattr(F, config.decoder_activation)
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(dim, dim // 4, kernel_size=2, stride=2),
-            LayerNorm2d(dim // 4),
+            # One group is the layer norm of the whole image.
+            LayerNorm2d(dim // 4) if config.upscaling_norm == "cell" else nn.GroupNorm(1, dim // 4),
             nn.GELU(),
             nn.ConvTranspose2d(dim // 4, dim // 8, kernel_size=2, stride=2),
             nn.GELU(),
         )
-        self.output_hypernetworks_mlps = nn.ModuleList(MLP(dim, dim, dim // 8, depth=3) for _ in range(self.num_masks))
-        self.iou_prediction_head = MLP(dim, config.iou_head_width, self.num_masks, config.iou_head_depth)
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(dim, dim, dim // 8, depth=3, activation=activation) for _ in range(self.num_masks)
+        )
+        self.iou_prediction_head = MLP(dim, config.iou_head_width, self.num_masks, config.iou_head_depth, activation)
 
     def decode_prompts(
         self, embedding: ImageEmbedding, positions_1CYX: Tensor, sparse_NTC: Tensor, dense_NCYX: Tensor
@@ -72,10 +78,13 @@ class MaskDecoder(nn.Module):
 
     def prepend_output_tokens(self, sparse_NTC: Tensor) -> Tensor:
         """The input tokens (N, T, C) of the transformer: output tokens, then prompt tokens."""
-        output_tokens = [self.iou_token.weight, self.mask_tokens.weight]
-        if self.object_score:
-            output_tokens.insert(0, self.obj_score_token.weight)
-        return torch.cat([torch.cat(output_tokens).expand(len(sparse_NTC), -1, -1), sparse_NTC], dim=1)
+        output_tokens_OC = torch.cat(self.output_tokens())
+        return torch.cat([output_tokens_OC.expand(len(sparse_NTC), -1, -1), sparse_NTC], dim=1)
+
+    def output_tokens(self) -> list[Tensor]:
+        """The learned tokens, each (O, C)."""
+        object_token = [self.obj_score_token.weight] if self.object_score else []
+        return [*object_token, self.iou_token.weight, self.mask_tokens.weight]
 
     def read_output_tokens(
         self, tokens_NTC: Tensor, image_tokens_NCYX: Tensor, skips: tuple[Tensor, ...]
@@ -102,13 +111,19 @@ class MaskDecoder(nn.Module):
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
         skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips]
         upscaled_ZChw = self._upscale(decoded.image_tokens_NCYX[rows], skips)
-        weights_ZMC = torch.stack(
-            [mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
-        )
-        logits_ZMhw = torch.einsum("zmc,zchw->zmhw", weights_ZMC.to(upscaled_ZChw.dtype), upscaled_ZChw)
+        logits_ZMhw = self._logits(upscaled_ZChw, decoded.mask_tokens_NMC[rows], skips)
         return logits_ZMhw[keep_NM[rows]]
 
-    def _upscale(self, image_tokens_ZCYX: Tensor, skips: list[Tensor]) -> Tensor:
+    def mask_weights(self, mask_tokens_ZMC: Tensor) -> Tensor:
+        """The weights (Z, M, C) that each mask gives to the channels of the upscaled image."""
+        return torch.stack([mlp(mask_tokens_ZMC[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1)
+
+    def _logits(self, upscaled_ZChw: Tensor, mask_tokens_ZMC: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        """The logits (Z, M, h, w) of all masks."""
+        weights_ZMC = self.mask_weights(mask_tokens_ZMC)
+        return torch.einsum("zmc,zchw->zmhw", weights_ZMC.to(upscaled_ZChw.dtype), upscaled_ZChw)
+
+    def _upscale(self, image_tokens_ZCYX: Tensor, skips: Sequence[Tensor]) -> Tensor:
         if not skips:
             return self.output_upscaling(image_tokens_ZCYX)
         upscale_1, norm, activation_1, upscale_2, activation_2 = self.output_upscaling

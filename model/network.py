@@ -7,13 +7,13 @@ masks, C channels, Y X embedding grid, S input side, h w low-resolution logits. 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.config import NetworkConfig
 from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.families import FAMILIES
-from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
-from maskmill.model.prompt_encoder import PromptEncoder
+from maskmill.model.mask_decoder import DecodedPrompts
 from maskmill.model.prompts import AMBIGUITY_MASKS, SINGLE_MASK, best_ambiguity_mask, choose, is_stable
 
 
@@ -26,14 +26,15 @@ class Network(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = FAMILIES[config.family].build_encoder(config)
-        self.prompt_encoder = PromptEncoder(config)
-        self.mask_decoder = MaskDecoder(config)
+        family = FAMILIES[config.family]
+        self.image_encoder = family.build_encoder(config)
+        self.prompt_encoder = family.build_prompt_encoder(config)
+        self.mask_decoder = family.build_decoder(config)
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.prompt_encoder.no_mask_embed.weight.device
+        return self.mask_decoder.iou_token.weight.device
 
     def screen(self) -> Network | None:
         """A faster network for the same embeddings with approximate results, or None. See `filters.screening`."""
@@ -60,6 +61,8 @@ class Network(nn.Module):
 
     def candidates(self, predicted_iou_NM: Tensor) -> Tensor:
         """A boolean (N, M): the masks that automatic mask generation takes from each prompt."""
+        if self.config.best_candidate_only:
+            return F.one_hot(best_ambiguity_mask(predicted_iou_NM), predicted_iou_NM.shape[1]).bool()
         return choose(AMBIGUITY_MASKS, predicted_iou_NM)
 
     def grid_positions(self) -> Tensor:

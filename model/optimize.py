@@ -15,7 +15,6 @@ from torch import Tensor
 from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.errors import DeviceError
 from maskmill.model.families import FAMILIES
-from maskmill.model.inference.fast_decoder import FastMaskDecoder
 from maskmill.model.layers import require_same_classes
 from maskmill.model.network import Network
 
@@ -123,8 +122,9 @@ class OptimizedNetwork(Network):
         require_same_classes(network, self)
         self.eval()
         self._encoder_dtype, self._screen_dtype = encoder_dtype, screen_dtype
-        FAMILIES[self.config.family].speed_up(self.image_encoder, encoder_dtype)
-        self.mask_decoder = FastMaskDecoder(network.config, self.mask_decoder, torch.float32)
+        family = FAMILIES[self.config.family]
+        family.speed_up(self.image_encoder, encoder_dtype)
+        self.mask_decoder = family.fast_decoder(network.config, self.mask_decoder, torch.float32)
         self._grid_positions = self.prompt_encoder.grid_positions().detach()
 
     def screen(self) -> Network | None:
@@ -132,7 +132,8 @@ class OptimizedNetwork(Network):
             return None
         screen = copy.copy(self)
         screen._modules = dict(self._modules)  # all submodules except the decoder are shared
-        screen.mask_decoder = FastMaskDecoder(self.config, self.mask_decoder, self._screen_dtype)
+        fast_decoder = FAMILIES[self.config.family].fast_decoder
+        screen.mask_decoder = fast_decoder(self.config, self.mask_decoder, self._screen_dtype)
         return screen
 
     def grid_positions(self) -> Tensor:

@@ -77,9 +77,7 @@ class PromptEncoder(nn.Module):
 
     def grid_positions(self) -> Tensor:
         """Positional encoding of the embedding cells, (1, C, Y, X)."""
-        centres = (torch.arange(self.grid_size, device=self.no_mask_embed.weight.device) + 0.5) / self.grid_size
-        y_YX, x_YX = torch.meshgrid(centres, centres, indexing="ij")
-        return self.pe_layer(torch.stack([x_YX, y_YX], dim=-1)).permute(2, 0, 1)[None]
+        return self.pe_layer.of_grid(self.grid_size)
 
     def _positions(self, xy: Tensor) -> Tensor:
         # Pixel centres as a fraction of the input side.
@@ -109,6 +107,12 @@ class RandomFourierPositions(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, dim // 2))
+
+    def of_grid(self, side: int) -> Tensor:
+        """The encoding of the centres of side x side cells: (1, C, Y, X)."""
+        centres = (torch.arange(side, device=self.positional_encoding_gaussian_matrix.device) + 0.5) / side
+        y_YX, x_YX = torch.meshgrid(centres, centres, indexing="ij")
+        return self(torch.stack([x_YX, y_YX], dim=-1)).permute(2, 0, 1)[None]
 
     def forward(self, xy: Tensor) -> Tensor:
         # Computed in float32: phases reach hundreds of radians, which bf16 cannot represent precisely.

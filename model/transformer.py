@@ -39,11 +39,12 @@ class TwoWayBlock(nn.Module):
     def __init__(self, config: NetworkConfig, add_positions_first: bool) -> None:
         super().__init__()
         self.add_positions_first = add_positions_first
+        self.keeps_positions = config.keeps_positions
         self.self_attn = CrossAttention(config.embed_dim, config.decoder_heads, downsample=1)
         self.norm1 = nn.LayerNorm(config.embed_dim)
         self.cross_attn_token_to_image = _cross_attention(config)
         self.norm2 = nn.LayerNorm(config.embed_dim)
-        self.mlp = MLPBlock(config.embed_dim, config.decoder_mlp_dim, F.relu)
+        self.mlp = MLPBlock(config.embed_dim, config.decoder_mlp_dim, getattr(F, config.decoder_activation))
         self.norm3 = nn.LayerNorm(config.embed_dim)
         self.norm4 = nn.LayerNorm(config.embed_dim)
         self.cross_attn_image_to_token = _cross_attention(config)
@@ -59,6 +60,9 @@ class TwoWayBlock(nn.Module):
         return x_NTC, self.norm4(image_NLC + attended_NLC)
 
     def attend_to_tokens(self, x_NTC: Tensor, prompts_NTC: Tensor) -> Tensor:
+        if self.keeps_positions:
+            x_NTC = x_NTC + prompts_NTC if self.add_positions_first else x_NTC
+            return self.norm1(x_NTC + self.self_attn(x_NTC, x_NTC, x_NTC))
         if self.add_positions_first:
             query_NTC = x_NTC + prompts_NTC
             return self.norm1(x_NTC + self.self_attn(query_NTC, query_NTC, x_NTC))

@@ -40,13 +40,13 @@ def make_blocks(config: VitDetConfig) -> nn.ModuleList:
     )
 
 
-def make_neck(config: VitDetConfig) -> nn.Sequential:
+def make_neck(width: int, embed_dim: int) -> nn.Sequential:
     """The layers from the blocks' output (B, C, Y, X) to the image embedding (B, C, Y, X) with its channels."""
     return nn.Sequential(
-        nn.Conv2d(config.encoder_width, config.embed_dim, kernel_size=1, bias=False),
-        LayerNorm2d(config.embed_dim),
-        nn.Conv2d(config.embed_dim, config.embed_dim, kernel_size=3, padding=1, bias=False),
-        LayerNorm2d(config.embed_dim),
+        nn.Conv2d(width, embed_dim, kernel_size=1, bias=False),
+        LayerNorm2d(embed_dim),
+        nn.Conv2d(embed_dim, embed_dim, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(embed_dim),
     )
 
 

@@ -93,9 +93,13 @@ def randomise(network: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, weight in network.state_dict().items():
         noise = torch.randn(weight.shape, generator=generator)
+        if not weight.is_floating_point():  # the number of batches that batch normalisation has seen
+            continue
         if "position" in name:  # the frequencies of the encoding
             value = noise
-        elif re.search(r"pos_|_embed(dings\.\d)?\.weight|point_embed|(iou_token|mask_tokens)\.", name):
+        elif name.endswith("running_var"):
+            value = torch.exp(0.2 * noise)
+        elif re.search(r"pos_|attention_biases|_embed(dings\.\d)?\.weight|point_embed|(iou_token|mask_tokens)\.", name):
             value = 0.5 * noise
         elif weight.ndim >= 2:
             value = noise / math.sqrt(weight[0].numel())

@@ -76,14 +76,13 @@ def import_with(contents: Mapping[str, Mapping[str, object]], *modules: str) -> 
         del sys.modules[name]
 
 
+TORCHVISION: dict[str, dict[str, object]] = {}
 if importlib.util.find_spec("torchvision") is None:
-    import_with(
-        {
-            "torchvision": {},
-            "torchvision.ops": {},
-            "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
-            "torchvision.transforms": {},
-            "torchvision.transforms.functional": {"resize": resize, "to_pil_image": to_pil_image},
-        },
-        "segment_anything",
-    )
+    TORCHVISION = {
+        "torchvision": {},
+        "torchvision.ops": {},
+        "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
+        "torchvision.transforms": {},
+        "torchvision.transforms.functional": {"resize": resize, "to_pil_image": to_pil_image},
+    }
+    import_with(TORCHVISION, "segment_anything")

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from maskmill.model.config import NetworkConfig
+from maskmill.model.inference.fast_decoder import FastMaskDecoder
+from maskmill.model.mask_decoder import MaskDecoder
+from maskmill.model.prompt_encoder import PromptEncoder
 
 # A pattern for a key of another layout, and the replacement that gives our key.
 KeyPattern = tuple[str, str]
@@ -41,3 +44,8 @@ class Family:
     official_keys: tuple[KeyPattern, ...] = ()
     # How the keys begin of published weights that are not part of our networks, in any layout. They are ignored.
     unused_keys: tuple[str, ...] = ()
+    # A module with the interface of `PromptEncoder`.
+    build_prompt_encoder: Callable[[Any], nn.Module] = PromptEncoder
+    # The mask decoder, and its form for inference with image tokens in the given dtype.
+    build_decoder: Callable[[Any], MaskDecoder] = MaskDecoder
+    fast_decoder: Callable[[Any, Any, torch.dtype], FastMaskDecoder] = FastMaskDecoder

@@ -11,6 +11,7 @@ Source: `modeling/mask_decoder.py` of segment-anything, through `model/mask_deco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -71,6 +72,9 @@ class FastMaskDecoder(MaskDecoder):
     def _prepare(self, embedding: ImageEmbedding, positions_1CYX: Tensor, dense_NCYX: Tensor) -> _Prepared:
         image_BLC = (embedding.grid_BCYX + dense_NCYX).flatten(2).transpose(1, 2)
         image = self._token_side.prepare(image_BLC, positions_1CYX.flatten(2).transpose(1, 2))
+        return _Prepared(image, self._prepare_skips(embedding))
+
+    def _prepare_skips(self, embedding: ImageEmbedding) -> tuple[Tensor, ...]:
         Y, X = embedding.grid_BCYX.shape[-2:]
         skips = []
         for skip, steps in zip(embedding.skips, (1, 2), strict=False):
@@ -79,7 +83,7 @@ class FastMaskDecoder(MaskDecoder):
             # From (B, C, Y, y of each step, X, x of each step) to (B, Y, X, y and x of each step, C).
             order = [0, 2, 3 + steps, *(axis + i for i in range(steps) for axis in (3, 4 + steps)), 1]
             skips.append(cells.permute(order).flatten(1, -2).to(self._dtype).contiguous())
-        return _Prepared(image, tuple(skips))
+        return tuple(skips)
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
         """See `MaskDecoder`. Logits are float32."""
@@ -88,17 +92,28 @@ class FastMaskDecoder(MaskDecoder):
         chosen_K2 = keep_NM[rows].nonzero().to(device, non_blocking=True)
         rows = rows.to(device, non_blocking=True)
         tokens_ZLC = decoded.image_tokens_NCYX.flatten(2).transpose(1, 2)[rows]
-        skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips] or [None, None]
+        skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips]
+        half_skip, full_skip = self._upscaling_skips(skips) or (None, None)
         half_ZEC = fast_linear(tokens_ZLC, *self._upscale_1).unflatten(2, (4, -1)).flatten(1, 2)
         norm = self.output_upscaling[1]
-        assert isinstance(norm, nn.LayerNorm)
-        half_ZEC = fused_ops.norm_and_gelu(half_ZEC, skips[0], norm)
+        assert isinstance(norm, nn.LayerNorm | nn.GroupNorm)
+        half_ZEC = fused_ops.norm_and_gelu(half_ZEC, half_skip, norm)
         full_ZEC = fast_linear(half_ZEC, *self._upscale_2).unflatten(2, (4, -1)).flatten(1, 2)
-        full_ZEC = fused_ops.gelu(full_ZEC, skips[1])
-        mlps = self.output_hypernetworks_mlps
-        weights_ZMC = torch.stack([mlp(decoded.mask_tokens_NMC[rows, i]) for i, mlp in enumerate(mlps)], dim=1)
-        logits_ZEM = full_ZEC @ weights_ZMC.transpose(1, 2).to(self._dtype)
-        return fused_ops.to_pixels(logits_ZEM, chosen_K2, decoded.image_tokens_NCYX.shape[-2:])
+        full_ZEC = fused_ops.gelu(full_ZEC, full_skip)
+        mask_tokens_ZMC = decoded.mask_tokens_NMC[rows]
+        logits_ZEM = full_ZEC @ self.mask_weights(mask_tokens_ZMC).mT.to(self._dtype)
+        logits_Khw = fused_ops.to_pixels(logits_ZEM, chosen_K2, decoded.image_tokens_NCYX.shape[-2:])
+        return self._add_details(logits_Khw, full_ZEC, mask_tokens_ZMC, skips, prompts_K=chosen_K2[:, 0])
+
+    def _upscaling_skips(self, skips: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The features to add in each step of the upscaling."""
+        return skips
+
+    def _add_details(
+        self, logits_Khw: Tensor, full_ZEC: Tensor, mask_tokens_ZMC: Tensor, skips: Sequence[Tensor], prompts_K: Tensor
+    ) -> Tensor:
+        """Adds what a family adds to the logits. `prompts_K` is the index in Z of each mask."""
+        return logits_Khw
 
 
 def _as_linear(convolution: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

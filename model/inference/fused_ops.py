@@ -29,8 +29,12 @@ def add_and_norm(
     return image_NLC, image_NLC + positions_1LC
 
 
-def norm_and_gelu(x_NEC: Tensor, skip_BEC: Tensor | None, norm: nn.LayerNorm) -> Tensor:
-    """Adds the skip features, then applies layer norm and GELU."""
+def norm_and_gelu(x_NEC: Tensor, skip_BEC: Tensor | None, norm: nn.LayerNorm | nn.GroupNorm) -> Tensor:
+    """Adds the skip features, then applies GELU after layer norm, of each row or (a group norm of one group) of each image."""
+    if isinstance(norm, nn.GroupNorm):
+        x_NEC = _add(x_NEC, skip_BEC)
+        normed_NEC = F.layer_norm(x_NEC.float(), x_NEC.shape[1:], eps=norm.eps)
+        return F.gelu(normed_NEC * norm.weight + norm.bias).to(x_NEC.dtype)
     if _has_kernels(x_NEC):
         from maskmill.model.inference import cpu_kernels
 

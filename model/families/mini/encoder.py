@@ -28,7 +28,7 @@ class MiniEncoder(nn.Module):
         self.patch_embed = ConvStem(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, config.encoder_width))
         self.blocks = make_blocks(config)
-        self.neck = make_neck(config)
+        self.neck = make_neck(config.encoder_width, config.embed_dim)
         self.skips = nn.ModuleList()
         for halving in (1, 2):
             in_width, out_width = config.encoder_width >> halving, config.embed_dim >> (halving + 1)

@@ -34,7 +34,7 @@ class LiteEncoder(nn.Module):
         self.norm = LayerNorm2d(width)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, width))
         self.blocks = make_blocks(config)
-        self.neck = make_neck(config)
+        self.neck = make_neck(config.encoder_width, config.embed_dim)
         self.top_down = nn.ModuleList(
             [TopDown(embed_dim, c8, embed_dim // 4), TopDown(TOP_DOWN_CHANNELS, c4, embed_dim // 8)]
         )

@@ -24,7 +24,7 @@ class ImageEncoder(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, config.encoder_width))
         self.blocks = make_blocks(config)
-        self.neck = make_neck(config)
+        self.neck = make_neck(config.encoder_width, config.embed_dim)
 
     def forward(self, images_B3SS: Tensor) -> ImageEmbedding:
         x_BYXC = self.patch_embed(images_B3SS) + self.pos_embed
