@@ -1,20 +1,24 @@
-"""COCO instances: one JSON file with the images and their annotations. LVIS uses the same format.
+"""Reads and writes COCO instances: one JSON file with the images and their annotations. LVIS uses the same format.
 
 Source: https://cocodataset.org/#format-data
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from maskmill.annotations.json_files import Fields, image_of_entries, image_size, read_first, read_json
+from maskmill.annotations.export import ExportFile, ExportImage, Format
+from maskmill.annotations.json_files import Fields, image_of_entries, image_size, json_object, read_first, read_json
+from maskmill.annotations.polygons import HOLES, edge_outline
 from maskmill.annotations.records import AnnotatedImage, AnnotationError
+from maskmill.annotations.selection import SelectedImage, Selection
 
 # A folder holds the photographs of a file if one of this many images is in it.
 _LOOKED_FOR = 20
@@ -132,3 +136,52 @@ def _find_root(path: Path, entries: Sequence[Fields], images: Path | None) -> Pa
     if images is not None:
         raise AnnotationError(f"{path}: its photographs, such as {first}, are not in {images}")
     raise AnnotationError(f"{path}: its photographs, such as {first}, are not found near it: say where they are")
+
+
+SegmentationKind = Literal["compressed", "uncompressed", "polygon"]
+CATEGORY = "mask"  # the name of the only category of an export
+
+
+def coco_format(segmentation: SegmentationKind = "compressed") -> Format:
+    """Writes one file `instances.json`. Ids start at 1. Memory holds the masks of one image at a time.
+
+    `segmentation` is the form of the masks: RLE with compressed or uncompressed counts, or polygons, which lose holes.
+    """
+    lost: Counter[str] = Counter()
+
+    def encode(selection: Selection, images: Iterator[ExportImage]) -> Iterator[bytes]:
+        categories = [{"id": 1, "name": CATEGORY, "supercategory": ""}]
+        return json_object(
+            {"info": {"description": "masks exported by maskmill"}, "licenses": [], "categories": categories},
+            images=map(_image_entry, selection.images()),
+            annotations=(entry for image in images for entry in _mask_entries(image, segmentation, lost)),
+        )
+
+    def files(selection: Selection) -> Iterator[ExportFile]:
+        yield ExportFile("instances.json", len(selection), selection.images, partial(encode, selection))
+
+    return Format("coco", files, {"segmentation": segmentation}, image_folder="images/", lost=lost)
+
+
+def _image_entry(image: SelectedImage) -> Fields:
+    return {"id": image.number, "file_name": image.name, "height": image.height, "width": image.width}
+
+
+def _mask_entries(image: ExportImage, segmentation: SegmentationKind, lost: Counter[str]) -> Iterator[Fields]:
+    masks = image.masks
+    mode = "uncompressed_rle" if segmentation == "uncompressed" else "coco_rle"
+    for row, fields in enumerate(masks.to_dicts(mode)):
+        x, y, w, h = fields["bbox"]
+        entry = fields | {
+            "id": image.image.first_mask + row + 1,
+            "image_id": image.image.number,
+            "category_id": 1,
+            "iscrowd": 0,
+            # COCO counts pixels. The tables and SA-1B have one less.
+            "bbox": [x, y, w + 1, h + 1] if fields["area"] else [x, y, 0, 0],
+        }
+        if segmentation == "polygon":
+            outline = edge_outline(masks.rle_counts[row], masks.height, masks.width)
+            lost[HOLES] += outline.holes
+            entry["segmentation"] = [part.ravel().tolist() for part in outline.parts]
+        yield entry

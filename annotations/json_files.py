@@ -1,9 +1,9 @@
-"""Code shared by the JSON formats: reads a file, and the entry of one image with its masks."""
+"""Code shared by the JSON formats: reads files and the entry of one image with its masks, writes entries one by one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +68,22 @@ def read_first(paths: Sequence[Path]) -> bytes:
         if path.is_file():
             return path.read_bytes()
     return paths[-1].read_bytes()
+
+
+def json_object(fields: Fields, **lists: Iterable[Any]) -> Iterator[bytes]:
+    """A JSON object in chunks: its fields, then its lists, each entry on a line of its own."""
+    yield json.dumps(fields).encode()[:-1]
+    for number, (name, entries) in enumerate(lists.items()):
+        yield b",\n" if fields or number else b""
+        yield json.dumps(name).encode() + b": "
+        yield from json_array(entries)
+    yield b"}\n"
+
+
+def json_array(entries: Iterable[Any]) -> Iterator[bytes]:
+    """A JSON array in chunks, each entry on a line of its own."""
+    separator = b"["
+    for entry in entries:
+        yield separator + b"\n" + json.dumps(entry, allow_nan=False).encode()
+        separator = b","
+    yield b"\n]" if separator == b"," else b"[]"

@@ -1,16 +1,20 @@
-"""SA-1B: photographs `sa_1.jpg`, each with its masks in `sa_1.json`, in a folder or in folders below it.
+"""Reads and writes SA-1B: images `sa_1.jpg`, each with its masks in `sa_1.json`, in a folder or in folders below it.
 
 Source: https://ai.meta.com/datasets/segment-anything-downloads, "Dataset format"
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from maskmill.annotations.export import ExportFile, ExportImage, Format, file_per_image
 from maskmill.annotations.json_files import image_of_entries, image_size, read_json
 from maskmill.annotations.records import AnnotatedImage, AnnotationError
+from maskmill.annotations.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -56,3 +60,33 @@ def is_sa1b(content: Any) -> bool:
         and isinstance(content.get("annotations"), list)
         and all(isinstance(mask, dict) for mask in content["annotations"])
     )
+
+
+def sa1b_format() -> Format:
+    """Writes a JSON file per image, with the fields that the published files have. Ids start at 1."""
+
+    def files(selection: Selection) -> Iterator[ExportFile]:
+        return file_per_image(selection, lambda image: f"{image.stem}.json", _encode)
+
+    return Format("sa1b", files, unique_stems=True)
+
+
+def _encode(image: ExportImage) -> bytes:
+    return json.dumps(sa1b_fields(image), allow_nan=False).encode()
+
+
+def sa1b_fields(image: ExportImage) -> dict[str, Any]:
+    """The content of the JSON file of an image."""
+    selected = image.image
+    return {
+        "image": {
+            "image_id": selected.number,
+            "width": selected.width,
+            "height": selected.height,
+            "file_name": PurePosixPath(selected.name).name,
+        },
+        "annotations": [
+            fields | {"id": selected.first_mask + row + 1}
+            for row, fields in enumerate(image.masks.to_dicts("coco_rle"))
+        ],
+    }

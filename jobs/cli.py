@@ -19,6 +19,7 @@ import typer
 from maskmill.jobs.compare import compare
 from maskmill.jobs.demo import demo
 from maskmill.jobs.evaluate import evaluate
+from maskmill.jobs.export import export
 from maskmill.jobs.generate import generate
 from maskmill.jobs.info import info
 from maskmill.jobs.preview import preview
@@ -31,6 +32,7 @@ from maskmill.model.errors import MaskmillError
 COMMANDS = {
     "Make masks": (generate, retry, demo),
     "Look": (preview, info),
+    "Exchange": (export,),
     "Judge": (verify, compare, evaluate),
     "Train": (train,),
 }

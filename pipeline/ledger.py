@@ -180,11 +180,15 @@ def read_run(storage: Storage) -> dict[str, Any]:
 
 
 def _refuse_overlap(storage: Storage, source: str) -> None:
-    output, images = _comparable(storage.uri), _comparable(source)
-    if output.is_relative_to(images) or images.is_relative_to(output):
+    if is_inside(storage.uri, source) or is_inside(source, storage.uri):
         raise RunMismatchError(
             f"{storage.uri}: the output and the source {source} are one inside the other: choose another output"
         )
+
+
+def is_inside(uri: str, folder: str) -> bool:
+    """Whether an address is a folder or something below it."""
+    return _comparable(uri).is_relative_to(_comparable(folder))
 
 
 def _comparable(uri: str) -> PurePosixPath:
