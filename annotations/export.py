@@ -77,8 +77,8 @@ class Format:
     name: str
     files: Callable[[Selection], Iterator[ExportFile]]  # in the order of their images
     options: dict[str, Any] = field(default_factory=dict[str, Any])  # that decide the content of the files
-    # Whether files are named after images without their extension: then no two images may share such a name.
-    unique_stems: bool = False
+    unique_stems: bool = False  # whether files are named after images without their extension
+    images_by_stem: bool = False  # whether readers find the image of such a file by its name
     images_inside: bool = False  # whether image files are part of the files of the format
     image_folder: str = ""  # for image files that are not inside: empty, or with a slash at its end
     # What the files written so far cannot express -> how often.
@@ -106,7 +106,7 @@ def write_export(
     _begin(selection, form, storage, settings | {"images": images})
     there = {item.key for item in storage.list()}
     if images != "none" and not form.images_inside:
-        _place_images(selection, form.image_folder, storage, images, there, on_progress)
+        _place_images(selection, form, storage, images, there, on_progress)
 
     on_progress(sum(file.count for file in form.files(selection) if file.key in there))
     for with_data in dict.fromkeys(file.with_data for file in form.files(selection)):
@@ -141,11 +141,9 @@ def _check_images(form: Format, storage: Storage, images: ImagesMode) -> None:
 
 def _begin(selection: Selection, form: Format, storage: Storage, settings: dict[str, Any]) -> None:
     """Creates `_export`, or compares it. Raises RunMismatchError if the destination holds anything else."""
-    output, source = selection.run.storage.uri, selection.run.plan.source
+    output = selection.run.storage.uri
     if is_inside(storage.uri, output) or is_inside(output, storage.uri):
         raise RunMismatchError(f"{storage.uri}: overlaps with the run {output}: choose another destination")
-    if source.kind != "manifest" and is_inside(storage.uri, source.root):
-        raise RunMismatchError(f"{storage.uri}: is inside of the source {source.root}: choose another destination")
     run = json.dumps(selection.run.settings, sort_keys=True).encode()
     wanted = {
         "format": form.name,
@@ -180,25 +178,28 @@ def _begin(selection: Selection, form: Format, storage: Storage, settings: dict[
 
 def _place_images(
     selection: Selection,
-    folder: str,
+    form: Format,
     storage: Storage,
     images: ImagesMode,
     there: set[str],
     on_progress: Callable[[int], None],
 ) -> None:
-    def missing() -> Iterator[SelectedImage]:
-        return (image for image in selection.images() if folder + image.name not in there)
+    def key(image: SelectedImage) -> str:
+        return form.image_folder + (image.stem_name if form.images_by_stem else image.name)
 
-    on_progress(sum(folder + image.name in there for image in selection.images()))
+    def missing() -> Iterator[SelectedImage]:
+        return (image for image in selection.images() if key(image) not in there)
+
+    on_progress(sum(key(image) in there for image in selection.images()))
     if images == "link":
         assert isinstance(storage, LocalStorage)
         for image, target in link_targets(selection.run, missing()):
-            storage.link(folder + image.name, target)
+            storage.link(key(image), target)
             on_progress(1)
         return
     with _Writer(storage) as writer:
         for image, data in read_image_files(selection.run, missing()):
-            writer.create(folder + image.name, data)
+            writer.create(key(image), data)
             on_progress(1)
 
 

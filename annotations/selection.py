@@ -28,7 +28,8 @@ from maskmill.pipeline.table import IMAGES, MASKS, mask_columns
 _COLUMNS = ("image_id", "shard", "source_uri", "image_height", "image_width", "sha256", "n_masks")
 _ADDED = [
     pa.field("planned_shard", pa.int32()),  # index of the shard in the plan
-    pa.field("name", pa.string()),  # path of the image file in an export: the image_id, made safe and unique
+    pa.field("name", pa.string()),  # path of the image file in an export: the image_id, as a valid key
+    pa.field("stem", pa.string()),  # `name` without its extension, made unique; null if that is not needed
     pa.field("mask_ids", pa.list_(pa.int32())),  # the selected masks; null: all masks of the image
     pa.field("n_selected", pa.int32()),
     pa.field("first_mask", pa.int64()),  # number of selected masks of the images before
@@ -42,7 +43,8 @@ class SelectedImage:
 
     number: int  # 1, 2... in the selection
     image_id: str
-    name: str
+    name: str  # path of the image file in an export
+    stem: str  # path without extension of the file that belongs to the image in an export
     shard: int  # index in the plan
     part: str  # that has its masks
     source_uri: str
@@ -54,9 +56,9 @@ class SelectedImage:
     first_mask: int  # number of selected masks of the images before this one
 
     @property
-    def stem(self) -> str:
-        """`name` without its extension."""
-        return _stem(self.name)
+    def stem_name(self) -> str:
+        """The name of an image file that is found by the stem of its masks file."""
+        return self.stem + PurePosixPath(self.name).suffix
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ class Selection:
     table: pa.Table  # one row per image
     failed: int  # images of the run that failed or were quarantined: not selected
     shards_missing: int  # shards that are not done yet
-    renamed: int  # images with a `name` that is not their image_id
+    renamed: int  # images with a `name` or `stem` that is not that of their image_id
     sha256: str  # of the committed parts: equal if the run has not changed
 
     def __len__(self) -> int:
@@ -89,6 +91,7 @@ class Selection:
                     number=number,
                     image_id=row["image_id"],
                     name=row["name"],
+                    stem=row["stem"] or _stem(row["name"]),
                     shard=row["planned_shard"],
                     part=row["shard"],
                     source_uri=row["source_uri"],
@@ -113,7 +116,7 @@ def select(run: Run, where: str | None = None, limit: int | None = None, unique_
 
     The condition sees the columns of both tables: the images, left-joined with their masks. An image is selected if one
     of its masks meets the condition; an image without masks, if it meets the condition itself (its mask columns are
-    null). With `unique_stems` no two names differ in their extension only.
+    null). With `unique_stems` no two images have the same stem.
 
     Raises ConfigError if the condition is not valid, ObjectError if a part is damaged, and StorageError if the store
     cannot be reached.
@@ -138,12 +141,16 @@ def select(run: Run, where: str | None = None, limit: int | None = None, unique_
         mask_ids = rows["mask_ids"]
         n_selected = np.array([len(ids) for ids in mask_ids], np.int32)
     image_ids = table["image_id"].to_pylist()
-    names = _names(image_ids, unique_stems)
+    names = _unique(map(_key, image_ids))
+    stems = _unique(map(_stem, names)) if unique_stems else pa.nulls(len(names), pa.string())
     first_mask = np.cumsum(n_selected, dtype=np.int64) - n_selected
-    for field, column in zip(_ADDED[1:], (names, mask_ids, n_selected, first_mask), strict=True):
+    for field, column in zip(_ADDED[1:], (names, stems, mask_ids, n_selected, first_mask), strict=True):
         column = column if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
         table = table.append_column(field, column)
-    renamed = sum(name != image_id for name, image_id in zip(names, image_ids, strict=True))
+    renamed = sum(
+        name != image_id or (unique_stems and stem != _stem(name))
+        for name, stem, image_id in zip(names, stems, image_ids, strict=True)
+    )
     return Selection(run, table, len(images) - len(ok), len(run.plan) - shards, renamed, parts.hexdigest())
 
 
@@ -167,26 +174,32 @@ def _matching(run: Run, images: pa.Table, where: str) -> pa.Table:
         rows = connection.sql(query).to_arrow_table()
     except duckdb.Error as error:
         raise ConfigError(f"--where {where!r}: {one_line_cause(error).partition(' LINE ')[0]}") from error
-    return rows.cast(pa.schema([("_position", pa.int64()), _ADDED[2]]))
+    return rows.cast(pa.schema([("_position", pa.int64()), ("mask_ids", pa.list_(pa.int32()))]))
 
 
-def _names(image_ids: list[str], unique_stems: bool) -> list[str]:
-    """The path of each image file in an export: its id, as a valid key that no other image has."""
+def _key(image_id: str) -> str:
+    """An image_id as a valid key: relative, without empty and hidden parts."""
+    parts = clean_path(image_id.replace("\0", "")).split("/")
+    return "/".join(f"_{part}" if part.startswith(".") else part for part in parts) or "_"
+
+
+def _unique(paths: Iterable[str]) -> list[str]:
+    """The paths; #2, #3... is added to the stem of one that repeats."""
     names: list[str] = []
     taken: set[str] = set()
-    for image_id in image_ids:
-        parts = clean_path(image_id.replace("\0", "")).split("/")
-        path = PurePosixPath("/".join(f"_{part}" if part.startswith(".") else part for part in parts) or "_")
-        name, number = str(path), 1
-        while (used := _stem(name) if unique_stems else name) in taken:
+    for path in paths:
+        name, number = path, 1
+        while name in taken:
             number += 1
-            name = str(path.with_stem(f"{path.stem}#{number}"))
-        taken.add(used)
+            stem = _stem(path)
+            name = f"{stem}#{number}{path[len(stem) :]}"
+        taken.add(name)
         names.append(name)
     return names
 
 
 def _stem(name: str) -> str:
+    """A path without its extension."""
     return name.removesuffix(PurePosixPath(name).suffix)
 
 

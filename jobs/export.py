@@ -18,6 +18,10 @@ class FormatName(StrEnum):
     SA1B = "sa1b"
     WEBDATASET = "webdataset"
     HF = "hf"
+    YOLO = "yolo"
+    LABELS = "labels"
+    CVAT = "cvat"
+    LABELSTUDIO = "labelstudio"
 
 
 class Images(StrEnum):
@@ -83,6 +87,14 @@ def export(
 
       hf: Parquet files with a card, for Hugging Face data sets
 
+      yolo: a text file per image with one polygon per mask, which loses holes and smaller parts
+
+      labels: a PNG of 16 bits per image, in which smaller masks cover larger ones
+
+      cvat: annotations.xml with exact masks
+
+      labelstudio: tasks.json with the masks as predictions
+
     Images that failed or are not done yet are left out. A killed export is resumed by the same command.
 
     Examples:
@@ -98,7 +110,7 @@ def export(
     from maskmill.pipeline.finished import open_finished_run
     from maskmill.pipeline.storage import open_storage
 
-    form = _format(format_name, segmentation, layout, images_per_file)
+    form = _format(format_name, segmentation, layout, images_per_file, images)
     mode = (images or (Images.COPY if form.images_inside else Images.NONE)).value
     selection = select(open_finished_run(open_storage(out), moved_to), where, limit, form.unique_stems)
     storage = open_storage(dest, make=True)
@@ -111,19 +123,25 @@ def export(
     if selection.shards_missing:
         typer.echo(f"note    {selection.shards_missing} shards of the run are not done yet")
     if selection.renamed:
-        typer.echo(f"note    {selection.renamed} image files have another name than their image_id")
+        typer.echo(f"note    {selection.renamed} images have files of another name: theirs repeats or is not a path")
     for what, count in form.lost.items():
         if count:
             typer.echo(f"lost    {count} {what}: {form.name} cannot express them")
     typer.echo(f"output  {storage.uri}")
 
 
-def _format(name: FormatName, segmentation: Segmentation, layout: Layout, images_per_file: int) -> Format:
+def _format(
+    name: FormatName, segmentation: Segmentation, layout: Layout, images_per_file: int, images: Images | None
+) -> Format:
     """The format with its options."""
     from maskmill.annotations.coco import coco_format
+    from maskmill.annotations.cvat import cvat_format
     from maskmill.annotations.hugging_face import hugging_face_format
+    from maskmill.annotations.label_maps import label_map_format
+    from maskmill.annotations.label_studio import label_studio_format
     from maskmill.annotations.sa1b import sa1b_format
     from maskmill.annotations.webdataset import webdataset_format
+    from maskmill.annotations.yolo import yolo_format
 
     match name:
         case FormatName.COCO:
@@ -134,3 +152,11 @@ def _format(name: FormatName, segmentation: Segmentation, layout: Layout, images
             return webdataset_format(images_per_file)
         case FormatName.HF:
             return hugging_face_format(layout.value, images_per_file)
+        case FormatName.YOLO:
+            return yolo_format()
+        case FormatName.LABELS:
+            return label_map_format()
+        case FormatName.CVAT:
+            return cvat_format()
+        case FormatName.LABELSTUDIO:
+            return label_studio_format("images/" if images in (Images.COPY, Images.LINK) else "")

@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maskmill.annotations.coco import coco_format
+from maskmill.annotations.cvat import cvat_format
 from maskmill.annotations.export import Format, ImagesMode, write_export
 from maskmill.annotations.hugging_face import hugging_face_format
+from maskmill.annotations.label_maps import label_map_format
+from maskmill.annotations.label_studio import label_studio_format
 from maskmill.annotations.sa1b import sa1b_format
 from maskmill.annotations.selection import Selection, select
 from maskmill.annotations.webdataset import webdataset_format
+from maskmill.annotations.yolo import yolo_format
 from maskmill.pipeline.finished import open_finished_run
 from maskmill.pipeline.records import Failure, ImageResult
 from maskmill.pipeline.storage import open_storage
@@ -38,6 +42,10 @@ FORMATS: Mapping[str, Callable[[], Format]] = {
     "webdataset": lambda: webdataset_format(2),
     "hf, nested": lambda: hugging_face_format("nested", 2),
     "hf, tables": lambda: hugging_face_format("tables", 2),
+    "yolo": yolo_format,
+    "labels": label_map_format,
+    "cvat": cvat_format,
+    "labelstudio": label_studio_format,
 }
 
 
