@@ -1,24 +1,34 @@
-"""COCO instances: one JSON file with the images and their annotations. LVIS uses the same format.
+"""Reads and writes COCO instances: one JSON file with the images and their annotations. LVIS uses the same format.
 
 Source: https://cocodataset.org/#format-data
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from maskmill.annotations.json_files import Fields, image_of_entries, image_size, read_first, read_json
-from maskmill.annotations.records import AnnotatedImage, AnnotationError
+from maskmill.annotations.export import ExportFile, ExportImage, Format
+from maskmill.annotations.json_files import (
+    Fields,
+    image_of_entries,
+    image_size,
+    json_object,
+    read_first,
+    read_json,
+)
+from maskmill.annotations.polygons import HOLES, edge_outline
+from maskmill.annotations.records import MODEL_FIELDS, AnnotatedImage, AnnotationError
+from maskmill.annotations.selection import SelectedImage, Selection
 
 # A folder holds the photographs of a file if one of this many images is in it.
-_LOOKED_FOR = 20
-_KEPT = ("id", "segmentation", "iscrowd")
+LOOKED_FOR = 20
+_KEPT = ("id", "segmentation", "iscrowd", *MODEL_FIELDS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +41,20 @@ class CocoInstances:
     images: tuple[Fields, ...]
     annotations: dict[Any, list[Fields]]  # image id -> its annotations
 
+    format_name: str = "coco"
+
     @property
     def name(self) -> str:
         return self.path.name
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def photograph(self, index: int) -> str:
+        """See importing.Importable."""
+        places = places_of(self.root, self.image_id(index))
+        found = next((place for place in places if place.is_file()), places[0])
+        return str(found.relative_to(self.root))
 
     def image_id(self, index: int) -> str:
         return _file_name(self.images[index])
@@ -45,7 +63,7 @@ class CocoInstances:
         image = self.images[index]
         file_name = _file_name(image)
         where = f"{self.path}: image {file_name}"
-        paths = _places(self.root, file_name)
+        paths = places_of(self.root, file_name)
         return image_of_entries(
             file_name,
             str(paths[0]),
@@ -70,11 +88,11 @@ def open_coco(path: Path, images: Path | None = None) -> CocoInstances:
     return coco_of(read_json(path), path, images)
 
 
-def coco_of(content: Fields, path: Path, images: Path | None = None) -> CocoInstances:
+def coco_of(content: Fields, path: Path, images: Path | None = None, images_needed: bool = True) -> CocoInstances:
     """The COCO file at `path` with this content. Its photographs are in `images`, or are searched for near the file.
 
     Raises AnnotationError if entries are missing or repeated, if the annotations have no masks, or if the photographs
-    are not found.
+    are needed and not found.
     """
     entries = _entries(content, "images", path)
     if not entries:
@@ -95,7 +113,8 @@ def coco_of(content: Fields, path: Path, images: Path | None = None) -> CocoInst
         image_id = annotation.get("image_id")
         if isinstance(image_id, int | str) and image_id in by_image:
             by_image[image_id].append({key: annotation[key] for key in _KEPT if key in annotation})
-    return CocoInstances(path, images, _find_root(path, entries, images), tuple(entries), by_image)
+    root = find_root(path, [_file_name(entry) for entry in entries[:LOOKED_FOR]], images, images_needed)
+    return CocoInstances(path, images, root, tuple(entries), by_image)
 
 
 def _entries(content: Fields, key: str, path: Path) -> list[Fields]:
@@ -112,13 +131,17 @@ def _file_name(image: Fields) -> str:
     return "/".join(PurePosixPath(urlsplit(str(image.get("coco_url", ""))).path).parts[-2:])
 
 
-def _places(root: Path, file_name: str) -> list[Path]:
+def places_of(root: Path, file_name: str) -> list[Path]:
     """Paths that a photograph may have: the names of some collections begin with the folder of the split."""
     direct, below = root / file_name, root / PurePosixPath(file_name).name
     return [direct, below] if below != direct else [direct]
 
 
-def _find_root(path: Path, entries: Sequence[Fields], images: Path | None) -> Path:
+def find_root(path: Path, file_names: Sequence[str], images: Path | None, images_needed: bool) -> Path:
+    """The folder that the photographs of the annotations at `path` are relative to: `images`, or a folder near `path`.
+
+    Raises AnnotationError if none of `file_names` is in it, unless images are not needed.
+    """
     if images is not None:
         roots = [images]
     else:
@@ -126,9 +149,61 @@ def _find_root(path: Path, entries: Sequence[Fields], images: Path | None) -> Pa
         bases = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
         roots = [folder for base in bases for folder in (base, base / split, base / path.stem)]
     for root in roots:
-        if any(place.is_file() for entry in islice(entries, _LOOKED_FOR) for place in _places(root, _file_name(entry))):
+        if any(place.is_file() for file_name in file_names for place in places_of(root, file_name)):
             return root
-    first = _file_name(entries[0])
+    if not images_needed:
+        return roots[0]
     if images is not None:
-        raise AnnotationError(f"{path}: its photographs, such as {first}, are not in {images}")
-    raise AnnotationError(f"{path}: its photographs, such as {first}, are not found near it: say where they are")
+        raise AnnotationError(f"{path}: its photographs, such as {file_names[0]}, are not in {images}")
+    raise AnnotationError(
+        f"{path}: its photographs, such as {file_names[0]}, are not found near it: say where they are"
+    )
+
+
+SegmentationKind = Literal["compressed", "uncompressed", "polygon"]
+CATEGORY = "mask"  # the name of the only category of an export
+
+
+def coco_format(segmentation: SegmentationKind = "compressed") -> Format:
+    """Writes one file `instances.json`. Ids start at 1. Memory holds the masks of one image at a time.
+
+    `segmentation` is the form of the masks: RLE with compressed or uncompressed counts, or polygons, which lose holes.
+    """
+    lost: Counter[str] = Counter()
+
+    def encode(selection: Selection, images: Iterator[ExportImage]) -> Iterator[bytes]:
+        categories = [{"id": 1, "name": CATEGORY, "supercategory": ""}]
+        return json_object(
+            {"info": {"description": "masks exported by maskmill"}, "licenses": [], "categories": categories},
+            images=map(_image_entry, selection.images()),
+            annotations=(entry for image in images for entry in _mask_entries(image, segmentation, lost)),
+        )
+
+    def files(selection: Selection) -> Iterator[ExportFile]:
+        yield ExportFile("instances.json", len(selection), selection.images, partial(encode, selection))
+
+    return Format("coco", files, {"segmentation": segmentation}, image_folder="images/", lost=lost)
+
+
+def _image_entry(image: SelectedImage) -> Fields:
+    return {"id": image.number, "file_name": image.name, "height": image.height, "width": image.width}
+
+
+def _mask_entries(image: ExportImage, segmentation: SegmentationKind, lost: Counter[str]) -> Iterator[Fields]:
+    masks = image.masks
+    mode = "uncompressed_rle" if segmentation == "uncompressed" else "coco_rle"
+    for row, fields in enumerate(masks.to_dicts(mode)):
+        x, y, w, h = fields["bbox"]
+        entry = fields | {
+            "id": image.image.first_mask + row + 1,
+            "image_id": image.image.number,
+            "category_id": 1,
+            "iscrowd": 0,
+            # COCO counts pixels. The tables and SA-1B have one less.
+            "bbox": [x, y, w + 1, h + 1] if fields["area"] else [x, y, 0, 0],
+        }
+        if segmentation == "polygon":
+            outline = edge_outline(masks.rle_counts[row], masks.height, masks.width)
+            lost[HOLES] += outline.holes
+            entry["segmentation"] = [part.ravel().tolist() for part in outline.parts]
+        yield entry

@@ -1,13 +1,17 @@
-"""Code shared by the JSON formats: reads a file, and the entry of one image with its masks."""
+"""Code shared by the JSON formats: reads files and the entry of one image with its masks, writes entries one by one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskmill.annotations.records import AnnotatedImage, AnnotationError, annotated_image
+import numpy as np
+from numpy.typing import NDArray
+
+from maskmill.annotations.records import MODEL_FIELDS, AnnotatedImage, AnnotationError, annotated_image
 from maskmill.annotations.segmentations import SegmentationError, to_counts
 from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.errors import one_line_cause
@@ -51,6 +55,7 @@ def image_of_entries(
     """
     rles: list[bytes] = []
     crowds: list[bool] = []
+    kept: list[Fields] = []
     for mask in masks:
         try:
             counts = to_counts(mask.get("segmentation"), *size)
@@ -59,7 +64,23 @@ def image_of_entries(
         if counts is not None:
             rles.append(counts)
             crowds.append(bool(mask.get("iscrowd")))
-    return annotated_image(image_id, uri, size, rles, fetch, crowds=crowds)
+            kept.append(mask)
+    columns = _model_fields(kept, where)
+    return annotated_image(image_id, uri, size, rles, fetch, crowds=crowds, model_fields=columns, where=where)
+
+
+def _model_fields(masks: Sequence[Fields], where: str) -> dict[str, NDArray[np.float64]]:
+    """The fields of SA-1B that all masks have. Raises AnnotationError if one is not of finite numbers."""
+    columns: dict[str, NDArray[np.float64]] = {}
+    for name, shape in MODEL_FIELDS.items():
+        if masks and all(name in mask for mask in masks):
+            try:
+                columns[name] = np.array([mask[name] for mask in masks], np.float64)
+            except (TypeError, ValueError) as error:
+                raise AnnotationError(f"{where}: {name}: {one_line_cause(error)}") from error
+            if columns[name].shape != (len(masks), *shape) or not np.isfinite(columns[name]).all():
+                raise AnnotationError(f"{where}: {name}: not {max(1, math.prod(shape))} finite numbers per mask")
+    return columns
 
 
 def read_first(paths: Sequence[Path]) -> bytes:
@@ -68,3 +89,22 @@ def read_first(paths: Sequence[Path]) -> bytes:
         if path.is_file():
             return path.read_bytes()
     return paths[-1].read_bytes()
+
+
+def json_object(fields: Fields, **lists: Iterable[Any]) -> Iterator[bytes]:
+    """A JSON object in chunks: its fields, then its lists, each entry on a line of its own."""
+    yield json.dumps(fields).encode()[:-1]
+    for number, (name, entries) in enumerate(lists.items()):
+        yield b",\n" if fields or number else b""
+        yield json.dumps(name).encode() + b": "
+        yield from json_array(entries)
+    yield b"}\n"
+
+
+def json_array(entries: Iterable[Any]) -> Iterator[bytes]:
+    """A JSON array in chunks, each entry on a line of its own."""
+    separator = b"["
+    for entry in entries:
+        yield separator + b"\n" + json.dumps(entry, allow_nan=False).encode()
+        separator = b","
+    yield b"\n]" if separator == b"," else b"[]"

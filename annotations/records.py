@@ -5,8 +5,8 @@ Shapes: H W image size, K masks of one image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,14 @@ from maskmill.model.errors import MaskmillError
 from maskmill.pipeline.config import DEFAULT_DECODING, DecodingConfig
 from maskmill.pipeline.errors import ImageError, StorageError
 from maskmill.pipeline.images import decode_image
+
+# Name -> shape of the value of one mask. A point is in a list, as there.
+MODEL_FIELDS: Mapping[str, tuple[int, ...]] = {
+    "predicted_iou": (),
+    "stability_score": (),
+    "point_coords": (1, 2),  # XY
+    "crop_box": (4,),  # XYWH
+}
 
 
 class AnnotationError(MaskmillError):
@@ -36,6 +44,8 @@ class AnnotatedImage:
     crowd_K: NDArray[np.bool_]  # COCO's iscrowd: a region of many objects, not used as an answer to a prompt
     fetch: Callable[[], bytes]  # the image file; picklable, such as `path.read_bytes`
     decoding: DecodingConfig = DEFAULT_DECODING
+    # What SA-1B records of masks because a model made them: MODEL_FIELDS, those that all masks of the image have.
+    model_fields: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
 
     def __post_init__(self) -> None:
         assert self.annotator_K.shape == self.crowd_K.shape == (len(self.rles),)
@@ -76,16 +86,18 @@ def annotated_image(
     annotators: Sequence[int] | None = None,
     crowds: Sequence[bool] | None = None,
     decoding: DecodingConfig = DEFAULT_DECODING,
+    model_fields: Mapping[str, NDArray[np.float64]] | None = None,
+    where: str | None = None,
 ) -> AnnotatedImage:
     """An image of `size` (H, W) with its masks. Empty masks are left out.
 
-    Raises AnnotationError if one of `rles` is not a mask of this size.
+    Raises AnnotationError if one of `rles` is not a mask of this size. The message begins with `where`, or with `uri`.
     """
     height, width = size
     count = len(rles)
     area_K, _, faults = rle.measure(rles, np.full(count, height), np.full(count, width))
     for k, fault in faults.items():
-        raise AnnotationError(f"{uri}: mask {k + 1} of {count}: the RLE {fault}")
+        raise AnnotationError(f"{where or uri}: mask {k + 1} of {count}: the RLE {fault}")
     kept_K = np.flatnonzero(area_K).tolist()
     return AnnotatedImage(
         image_id,
@@ -97,6 +109,7 @@ def annotated_image(
         np.array(crowds or [False] * count, np.bool_)[kept_K],
         fetch,
         decoding,
+        {name: column[kept_K] for name, column in (model_fields or {}).items()},
     )
 
 

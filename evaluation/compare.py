@@ -96,7 +96,11 @@ def pair_images(a: RunIndex, b: RunIndex, limit: int) -> Pairs:
     ).sort_by([("shard_A", "ascending"), ("shard_B", "ascending"), ("image_id", "ascending")])
     failed_a, failed_b = (pc.field(f"status_{run}") != "ok" for run in "AB")
     other_bytes, other_height, other_width = (
-        pc.field(f"{column}_A") != pc.field(f"{column}_B") for column in ("sha256", "image_height", "image_width")
+        # Unknown in one of the runs, as after an import, is not a difference.
+        (pc.field(f"{column}_A") != pc.field(f"{column}_B"))
+        & pc.field(f"{column}_A").is_valid()
+        & pc.field(f"{column}_B").is_valid()
+        for column in ("sha256", "image_height", "image_width")
     )
     reasons = {
         "only in A": pc.field("shard_B").is_null(),

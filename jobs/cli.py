@@ -19,7 +19,9 @@ import typer
 from maskmill.jobs.compare import compare
 from maskmill.jobs.demo import demo
 from maskmill.jobs.evaluate import evaluate
+from maskmill.jobs.export import export
 from maskmill.jobs.generate import generate
+from maskmill.jobs.import_ import import_
 from maskmill.jobs.info import info
 from maskmill.jobs.models import models
 from maskmill.jobs.preview import preview
@@ -32,6 +34,7 @@ from maskmill.model.errors import MaskmillError
 COMMANDS = {
     "Make masks": (generate, retry, demo),
     "Look": (preview, info, models),
+    "Exchange": (export, import_),
     "Judge": (verify, compare, evaluate),
     "Train": (train,),
 }
@@ -44,7 +47,7 @@ app = typer.Typer(
 )
 for group, commands in COMMANDS.items():
     for command in commands:
-        app.command(rich_help_panel=group)(command)
+        app.command(command.__name__.rstrip("_"), rich_help_panel=group)(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -23,6 +23,7 @@ from maskmill.pipeline.storage import PROBE_PREFIX, Storage, file_name, prove_cr
 from maskmill.pipeline.table import SCHEMA_VERSION, images_part
 
 RUN_KEY = "_run.json"
+IMPORTED = "imported"  # key in `_run.json` of an import, not of a run of a model
 REQUESTS_AT_ONCE = 16  # concurrent requests to the store when a run is opened or read
 
 
@@ -61,6 +62,36 @@ class Identity:
     @property
     def sha256(self) -> str:
         """The SHA-256 of the JSON, hexadecimal. Each part carries it in its footer."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ImportIdentity:
+    """The identity of a run with masks from annotations in another format."""
+
+    source: str  # address of the folder of image files
+    format_name: str
+    annotations: str  # address of the file or folder
+    annotations_sha256: str  # of the file; of a folder, of the list of its images
+    names: NameFilter = ALL_NAMES
+
+    def to_json(self) -> str:
+        """The content of `_run.json`."""
+        fields = {
+            "schema_version": SCHEMA_VERSION,
+            "source": self.source,
+            "config": {},
+            IMPORTED: {
+                "format": self.format_name,
+                "annotations": self.annotations,
+                "sha256": self.annotations_sha256,
+            },
+        }
+        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """As `Identity.sha256`."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
@@ -110,7 +141,10 @@ class Ledger:
 
 
 def open_run(
-    storage: Storage, identity: Identity, source: Source | None, images_per_shard: int | None = None
+    storage: Storage,
+    identity: Identity | ImportIdentity,
+    source: Source | None,
+    images_per_shard: int | None = None,
 ) -> tuple[Ledger, Plan]:
     """Starts a run in `storage`, or resumes the run there. A resumed run keeps its plan even if the source changed.
 
@@ -120,7 +154,8 @@ def open_run(
     Raises RunMismatchError if the output holds another run or other objects, SourceError if the source has no images,
     and StorageError if the store does not honour create-if-absent.
     """
-    _refuse_overlap(storage, identity.source)
+    if isinstance(identity, Identity):  # an import does not list its images
+        _refuse_overlap(storage, identity.source)
     if storage.exists(RUN_KEY):
         _refuse_another_run(storage, identity)
     else:
@@ -147,7 +182,11 @@ def _make_plan(source: Source, images_per_shard: int, names: NameFilter) -> byte
 
 def reopen_run(storage: Storage) -> tuple[Identity, Ledger]:
     """The run in `storage`, to continue it. Raises as `open_run` does."""
-    read_run(storage)
+    if imported := read_run(storage).get(IMPORTED):
+        raise RunMismatchError(
+            f"{storage.uri}: imported from {imported['annotations']}: no model can process its images again; import "
+            "corrected annotations into another output"
+        )
     try:
         identity = Identity.from_json(storage.read(RUN_KEY).decode())
     except (KeyError, TypeError, ValueError, ConfigError) as error:
@@ -156,7 +195,7 @@ def reopen_run(storage: Storage) -> tuple[Identity, Ledger]:
     return identity, _open(storage, identity)
 
 
-def _open(storage: Storage, identity: Identity) -> Ledger:
+def _open(storage: Storage, identity: Identity | ImportIdentity) -> Ledger:
     storage.sweep()
     ledger = Ledger(storage, identity.sha256)
     ledger.publish_missing_images()
@@ -185,11 +224,15 @@ def read_run(storage: Storage) -> dict[str, Any]:
 
 
 def _refuse_overlap(storage: Storage, source: str) -> None:
-    output, images = _comparable(storage.uri), _comparable(source)
-    if output.is_relative_to(images) or images.is_relative_to(output):
+    if is_inside(storage.uri, source) or is_inside(source, storage.uri):
         raise RunMismatchError(
             f"{storage.uri}: the output and the source {source} are one inside the other: choose another output"
         )
+
+
+def is_inside(uri: str, folder: str) -> bool:
+    """Whether an address is a folder or something below it."""
+    return _comparable(uri).is_relative_to(_comparable(folder))
 
 
 def _comparable(uri: str) -> PurePosixPath:
@@ -204,7 +247,7 @@ def _refuse_foreign_objects(storage: Storage) -> None:
             )
 
 
-def _refuse_another_run(storage: Storage, identity: Identity) -> None:
+def _refuse_another_run(storage: Storage, identity: Identity | ImportIdentity) -> None:
     there, wanted = (
         {name: json.dumps(value) for name, value in flatten(settings).items()}
         for settings in (read_run(storage), json.loads(identity.to_json()))

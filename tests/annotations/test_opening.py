@@ -62,7 +62,7 @@ def test_photographs_may_be_elsewhere(tmp_path: Path):
         ("a.json", "[" * 100_000, "not JSON"),
         ("a.json", "[]", "it holds no object"),
         ("a.json", '{"info": 1, "boxes": 2}', "its keys are info, boxes"),
-        ("a.csv", "uri", "not a .json file"),
+        ("a.csv", "uri", "not a .json or .xml file"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: str, reason: str):

@@ -1,0 +1,77 @@
+"""`maskmill export` writes every format and says what is left out or lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from maskmill.jobs.cli import main
+from maskmill.jobs.export import FormatName
+from tests.annotations.exporting import NAMES, make_run, write_photographs
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    write_photographs(tmp_path / "photographs")
+    make_run(tmp_path / "photographs", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def _printed(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return [line.split(maxsplit=1) for line in captured.out.splitlines()]
+
+
+@pytest.mark.parametrize("name", FormatName)
+def test_every_format_is_written_and_its_losses_are_printed(
+    out: Path, tmp_path: Path, name: FormatName, capsys: pytest.CaptureFixture[str]
+):
+    dest = tmp_path / "dest"
+    for _ in range(2):
+        assert main(["export", str(out), str(dest), "--format", name]) == 0
+        printed = dict(_printed(capsys))
+        assert printed["images"] == f"{len(NAMES)}, with {4 * (len(NAMES) - 1)} masks"
+        assert printed["failed"] == "1 images, left out"
+        assert printed["output"] == str(dest)
+
+
+def test_condition_limit_and_options_reach_the_export(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    dest = str(tmp_path / "dest")
+    options = ["--where", "mask_id = 1", "--limit", "2", "--segmentation", "polygon", "--images", "copy"]
+    assert main(["export", str(out), dest, "--format", "coco", *options]) == 0
+    assert ["lost", "2 holes filled: coco cannot express them"] in _printed(capsys)
+    assert {path.name for path in Path(dest, "images").iterdir()} == {"a.jpg", "a.png"}
+    assert (
+        main(["export", str(out), f"{dest}-hf", "--format", "hf", "--layout", "tables", "--images-per-file", "4"]) == 0
+    )
+    assert len(list(Path(f"{dest}-hf", "masks").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "dest", "--format", "coco"], "nowhere: not an output of maskmill: it has no _run.json"),
+        (["out", "dest", "--format", "coco", "--where", "areas > 3"], 'Referenced column "areas" not found'),
+        (
+            ["out", "dest", "--format", "hf", "--images", "link"],
+            "hf has the images inside of its files",
+        ),
+        (["out", "out/dest", "--format", "coco"], "overlaps with the run"),
+    ],
+)
+def test_user_errors_are_one_line(
+    out: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("maskmill: error: ")
+    assert message in error
