@@ -75,9 +75,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Start the encoder of mini from published ImageNet weights: efficientnet-lite2. --checkpoint "
-            "then gives only the prompt encoder and the mask decoder. Default: without --checkpoint, the weights of the trunk "
-            "that the model has.",
+            help="Start the encoder of mini from published ImageNet weights: efficientnet-lite2. --checkpoint then "
+            "gives only the prompt encoder and the mask decoder. Default without --checkpoint: efficientnet-lite2.",
             show_default=False,
         ),
     ] = None,
