@@ -46,8 +46,7 @@ def evaluate(
     ] = None,
     moved_to: MovedTo = None,
     model: Annotated[
-        str,
-        typer.Option(help="mini (embedded), mini_lite, vit_b, vit_l, vit_h, hiera_t, hiera_s, hiera_b+ or hiera_l."),
+        str, typer.Option(help="mini (embedded), or another one of `maskmill models`, which needs --checkpoint.")
     ] = "mini",
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights, as for `maskmill generate`.", show_default=False)

@@ -60,14 +60,14 @@ def train(
             show_default=False,
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="mini, mini_lite, vit_b, vit_l or vit_h.")] = "mini",
+    model: Annotated[str, typer.Option(help="mini, vit_b, vit_l or vit_h.")] = "mini",
     checkpoint: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
             help="Weights to start from, as published by Segment Anything, Hugging Face or maskmill; `embedded` for "
-            "the embedded weights. The encoder may have fewer blocks. The result is the mean of these weights and the "
-            "trained ones. Default: random weights.",
+            "the embedded weights. Without --trunk, the result is the mean of these weights and the trained ones. "
+            "Default: random weights.",
             show_default=False,
         ),
     ] = None,
@@ -75,8 +75,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Start the encoder of mini_lite from published ImageNet weights: efficientnet-lite2. --checkpoint "
-            "then gives only the prompt encoder and the mask decoder.",
+            help="Start the encoder of mini from published ImageNet weights: efficientnet-lite2. --checkpoint then "
+            "gives only the prompt encoder and the mask decoder. Default without --checkpoint: efficientnet-lite2.",
             show_default=False,
         ),
     ] = None,
@@ -124,10 +124,12 @@ def train(
     from maskmill.pipeline.errors import ConfigError
 
     variant = find_variant(model)
+    if trunk is None and checkpoint is None and isinstance(variant, MiniConfig):
+        trunk = next(name for name, stages in TRUNKS.items() if stages == variant.trunk)
     if trunk is not None and not (isinstance(variant, MiniConfig) and variant.trunk == TRUNKS.get(trunk)):
-        raise ConfigError(f"--trunk {trunk}: {model} has no such trunk; mini_lite has efficientnet-lite2")
+        raise ConfigError(f"--trunk {trunk}: {model} has no such trunk; mini has efficientnet-lite2")
     if variant.square_input:
-        raise ConfigError(f"{model} cannot be trained: the trainer pads images; choose mini, mini_lite or vit_...")
+        raise ConfigError(f"{model} cannot be trained: the trainer pads images; choose mini, vit_b, vit_l or vit_h")
     recipe = choose_recipe(variant, from_checkpoint=checkpoint is not None, from_trunk=trunk is not None)
     recipe = replace(recipe, seed=seed)
     if data_share is not None:
@@ -142,7 +144,7 @@ def train(
     resolved = str(resolve_device(device))
     weights = None
     if checkpoint is not None:
-        weights = embedded_checkpoint("mini" if trunk else model) if checkpoint == "embedded" else Path(checkpoint)
+        weights = embedded_checkpoint(model) if checkpoint == "embedded" else Path(checkpoint)
     # Checked before any process starts, so that a wrong checkpoint is a one-line error.
     read_start(variant, weights, trunk)
     shares = dict(_parse_weight(entry) for entry in data or ())

@@ -126,9 +126,9 @@ PRESETS: dict[str, GeneratorConfig] = {
     # For the embedded model, which predicts lower scores than the published models and more small islands. Chosen with
     # benchmarks/thresholds.py on the validation split of BSDS500 (docs/model-card.md).
     "mini": GeneratorConfig(
-        pred_iou_thresh=0.2,
-        stability_score_thresh=0.35,
-        box_nms_thresh=0.5,
+        pred_iou_thresh=0.1,
+        stability_score_thresh=0.3,
+        box_nms_thresh=0.6,
         min_mask_region_area=200,
         max_coverage=0.95,
         drop_small_masks=True,

@@ -1,4 +1,4 @@
-"""Weight initialisation for a small SAM, and adaptation of state dicts to other input sizes and encoder depths."""
+"""Weight initialisation for a small SAM, and adaptation of state dicts to other input sizes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.config import NetworkConfig
-from maskmill.model.families.mini.encoder import MiniEncoder
-from maskmill.model.families.mini.lite_encoder import LiteEncoder, TopDown
+from maskmill.model.families.mini.encoder import TopDown
 from maskmill.model.network import Network
 from maskmill.model.transformer import CrossAttention
 from maskmill.model.vitdet import Block
@@ -37,16 +36,14 @@ def initialise(network: Network) -> None:
         nn.init.normal_(weight, std=0.3)
     encoder = network.image_encoder
     nn.init.trunc_normal_(encoder.get_parameter("pos_embed"), std=0.02)
-    # The skip connections start at zero, so that the first masks depend only on the image embedding.
-    if isinstance(encoder, MiniEncoder):
-        _set_to_zero(encoder.skips)
-    if not isinstance(encoder, LiteEncoder):
+    # In `mini` the skip connections start at zero, so that the first masks depend only on the image embedding, and the
+    # attention blocks as the identity, so that they do not change the features of the trunk.
+    if not any(isinstance(module, TopDown) for module in encoder.modules()):
         return
     for module in encoder.modules():
         if isinstance(module, TopDown):
             _set_to_zero(module.skip)
         elif isinstance(module, Block):
-            # The attention blocks start as the identity, so that they do not change the features of the trunk.
             _set_to_zero(module.attn.proj)
             _set_to_zero(module.mlp.lin2)
 
@@ -54,28 +51,6 @@ def initialise(network: Network) -> None:
 def _set_to_zero(module: nn.Module) -> None:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
-
-
-# The last layer of each residual branch of an encoder block: with zero weights, the branch adds nothing.
-_BLOCK_OUTPUTS = (".attn.proj.", ".mlp.lin2.", ".conv2.")
-
-
-def grow(config: NetworkConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Adds the encoder blocks that `state` lacks compared with a model of `config`.
-
-    The new blocks are identities: the last layer of each residual branch is zero. Their other weights are drawn with a
-    fixed seed. Other missing weights are not added.
-    """
-    with torch.device("meta"):
-        names = Network(config).state_dict().keys() - state.keys()
-    lacking = [name for name in names if name.startswith("image_encoder.") and ".blocks." in name]
-    if not lacking:
-        return dict(state)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        fresh = Network(config).state_dict()
-    outputs = {name for name in lacking if any(part in name for part in _BLOCK_OUTPUTS)}
-    return {**state, **{name: torch.zeros_like(fresh[name]) if name in outputs else fresh[name] for name in lacking}}
 
 
 def load_resized(config: NetworkConfig, state: Mapping[str, Tensor]) -> Network:

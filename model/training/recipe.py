@@ -94,7 +94,8 @@ FROM_TRUNK = TrainingConfig(
     photograph_share=0.85,
 )
 FROM_CHECKPOINT = TrainingConfig(
-    stages=(Stage(512, 1750, images=4, clicks=16, boxes=4, learning_rates=(6e-4, 1e-5), iou_weight=4.0),),
+    stages=(Stage(512, 850, images=4, clicks=16, boxes=4, learning_rates=(5e-4, 1e-5), iou_weight=4.0),),
+    photograph_share=0.85,
     start_share=0.5,
 )
 

@@ -14,7 +14,7 @@ import signal
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +31,6 @@ from maskmill.model.network import Network
 from maskmill.model.training.augment import fit
 from maskmill.model.training.data import Dataset, TrainingDataError
 from maskmill.model.training.heldout import measure
-from maskmill.model.training.initialise import grow
 from maskmill.model.training.recipe import TrainingConfig
 from maskmill.model.training.samples import write_sheet
 from maskmill.model.training.scenes import Scenes
@@ -131,8 +130,7 @@ def read_start(model: NetworkConfig, checkpoint: Path | None, trunk: str | None 
     """Returns the initial weights of a run as a state dict of `model`, or None for random initialisation.
 
     With a `trunk`, the state dict holds the published weights of the trunk and, if a checkpoint is given, its prompt
-    encoder and mask decoder. Without a `trunk`, it holds the whole checkpoint. The encoder of the checkpoint may have
-    fewer blocks than `model`.
+    encoder and mask decoder. Without a `trunk`, it holds the whole checkpoint.
 
     Raises:
         CheckpointError: the file cannot be read, or belongs to another model.
@@ -141,8 +139,7 @@ def read_start(model: NetworkConfig, checkpoint: Path | None, trunk: str | None 
     if trunk is None:
         if checkpoint is None:
             return None
-        read = read_checkpoint(checkpoint)
-        return build_network(model, replace(read, state=grow(model, read.state))).state_dict()
+        return build_network(model, read_checkpoint(checkpoint)).state_dict()
     assert isinstance(model, MiniConfig), "the caller has compared the trunks"
     published = read_checkpoint(published_weights(trunk)).state
     state = {f"image_encoder.trunk.{name}": x for name, x in fold_published(model.trunk, published).items()}

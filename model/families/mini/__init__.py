@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from maskmill.model.families.family import Family
-from maskmill.model.families.mini.config import VARIANTS, MiniConfig
+from maskmill.model.families.mini.config import VARIANTS
 from maskmill.model.families.mini.encoder import MiniEncoder
-from maskmill.model.families.mini.lite_encoder import LiteEncoder
 from maskmill.model.inference.fast_vitdet import speed_up
 from maskmill.model.vitdet import variant_of
 from maskmill.model.weights import MINI_TERMS
-
-
-def _build_encoder(config: MiniConfig) -> nn.Module:
-    return LiteEncoder(config) if config.trunk else MiniEncoder(config)
-
 
 FAMILY = Family(
     title="mini",
@@ -23,8 +15,8 @@ FAMILY = Family(
     terms=MINI_TERMS,
     variants=VARIANTS,
     checkpoints={"mini": "embedded"},
-    build_encoder=_build_encoder,
+    build_encoder=MiniEncoder,
     speed_up=speed_up,
-    recognises=lambda keys: any(key.startswith(("image_encoder.skips.", "image_encoder.trunk.stem.")) for key in keys),
+    recognises=lambda keys: any(key.startswith("image_encoder.trunk.stem.") for key in keys),
     variant_of=lambda state: variant_of(state, VARIANTS),
 )

@@ -37,10 +37,8 @@ class MiniConfig(VitDetConfig):
     """Dimensions of a small network for CPUs."""
 
     family: str = "mini"
-    # Residual blocks after each halving of the convolutional stem, finest first; none where it is shorter.
-    stem_blocks: tuple[int, ...] = ()
-    # Convolutional trunk (EfficientNet-Lite) before the blocks, in place of the stem.
-    trunk: tuple[TrunkStage, ...] = ()
+    # The convolutional trunk (EfficientNet-Lite) before the blocks.
+    trunk: tuple[TrunkStage, ...]
     relative_positions: bool = False
     high_resolution_skips: bool = True
 
@@ -48,23 +46,6 @@ class MiniConfig(VitDetConfig):
 VARIANTS = (
     MiniConfig(
         "mini",
-        encoder_width=256,
-        encoder_depth=7,
-        encoder_heads=8,
-        global_attention_blocks=(1, 3, 5, 6),
-        window_size=16,
-        stem_blocks=(0, 2, 2, 1),
-        image_size=512,
-        embed_dim=128,
-        decoder_heads=4,
-        decoder_mlp_dim=512,
-        decoder_attention_downsample=1,
-        iou_head_width=128,
-        default_preset="mini",
-    ),
-    # `mini` with a pretrained trunk. It has no embedded weights yet: `maskmill train --trunk efficientnet-lite2`.
-    MiniConfig(
-        "mini_lite",
         encoder_width=256,
         encoder_depth=3,
         encoder_heads=8,

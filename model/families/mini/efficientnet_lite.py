@@ -1,4 +1,4 @@
-"""EfficientNet-Lite, the convolutional trunk of `mini_lite`. It returns feature maps at strides 4, 8, 16 and 32.
+"""EfficientNet-Lite, the convolutional trunk of `mini`. It returns feature maps at strides 4, 8, 16 and 32.
 
 Batch normalisation is folded into the convolutions.
 

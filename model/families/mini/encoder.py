@@ -1,12 +1,11 @@
-"""The image encoder of `mini`: a pyramid of convolutions, ViTDet blocks, and finer features beside the embedding.
+"""The image encoder of `mini`: a pretrained convolutional trunk, global attention and high-resolution skips.
 
-Shapes: B images, S input side in pixels, Y X grid in cells, C channels.
-Source: the skips are those of SAM 2 (Ravi et al. 2024).
+Shapes: B images, S input side in pixels, Y X grid in cells of 16 pixels, y x a grid of half its side, C encoder width,
+E embedding channels, c channels of the trunk's features or of the top-down path.
+Source: Lin et al. 2017 (feature pyramids) for the top-down path; Ravi et al. 2024 (SAM 2) for the skips.
 """
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -14,77 +13,67 @@ from torch import Tensor, nn
 
 from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.families.mini.config import MiniConfig
+from maskmill.model.families.mini.efficientnet_lite import FEATURE_STAGES, EfficientNetLite
 from maskmill.model.layers import LayerNorm2d
 from maskmill.model.vitdet import make_blocks, make_neck
 
+TOP_DOWN_CHANNELS = 64
+
 
 class MiniEncoder(nn.Module):
-    """Normalised, padded images (B, 3, S, S) to their embeddings, with Y = X = S / patch."""
+    """Maps normalised, padded images (B, 3, S, S) to image embeddings with Y = X = S / 16."""
 
     def __init__(self, config: MiniConfig) -> None:
         super().__init__()
-        # `segment_anything` reads this attribute from any encoder.
+        width, embed_dim = config.encoder_width, config.embed_dim
+        c4, c8, c16, c32 = (config.trunk[i].channels for i in FEATURE_STAGES)
         self.img_size = config.image_size
-        self.patch_embed = ConvStem(config)
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, config.encoder_width))
+        self.trunk = EfficientNetLite(config.trunk)
+        self.lateral_16 = nn.Conv2d(c16, width, kernel_size=1)
+        self.lateral_32 = nn.Conv2d(c32, width, kernel_size=1)
+        self.norm = LayerNorm2d(width)
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.grid_size, config.grid_size, width))
         self.blocks = make_blocks(config)
-        self.neck = make_neck(config.encoder_width, config.embed_dim)
-        self.skips = nn.ModuleList()
-        for halving in (1, 2):
-            in_width, out_width = config.encoder_width >> halving, config.embed_dim >> (halving + 1)
-            self.skips.append(nn.Conv2d(in_width, out_width, kernel_size=3, padding=1))
+        self.neck = make_neck(width, embed_dim)
+        self.top_down = nn.ModuleList(
+            [TopDown(embed_dim, c8, embed_dim // 4), TopDown(TOP_DOWN_CHANNELS, c4, embed_dim // 8)]
+        )
 
     def forward(self, images_B3SS: Tensor) -> ImageEmbedding:
-        x_BYXC, finer = self.patch_embed(images_B3SS)
-        x_BYXC = x_BYXC + self.pos_embed
+        *finer, x16_BcYX, x32_Bcyx = self.trunk(images_B3SS)
+        x_BCYX = self.lateral_16(x16_BcYX) + _double(self.lateral_32(x32_Bcyx))
+        x_BYXC = self.norm(x_BCYX).permute(0, 2, 3, 1) + self.pos_embed
         for block in self.blocks:
             x_BYXC = block(x_BYXC)
-        # `finer` may go further than there are skips.
-        skips = tuple(skip(features) for skip, features in zip(self.skips, finer, strict=False))
-        return ImageEmbedding(self.neck(x_BYXC.permute(0, 3, 1, 2)), skips)
+        grid_BCYX = self.neck(x_BYXC.permute(0, 3, 1, 2))
+        coarse, skips = grid_BCYX, []
+        for step, features in zip(self.top_down, reversed(finer), strict=True):
+            coarse, skip = step(coarse, features)
+            skips.append(skip)
+        return ImageEmbedding(grid_BCYX, tuple(skips))
 
 
-class ConvStem(nn.Module):
-    """Strided 3x3 convolutions, each halving the side and doubling the channels, down to the patch size.
+class TopDown(nn.Module):
+    """Top-down step of a feature pyramid: merges coarse features with trunk features of twice the resolution.
 
-    Also gives the features on the way, (B, C/2, 2Y, 2X), (B, C/4, 4Y, 4X) and so on.
-    Source: Xiao et al. 2021, "Early convolutions help transformers see better".
+    Returns the merged features and a skip connection, both at the higher resolution.
     """
 
-    def __init__(self, config: MiniConfig) -> None:
+    def __init__(self, coarse_channels: int, fine_channels: int, skip_channels: int) -> None:
         super().__init__()
-        halvings = config.patch_size.bit_length() - 1
-        widths = [3] + [config.encoder_width >> (halvings - 1 - i) for i in range(halvings)]
-        self.layers = nn.Sequential()
-        for in_width, out_width in pairwise(widths):
-            self.layers.append(nn.Conv2d(in_width, out_width, kernel_size=3, stride=2, padding=1))
-            self.layers.append(LayerNorm2d(out_width))
-            self.layers.append(nn.GELU())
-        self.blocks = nn.ModuleList(
-            nn.Sequential(*(ConvBlock(width) for _ in range(blocks)))
-            for width, blocks in zip(widths[1:], config.stem_blocks, strict=False)
-        )
-        self.proj = nn.Conv2d(config.encoder_width, config.encoder_width, kernel_size=1)
-
-    def forward(self, images_B3SS: Tensor) -> tuple[Tensor, list[Tensor]]:
-        halved, x_BCYX = [], images_B3SS
-        for layer in self.layers:
-            x_BCYX = layer(x_BCYX)
-            if isinstance(layer, nn.GELU):
-                if len(halved) < len(self.blocks):
-                    x_BCYX = self.blocks[len(halved)](x_BCYX)
-                halved.append(x_BCYX)
-        return self.proj(x_BCYX).permute(0, 2, 3, 1), halved[-2::-1]
-
-
-class ConvBlock(nn.Module):
-    """Two 3x3 convolutions beside a connection that skips them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
+        width = TOP_DOWN_CHANNELS
+        self.coarse = nn.Conv2d(coarse_channels, width, kernel_size=1)
+        self.lateral = nn.Conv2d(fine_channels, width, kernel_size=1)
         self.norm = LayerNorm2d(width)
-        self.conv1 = nn.Conv2d(width, width, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
+        self.skip = nn.Conv2d(width, skip_channels, kernel_size=1)
 
-    def forward(self, x_BCYX: Tensor) -> Tensor:
-        return x_BCYX + self.conv2(F.gelu(self.conv1(self.norm(x_BCYX))))
+    def forward(self, coarse_Bcyx: Tensor, fine_BcYX: Tensor) -> tuple[Tensor, Tensor]:
+        x_BcYX = self.norm(_double(self.coarse(coarse_Bcyx)) + self.lateral(fine_BcYX))
+        x_BcYX = x_BcYX + F.gelu(self.conv(x_BcYX))
+        return x_BcYX, self.skip(x_BcYX)
+
+
+def _double(x_BCYX: Tensor) -> Tensor:
+    """Doubles the resolution by bilinear interpolation."""
+    return F.interpolate(x_BCYX, scale_factor=2, mode="bilinear")

