@@ -11,11 +11,12 @@ import torch
 
 from maskmill.model.checkpoint import build_network, read_checkpoint
 from maskmill.model.network import Network
-from maskmill.model.optimize import optimize
+from maskmill.model.optimize import OptimizedNetwork, optimize
 from maskmill.pipeline.config import PRESETS
-from testing.networks import SMALL_SAM2_CONFIGS, randomise
+from testing.networks import SMALL_SAM2_CONFIGS, random_network, randomise
 from testing.sam2_oracles import published_generator, published_sam2
 from tests.pipeline.test_golden import PHOTOGRAPHS, assert_same, generate
+from tests.pretend_gpu import DEVICE, pretend_gpu
 
 NETWORK = SMALL_SAM2_CONFIGS["grid6"]
 REDUCTION = 3  # of the photographs: the published generator stores all pixels of all masks
@@ -65,3 +66,14 @@ def test_masks_are_the_published_ones(photograph: str, case: str, networks: tupl
     assert len(masks) > 0
     # Points are published as float32. A pixel whose logit is at a threshold is a thousandth of a mask.
     assert_same(masks, published, point_tolerance=1e-4, score_tolerance=1e-3)
+
+
+@pytest.mark.parametrize("case", ["sam2", "all"])
+def test_masks_are_the_same_on_a_gpu(case: str, networks: tuple[Network, Any]) -> None:
+    pixels = np.ascontiguousarray(PHOTOGRAPHS["portrait"]()[::REDUCTION, ::REDUCTION])
+    expected = generate(networks[0], CASES[case], pixels)
+    with pytest.MonkeyPatch.context() as monkeypatch, pretend_gpu(monkeypatch):
+        network = random_network(NETWORK)
+        network.load_state_dict(networks[0].state_dict())
+        masks = generate(OptimizedNetwork(network.to(DEVICE), torch.float32), CASES[case], pixels)
+    assert masks.rle_counts == expected.rle_counts
