@@ -236,12 +236,13 @@ def generate_masks(
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
     """The configuration given by the options. Raises ConfigError if an option is invalid."""
     from maskmill.model.families import find_variant
-    from maskmill.pipeline.config import RunConfig, generator_config
+    from maskmill.pipeline.config import RunConfig, check_model, generator_config
     from maskmill.pipeline.errors import ConfigError
 
     variant = find_variant(model)
     preset = preset or variant.default_preset
     generator = generator_config(preset, overrides)
+    check_model(generator, variant)
     if precision not in ("exact", "fast"):
         raise ConfigError(f"there is no precision {precision!r}; choose exact or fast")
     return RunConfig(model, preset, generator, precision)

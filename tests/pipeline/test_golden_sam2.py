@@ -48,7 +48,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, Any]:
     oracle, path = published_sam2(NETWORK), tmp_path_factory.mktemp("sam2") / "sam2.pt"
     randomise(oracle)
     for mlp in oracle.sam_mask_decoder.output_hypernetworks_mlps:
-        mlp.layers[2].weight.data.mul_(6)  # random weights give logits near 0
+        mlp.get_parameter("layers.2.weight").data.mul_(6)  # random weights give logits near 0
     torch.save({"model": oracle.state_dict()}, path)
     return optimize(build_network(NETWORK, read_checkpoint(path)), "exact", "cpu"), oracle
 
