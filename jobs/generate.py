@@ -51,10 +51,7 @@ def generate(
             metavar="PATTERN", help="Leave out images with a matching path; see --include.", show_default=False
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(help="mini (embedded), mini_lite, vit_b, vit_l, vit_h, hiera_t, hiera_s, hiera_b+ or hiera_l."),
-    ] = "mini",
+    model: Annotated[str, typer.Option(help="mini (embedded), or another model of `maskmill models`.")] = "mini",
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -65,7 +62,7 @@ def generate(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="official, sa1b, sam2 or mini. Default: mini for mini, sam2 for hiera_..., official for vit_...",
+            help="official, sa1b, sam2 or mini. Default: that of the model, see `maskmill models`.",
             show_default=False,
         ),
     ] = None,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -221,6 +222,15 @@ def test_weights_for_videos_are_ignored_when_in_either_release(tmp_path: Path) -
         state = dict(published_sam2(SMALL, release).state_dict())
         assert "memory_attention.norm.weight" in state
         load(state, tmp_path)
+
+
+def test_weights_for_videos_are_known_when_in_the_layout_of_hugging_face() -> None:
+    with torch.device("meta"):
+        with_videos = transformers.Sam2VideoModel(transformers.Sam2VideoConfig()).state_dict().keys()
+        only_images = transformers.Sam2Model(transformers.Sam2Config()).state_dict().keys()
+    unused = with_videos - only_images
+    assert "memory_temporal_positional_encoding" in unused
+    assert [key for key in unused if not key.startswith(FAMILIES["sam2"].unused_keys)] == []
 
 
 IOU_TOKENS = {"official": "sam_mask_decoder.iou_token.weight", "Hugging Face": "mask_decoder.iou_token.weight"}
