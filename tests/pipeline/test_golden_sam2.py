@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskmill.filters import rle
 from maskmill.model.checkpoint import build_network, read_checkpoint
 from maskmill.model.network import Network
 from maskmill.model.optimize import OptimizedNetwork, optimize
@@ -16,7 +17,6 @@ from maskmill.pipeline.config import PRESETS
 from testing.networks import SMALL_SAM2_CONFIGS, random_network, randomise
 from testing.sam2_oracles import published_generator, published_sam2
 from tests.pipeline.test_golden import PHOTOGRAPHS, assert_same, generate
-from tests.pretend_gpu import DEVICE, pretend_gpu
 
 NETWORK = SMALL_SAM2_CONFIGS["grid6"]
 REDUCTION = 3  # of the photographs: the published generator stores all pixels of all masks
@@ -68,12 +68,25 @@ def test_masks_are_the_published_ones(photograph: str, case: str, networks: tupl
     assert_same(masks, published, point_tolerance=1e-4, score_tolerance=1e-3)
 
 
+@pytest.mark.parametrize("case", ["small_regions", "m2m", "single_masks"])
+def test_low_precision_changes_no_mask_when_it_cannot_preselect_candidates(
+    case: str, networks: tuple[Network, Any]
+) -> None:
+    pixels = np.ascontiguousarray(PHOTOGRAPHS["portrait"]()[::REDUCTION, ::REDUCTION])
+    network = random_network(NETWORK)
+    network.load_state_dict(networks[0].state_dict())
+    fast = OptimizedNetwork(network, torch.float32, screen_dtype=torch.bfloat16)
+    assert generate(fast, CASES[case], pixels).rle_counts == generate(networks[0], CASES[case], pixels).rle_counts
+
+
 @pytest.mark.parametrize("case", ["sam2", "all"])
-def test_masks_are_the_same_on_a_gpu(case: str, networks: tuple[Network, Any]) -> None:
+def test_masks_are_those_of_a_cpu_when_on_a_gpu(case: str, networks: tuple[Network, Any], gpu: str) -> None:
     pixels = np.ascontiguousarray(PHOTOGRAPHS["portrait"]()[::REDUCTION, ::REDUCTION])
     expected = generate(networks[0], CASES[case], pixels)
-    with pytest.MonkeyPatch.context() as monkeypatch, pretend_gpu(monkeypatch):
-        network = random_network(NETWORK)
-        network.load_state_dict(networks[0].state_dict())
-        masks = generate(OptimizedNetwork(network.to(DEVICE), torch.float32), CASES[case], pixels)
-    assert masks.rle_counts == expected.rle_counts
+    network = random_network(NETWORK)
+    network.load_state_dict(networks[0].state_dict())
+    masks = generate(OptimizedNetwork(network.to(gpu), torch.float32), CASES[case], pixels)
+    assert len(masks) == len(expected)
+    for found, counts in zip(masks.rle_counts, expected.rle_counts, strict=True):
+        found_HW, expected_HW = (rle.decode(each, *pixels.shape[:2]) for each in (found, counts))
+        assert (found_HW & expected_HW).sum() / (found_HW | expected_HW).sum() > 0.99
