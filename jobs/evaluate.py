@@ -45,9 +45,7 @@ def evaluate(
         typer.Option(help="Folder of the photographs, if they are not beside their annotations.", show_default=False),
     ] = None,
     moved_to: MovedTo = None,
-    model: Annotated[
-        str, typer.Option(help="mini (embedded), or another one of `maskmill models`, which needs --checkpoint.")
-    ] = "mini",
+    model: Annotated[str, typer.Option(help="mini (embedded), or another model of `maskmill models`.")] = "mini",
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights, as for `maskmill generate`.", show_default=False)
     ] = None,

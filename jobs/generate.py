@@ -51,9 +51,7 @@ def generate(
             metavar="PATTERN", help="Leave out images with a matching path; see --include.", show_default=False
         ),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="mini (embedded), or another one of `maskmill models`, which needs --checkpoint.")
-    ] = "mini",
+    model: Annotated[str, typer.Option(help="mini (embedded), or another model of `maskmill models`.")] = "mini",
     checkpoint: Annotated[
         Path | None,
         typer.Option(
@@ -64,7 +62,7 @@ def generate(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="official, sa1b, sam2 or mini. Default: mini for mini, sam2 for hiera_..., official for vit_...",
+            help="official, sa1b, sam2 or mini. Default: that of the model, see `maskmill models`.",
             show_default=False,
         ),
     ] = None,
@@ -235,12 +233,13 @@ def generate_masks(
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:
     """The configuration given by the options. Raises ConfigError if an option is invalid."""
     from maskmill.model.families import find_variant
-    from maskmill.pipeline.config import RunConfig, generator_config
+    from maskmill.pipeline.config import RunConfig, check_model, generator_config
     from maskmill.pipeline.errors import ConfigError
 
     variant = find_variant(model)
     preset = preset or variant.default_preset
     generator = generator_config(preset, overrides)
+    check_model(generator, variant)
     if precision not in ("exact", "fast"):
         raise ConfigError(f"there is no precision {precision!r}; choose exact or fast")
     return RunConfig(model, preset, generator, precision)

@@ -58,6 +58,7 @@ class NetworkConfig:
     upscaling_norm: UpscalingNorm = "cell"
     # Whether automatic generation takes one mask from each point, the ambiguity mask with the highest predicted IoU.
     best_candidate_only: bool = False
+    takes_masks: bool = True  # as prompts
     # Normalisation, in 0..255 RGB.
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)

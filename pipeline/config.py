@@ -7,12 +7,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskmill.pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from maskmill.model.config import NetworkConfig  # here: the ledger uses this module, and is loaded without torch
 
 Precision = Literal["exact", "fast"]
 
@@ -134,6 +137,12 @@ PRESETS: dict[str, GeneratorConfig] = {
         drop_small_masks=True,
     ),
 }
+
+
+def check_model(config: GeneratorConfig, model: NetworkConfig) -> None:
+    """Raises ConfigError if the model lacks what the config needs."""
+    if config.use_m2m and not model.takes_masks:
+        raise ConfigError(f"use_m2m: {model.name} takes no masks as prompts; leave it out, or choose another model")
 
 
 def generator_config(preset: str, overrides: Mapping[str, Any]) -> GeneratorConfig:

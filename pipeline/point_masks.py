@@ -35,16 +35,14 @@ def predict_masks(
     predict = _ambiguity_masks if config.multimask_output else _single_masks
     if not config.use_m2m:
         return predict(network, decoded, iou_threshold)
-    masks = predict(network, decoded, 0)
-    N, R = masks.predicted_iou_NR.shape
-    points_K2 = points_N2.repeat_interleave(R, dim=0)
-    # Each refined prompt has image tokens of its own, so it takes about as much memory as a point with its R masks.
-    refined = [
-        _refine(network, embedding, points, logits, iou_threshold)
-        for points, logits in zip(points_K2.split(N), masks.logits_Khw.split(N), strict=True)
-    ]
+    iou_NR, keep_NR, logits_Khw = predict(network, decoded, 0)
+    points_K2 = points_N2[keep_NR.nonzero()[:, 0].to(points_N2.device)]
+    # In batches as large as those of points: a prompt with a mask needs as much memory as a point.
+    batches = zip(points_K2.split(len(points_N2)), logits_Khw.split(len(points_N2)), strict=True)
+    refined = [_refine(network, embedding, points, logits, iou_threshold) for points, logits in batches]
     iou_K1, keep_K1, logits_Khw = (torch.cat(parts) for parts in zip(*refined, strict=True))
-    return PointMasks(iou_K1.view(N, R), keep_K1.view(N, R), logits_Khw)
+    iou_NR = iou_NR.masked_scatter(keep_NR.to(iou_NR.device), iou_K1)
+    return PointMasks(iou_NR, keep_NR.masked_scatter(keep_NR, keep_K1), logits_Khw)
 
 
 def _refine(

@@ -166,7 +166,7 @@ def _jit_allowed() -> Iterator[None]:
 
 
 def _feature_sizes(network: SAM2Base) -> list[tuple[int, int]]:
-    return [(network.image_size // stride,) * 2 for stride in (4, 8, 16)]
+    return [(network.image_size // stride, network.image_size // stride) for stride in (4, 8, 16)]
 
 
 def _instantiate(spec: Any) -> Any:

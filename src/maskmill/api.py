@@ -18,7 +18,7 @@ from maskmill.model.errors import PromptError
 from maskmill.model.network import Network
 from maskmill.model.optimize import optimize
 from maskmill.model.predictor import EncodedImage, check_pixels, encode_image
-from maskmill.pipeline.config import DEFAULT_DECODING, generator_config
+from maskmill.pipeline.config import DEFAULT_DECODING, check_model, generator_config
 from maskmill.pipeline.errors import ConfigError, ImageError, one_line_cause
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image, to_pixels
@@ -73,6 +73,7 @@ def generate(image: ImageLike, model: Network, preset: str | None = None, **over
     """
     _check_model(model)
     config = generator_config(preset or model.config.default_preset, overrides)
+    check_model(config, model.config)
     generator = MaskGenerator(model, config)
     return generator.generate(generator.prepare(_pixels(image)), StepTimer())
 

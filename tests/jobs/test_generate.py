@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 # What the flags mean.
 
 
-@pytest.mark.parametrize(("model", "preset"), [("mini", "mini"), ("vit_b", "official"), ("vit_h", "official")])
+@pytest.mark.parametrize(
+    ("model", "preset"), [("mini", "mini"), ("vit_b", "official"), ("vit_h", "official"), ("hiera_t", "sam2")]
+)
 def test_preset_is_the_models_own_when_none_is_given(model: str, preset: str):
     assert run_config(model, None, {}, "exact") == RunConfig(model, preset, PRESETS[preset])
 
@@ -58,6 +60,8 @@ def test_overrides_change_the_preset():
         ("mini", "best", {}, "exact", "no preset 'best'; choose one of .*sa1b"),
         ("mini", None, {}, "bf16", "no precision 'bf16'; choose exact or fast"),
         ("mini", None, {"stability_score_thresh": 7}, "exact", "stability_score_thresh"),
+        ("mini", None, {"min_mask_region_area_in": "cells"}, "exact", "min_mask_region_area_in is 'cells'"),
+        ("efficient_sam_ti", None, {"use_m2m": True}, "exact", "efficient_sam_ti takes no masks as prompts"),
     ],
 )
 def test_configuration_is_refused_by_name(model: str, preset: str, overrides: dict, precision: str, message: str):

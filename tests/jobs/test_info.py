@@ -40,6 +40,23 @@ def test_info_shows_what_a_checkpoint_is(tmp_path: Path) -> None:
         assert any(row.startswith(name) and row.endswith(f" {value}") for row in rows), name
 
 
+def test_info_names_the_variant_when_the_file_is_one_of_sam2(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        network = Network(VARIANTS["hiera_t"])
+    path = tmp_path / "sam2.1_hiera_tiny.pt"
+    # As published: under one key, with names of its own and weights for videos.
+    state = {
+        key.replace("prompt_encoder.", "sam_prompt_encoder.").replace("mask_decoder.", "sam_mask_decoder."): tensor
+        for key, tensor in network.to_empty(device="cpu").state_dict().items()
+    }
+    torch.save({"model": state | {"maskmem_tpos_enc": torch.zeros(7, 1, 1, 64)}}, path)
+    result = CliRunner().invoke(APP, [str(path)], catch_exceptions=False)
+    rows = {line.rstrip() for line in result.output.splitlines()}
+    for name, value in {"model": "hiera_t", "layout": "official", "all parts": "31,440,721 parameters"}.items():
+        assert any(row.startswith(name) and row.endswith(f" {value}") for row in rows), name
+    assert "sam2: predicted IoU > 0.8" in result.output
+
+
 def test_info_says_what_is_embedded_when_no_file_is_named() -> None:
     result = CliRunner().invoke(APP, [], catch_exceptions=False)
     rows = {line.rstrip() for line in result.output.splitlines()}

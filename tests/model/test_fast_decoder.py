@@ -14,11 +14,12 @@ from maskmill.model.families.sam1.config import SamConfig
 from maskmill.model.inference import cpu_kernels
 from maskmill.model.inference.fast_decoder import FastMaskDecoder
 from maskmill.model.network import Network
-from testing.networks import SMALL_CONFIGS, random_network
+from testing.networks import SMALL_CONFIGS, SMALL_SAM2_CONFIGS, random_network
 
 CONFIGS = {
     **SMALL_CONFIGS,
     **{f"{name}, other skips": replace(c, high_resolution_skips=True) for name, c in SMALL_CONFIGS.items()},
+    "sam2": SMALL_SAM2_CONFIGS["grid6"],
 }
 
 

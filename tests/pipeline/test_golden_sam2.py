@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from maskmill.filters import rle
 from maskmill.model.checkpoint import build_network, read_checkpoint
 from maskmill.model.network import Network
-from maskmill.model.optimize import optimize
+from maskmill.model.optimize import OptimizedNetwork, optimize
 from maskmill.pipeline.config import PRESETS
-from testing.networks import SMALL_SAM2_CONFIGS, randomise
+from testing.networks import SMALL_SAM2_CONFIGS, random_network, randomise
 from testing.sam2_oracles import published_generator, published_sam2
 from tests.pipeline.test_golden import PHOTOGRAPHS, assert_same, generate
 
@@ -47,7 +48,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, Any]:
     oracle, path = published_sam2(NETWORK), tmp_path_factory.mktemp("sam2") / "sam2.pt"
     randomise(oracle)
     for mlp in oracle.sam_mask_decoder.output_hypernetworks_mlps:
-        mlp.layers[2].weight.data.mul_(6)  # random weights give logits near 0
+        mlp.get_parameter("layers.2.weight").data.mul_(6)  # random weights give logits near 0
     torch.save({"model": oracle.state_dict()}, path)
     return optimize(build_network(NETWORK, read_checkpoint(path)), "exact", "cpu"), oracle
 
@@ -65,3 +66,27 @@ def test_masks_are_the_published_ones(photograph: str, case: str, networks: tupl
     assert len(masks) > 0
     # Points are published as float32. A pixel whose logit is at a threshold is a thousandth of a mask.
     assert_same(masks, published, point_tolerance=1e-4, score_tolerance=1e-3)
+
+
+@pytest.mark.parametrize("case", ["small_regions", "m2m", "single_masks"])
+def test_low_precision_changes_no_mask_when_it_cannot_preselect_candidates(
+    case: str, networks: tuple[Network, Any]
+) -> None:
+    pixels = np.ascontiguousarray(PHOTOGRAPHS["portrait"]()[::REDUCTION, ::REDUCTION])
+    network = random_network(NETWORK)
+    network.load_state_dict(networks[0].state_dict())
+    fast = OptimizedNetwork(network, torch.float32, screen_dtype=torch.bfloat16)
+    assert generate(fast, CASES[case], pixels).rle_counts == generate(networks[0], CASES[case], pixels).rle_counts
+
+
+@pytest.mark.parametrize("case", ["sam2", "all"])
+def test_masks_are_those_of_a_cpu_when_on_a_gpu(case: str, networks: tuple[Network, Any], gpu: str) -> None:
+    pixels = np.ascontiguousarray(PHOTOGRAPHS["portrait"]()[::REDUCTION, ::REDUCTION])
+    expected = generate(networks[0], CASES[case], pixels)
+    network = random_network(NETWORK)
+    network.load_state_dict(networks[0].state_dict())
+    masks = generate(OptimizedNetwork(network.to(gpu), torch.float32), CASES[case], pixels)
+    assert len(masks) == len(expected)
+    for found, counts in zip(masks.rle_counts, expected.rle_counts, strict=True):
+        found_HW, expected_HW = (rle.decode(each, *pixels.shape[:2]) for each in (found, counts))
+        assert (found_HW & expected_HW).sum() / (found_HW | expected_HW).sum() > 0.99

@@ -23,6 +23,7 @@ class EfficientSamConfig(VitDetConfig):
     position_size: int = 14
     # Points of a prompt. Prompts with fewer are padded.
     max_points: int = 6
+    takes_masks: bool = False
     square_input: bool = True
     decoder_activation: Activation = "gelu"
     keeps_positions: bool = True

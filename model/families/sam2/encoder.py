@@ -29,7 +29,7 @@ class Sam2Encoder(nn.Module):
 
     def __init__(self, config: Sam2Config) -> None:
         super().__init__()
-        self.trunk = Hiera(config)
+        self.trunk: nn.Module = Hiera(config)
         self.neck = Neck(config)
         # The published code keeps these three outside its image encoder.
         self.conv_s0 = nn.Conv2d(config.embed_dim, config.embed_dim // 8, kernel_size=1)

@@ -26,9 +26,11 @@ def speed_up(encoder: Sam2Encoder, dtype: torch.dtype) -> None:
     Matrix multiplications and convolutions run in `dtype`, norms and residual sums in float32. Raises TypeError if a
     block is not exactly a `Block`.
     """
-    for name, block in encoder.trunk.blocks.named_children():
+    trunk = encoder.trunk
+    assert isinstance(trunk, Hiera)
+    for name, block in trunk.blocks.named_children():
         require_class(f"image_encoder.trunk.blocks.{name}", block, Block)
-    encoder.trunk = FastHiera(encoder.trunk, dtype)
+    encoder.trunk = FastHiera(trunk, dtype)
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.to(dtype)
