@@ -45,10 +45,7 @@ def evaluate(
         typer.Option(help="Folder of the photographs, if they are not beside their annotations.", show_default=False),
     ] = None,
     moved_to: MovedTo = None,
-    model: Annotated[
-        str,
-        typer.Option(help="mini (embedded), mini_lite, vit_b, vit_l, vit_h, hiera_t, hiera_s, hiera_b+ or hiera_l."),
-    ] = "mini",
+    model: Annotated[str, typer.Option(help="A model of `maskmill models`.")] = "mini",
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights, as for `maskmill generate`.", show_default=False)
     ] = None,

@@ -51,21 +51,18 @@ def generate(
             metavar="PATTERN", help="Leave out images with a matching path; see --include.", show_default=False
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(help="mini (embedded), mini_lite, vit_b, vit_l, vit_h, hiera_t, hiera_s, hiera_b+ or hiera_l."),
-    ] = "mini",
+    model: Annotated[str, typer.Option(help="A model of `maskmill models`.")] = "mini",
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="Weights as published by Segment Anything, SAM 2 or Hugging Face. Not needed for mini.",
+            help="Weights as published by the authors of the model or by Hugging Face. Not needed for mini.",
             show_default=False,
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="official, sa1b, sam2 or mini. Default: mini for mini, sam2 for hiera_..., official for vit_...",
+            help="official, sa1b, sam2 or mini. Default: the one that `maskmill models` shows for the model.",
             show_default=False,
         ),
     ] = None,

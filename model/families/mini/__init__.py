@@ -23,6 +23,7 @@ FAMILY = Family(
     terms=MINI_TERMS,
     variants=VARIANTS,
     checkpoints={"mini": "embedded"},
+    trainable=True,
     build_encoder=_build_encoder,
     speed_up=speed_up,
     recognises=lambda keys: any(key.startswith(("image_encoder.skips.", "image_encoder.trunk.stem.")) for key in keys),
