@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskmill.model.checkpoint import build_network, read_checkpoint
+from maskmill.model.config import NetworkConfig
 from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.families import VARIANTS
 from maskmill.model.families.sam1.config import SamConfig
@@ -34,7 +35,7 @@ def both_networks(config: SamConfig, directory: Path) -> tuple[Network, transfor
     return build_network(config, read_checkpoint(path)), theirs
 
 
-def prompts(config: SamConfig) -> dict[str, dict[str, Tensor]]:
+def prompts(config: NetworkConfig) -> dict[str, dict[str, Tensor]]:
     """Three prompts of each kind, in the arguments of `decode_prompts`."""
     generator = torch.Generator().manual_seed(1)
     one_point = {
