@@ -125,9 +125,9 @@ def test_block_of_an_unknown_class_is_refused() -> None:
         def forward(self, x_BCYX: Tensor) -> Tensor:
             return 2 * super().forward(x_BCYX)
 
-    encoder = TinyVit(SMALL_CONFIGS["grid5"]).eval()
+    encoder = TinyVit(SMALL_CONFIGS["grid5"])
     blocks = encoder.layers.get_submodule("2.blocks")
     assert isinstance(blocks, nn.ModuleList)
     blocks[0] = Scaled(SMALL_CONFIGS["grid5"].stages[2])
     with pytest.raises(TypeError, match=r"layers\.2\.blocks\.0: Scaled has no form for inference"):
-        speed_up(encoder, torch.float32)
+        speed_up(encoder.eval(), torch.float32)
