@@ -4,6 +4,7 @@ All engines use the same weights, photographs, points and thresholds.
 
     python -m benchmarks.engine                       # mini, the demo photographs, 32x32 points
     python -m benchmarks.engine --model vit_b --photographs-from photos/ --photographs 1
+    python -m benchmarks.engine --model vit_t --photographs 1
     python -m benchmarks.engine --model hiera_t --preset sam2 --photographs 1
 
 The measured time spans from the encoded bytes of an image to the COCO run lengths of its masks. The benchmark prints
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # The package with the published generator, by family.
-PUBLISHED = {"sam1": "segment_anything", "mini": "segment_anything", "sam2": "sam2"}
+PUBLISHED = {"sam1": "segment_anything", "mini": "segment_anything", "mobile_sam": "mobile_sam", "sam2": "sam2"}
 PEERS = (*PUBLISHED.values(), "transformers")
 STEPS = ("decode", "encode", "prompt", "filter", "rle", "write")
 WARM_UP_POINTS_PER_SIDE = 8  # one batch of the published generator
@@ -148,7 +149,8 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=VARIANTS, default="mini")
+    models = [name for name, variant in VARIANTS.items() if variant.family in PUBLISHED]
+    parser.add_argument("--model", choices=models, default="mini")
     parser.add_argument("--preset", choices=PRESETS, default="official", help="thresholds by rank, except of mini's")
     parser.add_argument("--points-per-side", type=int, default=32)
     parser.add_argument("--device", default="auto")
@@ -205,8 +207,9 @@ def _engines(
             factories["sam2"] = peers.sam2(published, device, replay)
     else:
         network, twin = _networks(variant, twin="transformers" in wanted)
-        if "segment_anything" in wanted:
-            factories["segment_anything"] = peers.segment_anything(network, device, replay)
+        published_name = PUBLISHED[variant.family]
+        if published_name in wanted:
+            factories[published_name] = peers.segment_anything(network, device, replay)
         if twin is not None:
             factories["transformers"] = peers.transformers(twin, variant.image_size, device, replay)
         factories["compat"] = peers.compat(network, device, replay)

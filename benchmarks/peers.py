@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.load import Replay, ReplayedNetwork, replay_in_published, replay_in_transformers
 from maskmill.compat.segment_anything import SamAutomaticMaskGenerator
 from maskmill.compat.segment_anything import modeling as compat_modeling
+from maskmill.model.families.mobile_sam.config import MobileSamConfig
 from maskmill.model.network import Network
 from maskmill.pipeline.config import DecodingConfig, GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
@@ -51,13 +52,18 @@ class Maskmill:
 
 
 def segment_anything(sam: Network, device: torch.device, replay: Replay | None) -> EngineFactory:
-    """The generator and network of segment_anything, in float32."""
+    """The generator and network of segment_anything or, for `vit_t`, of mobile_sam, in float32."""
     from testing import oracles
 
-    network = oracles.published_sam(sam).to(device)
+    if isinstance(sam.config, MobileSamConfig):
+        from testing.published_mobile_sam import SamAutomaticMaskGenerator, published_mobile_sam
+
+        network, factory = published_mobile_sam(sam).to(device), SamAutomaticMaskGenerator
+    else:
+        network, factory = oracles.published_sam(sam).to(device), oracles.SamAutomaticMaskGenerator
     if replay:
         replay_in_published(network, replay)
-    return partial(_engine_of_generator, partial(oracles.published_generator, network))
+    return partial(_engine_of_generator, partial(oracles.published_generator, network, factory=factory))
 
 
 def sam2(network: SAM2Base, device: torch.device, replay: Replay | None) -> EngineFactory:

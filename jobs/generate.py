@@ -55,7 +55,7 @@ def generate(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            help="Weights as published by Segment Anything, SAM 2 or Hugging Face. Not needed for mini.",
+            help="Weights as published by the authors of the model or by Hugging Face. Not needed for mini.",
             show_default=False,
         ),
     ] = None,

@@ -36,8 +36,7 @@ def info(
     from maskmill.jobs.console import plain_console
     from maskmill.model.checkpoint import build_network, embedded_checkpoint, file_sha256, read_checkpoint
     from maskmill.model.errors import CheckpointError
-    from maskmill.model.families import VARIANTS
-    from maskmill.model.weights import MINI_TERMS
+    from maskmill.model.families import FAMILIES, VARIANTS
     from maskmill.pipeline.config import PRESETS
 
     path = checkpoint or embedded_checkpoint("mini")
@@ -50,11 +49,10 @@ def info(
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("checkpoint", str(path))
-    if checkpoint is None:
-        table.add_row("model", f"{config.name} (embedded)")
-        table.add_row("terms", MINI_TERMS)
-    else:
-        table.add_row("model", config.name)
+    table.add_row("model", config.name if checkpoint else f"{config.name} (embedded)")
+    # Weights that a user trained have other terms.
+    if checkpoint is None or content.layout != "maskmill":
+        table.add_row("terms", FAMILIES[config.family].terms)
     preset = PRESETS[config.default_preset]
     table.add_row(
         "preset",

@@ -22,7 +22,7 @@ def models() -> None:
     from maskmill.model.network import Network
 
     console = plain_console()
-    for family in FAMILIES.values():
+    for family in sorted(FAMILIES.values(), key=lambda family: family.title.lower()):
         table = Table(box=None, pad_edge=False, title_justify="left", title_style="bold")
         table.title = family.title
         for name in ("model", "input", "parameters", "preset", "checkpoint"):

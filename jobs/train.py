@@ -116,7 +116,7 @@ def train(
     require_extra("train")
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import embedded_checkpoint
-    from maskmill.model.families import find_variant
+    from maskmill.model.families import FAMILIES, find_variant
     from maskmill.model.families.mini.config import TRUNKS, MiniConfig
     from maskmill.model.optimize import resolve_device
     from maskmill.model.training.recipe import choose_recipe
@@ -128,8 +128,9 @@ def train(
         trunk = next(name for name, stages in TRUNKS.items() if stages == variant.trunk)
     if trunk is not None and not (isinstance(variant, MiniConfig) and variant.trunk == TRUNKS.get(trunk)):
         raise ConfigError(f"--trunk {trunk}: {model} has no such trunk; mini has efficientnet-lite2")
-    if variant.square_input:
-        raise ConfigError(f"{model} cannot be trained: the trainer pads images; choose mini, vit_b, vit_l or vit_h")
+    if not FAMILIES[variant.family].trainable:
+        trainable = [config.name for family in FAMILIES.values() if family.trainable for config in family.variants]
+        raise ConfigError(f"maskmill train does not train {model}; choose one of {', '.join(trainable)}")
     recipe = choose_recipe(variant, from_checkpoint=checkpoint is not None, from_trunk=trunk is not None)
     recipe = replace(recipe, seed=seed)
     if data_share is not None:

@@ -49,12 +49,11 @@ class NetworkConfig:
     dynamic_multimask: bool = False
     # limit of the logits of a mask that becomes a prompt.
     logit_limit: float = math.inf
-    # Activation in the heads and in the MLP of tokens.
+    # What EfficientSAM does differently. The activation in the heads and in the MLP of tokens;
     decoder_activation: Activation = "relu"
-    # Whether the positions of prompt tokens are added to the tokens for good, as in EfficientSAM, or only to queries and
-    # keys. If so, the self-attention of the first block is residual.
+    # whether the positions of prompts stay in the tokens after self-attention, which then is residual in all blocks;
     keeps_positions: bool = False
-    # What the layer norm of the mask upscaler normalises: the channels of a cell, or the whole image.
+    # whether the mask upscaler normalises the channels of each cell or the whole image.
     upscaling_norm: UpscalingNorm = "cell"
     # Whether automatic generation takes one mask from each point, the ambiguity mask with the highest predicted IoU.
     best_candidate_only: bool = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -132,6 +133,8 @@ class OptimizedNetwork(Network):
             return None
         screen = copy.copy(self)
         screen._modules = dict(self._modules)  # all submodules except the decoder are shared
+        # Rounding can change which mask of a prompt is the best: the exact network chooses.
+        screen.config = replace(self.config, best_candidate_only=False)
         fast_decoder = FAMILIES[self.config.family].fast_decoder
         screen.mask_decoder = fast_decoder(self.config, self.mask_decoder, self._screen_dtype)
         return screen

@@ -30,9 +30,9 @@ class EfficientSamFormula:
         x_BCYX = F.conv2d(
             images_B3SS.double(), patch, self._state["image_encoder.patch_embed.proj.bias"], stride=patch.shape[-1]
         )
-        table_1PC = self._state["image_encoder.pos_embed"][:, 1:]  # without the class token
-        side = math.isqrt(table_1PC.shape[1])
-        table_1Cyx = table_1PC.transpose(1, 2).reshape(1, -1, side, side)
+        table_1LC = self._state["image_encoder.pos_embed"][:, 1:]  # without the class token
+        side = math.isqrt(table_1LC.shape[1])
+        table_1Cyx = table_1LC.transpose(1, 2).reshape(1, -1, side, side)
         x_BCYX = x_BCYX + F.interpolate(table_1Cyx, x_BCYX.shape[-2:], mode="bicubic", align_corners=False)
         x_BLC = x_BCYX.flatten(2).transpose(1, 2)
         for i in range(self._count("image_encoder.blocks.")):

@@ -78,7 +78,7 @@ def _update_image(_: nn.Module, __: tuple, arguments: dict[str, Tensor], outputs
     image_NCYX.copy_(updated_NLC.mT.unflatten(2, image_NCYX.shape[2:]).transpose(2, 3))
 
 
-def _dimensions(config: VitDetConfig) -> dict[str, dict[str, Any]]:
+def _dimensions(config: VitDetConfig) -> dict[str, Any]:
     return {
         "vision_config": {
             "hidden_size": config.encoder_width,

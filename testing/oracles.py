@@ -24,6 +24,7 @@ from testing.colour_sam import CONFIG, ColourSam, predicted_iou, similarity
 
 __all__ = [
     "ResizeLongestSide",
+    "SamAutomaticMaskGenerator",
     "SamPredictor",
     "published_colour_sam",
     "published_generator",

@@ -44,8 +44,10 @@ class Family:
     official_keys: tuple[KeyPattern, ...] = ()
     # How the keys begin of published weights that are not part of our networks, in any layout. They are ignored.
     unused_keys: tuple[str, ...] = ()
+    # Whether `maskmill train` trains it. The trainer pads images, and resizes the position table of the encoder.
+    trainable: bool = False
     # A module with the interface of `PromptEncoder`.
-    build_prompt_encoder: Callable[[Any], nn.Module] = PromptEncoder
+    build_prompt_encoder: Callable[[Any], Any] = PromptEncoder
     # The mask decoder, and its form for inference with image tokens in the given dtype.
     build_decoder: Callable[[Any], MaskDecoder] = MaskDecoder
     fast_decoder: Callable[[Any, Any, torch.dtype], FastMaskDecoder] = FastMaskDecoder

@@ -30,7 +30,7 @@ def add_and_norm(
 
 
 def norm_and_gelu(x_NEC: Tensor, skip_BEC: Tensor | None, norm: nn.LayerNorm | nn.GroupNorm) -> Tensor:
-    """Adds the skip features, then applies GELU after layer norm, of each row or (a group norm of one group) of each image."""
+    """Adds the skip features, then applies norm and GELU. A group norm has one group: it normalises whole images."""
     if isinstance(norm, nn.GroupNorm):
         x_NEC = _add(x_NEC, skip_BEC)
         normed_NEC = F.layer_norm(x_NEC.float(), x_NEC.shape[1:], eps=norm.eps)

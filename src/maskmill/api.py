@@ -40,7 +40,7 @@ def load_model(
     """Loads a network with its weights, ready for inference.
 
     Args:
-        variant: mini, vit_b, vit_l, vit_h, hiera_t, hiera_s, hiera_b+ or hiera_l.
+        variant: a model of `maskmill models`.
         checkpoint: a `.pth`, `.bin` or `.safetensors` file. Default for mini: the embedded weights.
         device: cpu, cuda, cuda:1 ...; auto uses a GPU if there is one.
         precision: exact computes in float32, as published. fast pre-selects masks in float16 or bf16, where the device

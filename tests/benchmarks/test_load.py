@@ -17,6 +17,7 @@ from benchmarks import peers
 from benchmarks.load import CandidateFinder, Candidates, Replay, ReplayedNetwork, thresholds_by_rank
 from maskmill.model.checkpoint import build_network, load_model, read_checkpoint
 from maskmill.model.embedding import ImageEmbedding
+from maskmill.model.families import VARIANTS
 from maskmill.model.families.sam1.config import SamConfig
 from maskmill.model.mask_decoder import DecodedPrompts
 from maskmill.model.network import Network
@@ -104,6 +105,17 @@ def test_sam2_has_the_same_masks_when_they_are_replayed(candidates):
     replay.show(candidates)
     config = replace(thresholds_by_rank(CONFIG, [candidates]), box_nms_thresh=0.9)
     published = peers.sam2(published_sam2(variant), CPU, replay)(config)(encoded())
+    ours = peers.Maskmill(optimize(network, "exact", "cpu"), replay, config)(encoded())
+    assert len(ours) > 5
+    assert ours == published
+
+
+def test_mobile_sam_has_the_same_masks_when_they_are_replayed(candidates):
+    variant = replace(VARIANTS["vit_t"], image_size=512)
+    network, replay = random_network(variant), Replay(variant, CPU)
+    replay.show(candidates)
+    config = replace(thresholds_by_rank(CONFIG, [candidates]), box_nms_thresh=0.9)
+    published = peers.segment_anything(network, CPU, replay)(config)(encoded())
     ours = peers.Maskmill(optimize(network, "exact", "cpu"), replay, config)(encoded())
     assert len(ours) > 5
     assert ours == published

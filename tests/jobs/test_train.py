@@ -92,7 +92,7 @@ def test_train_saves_the_step_at_work_when_it_is_interrupted(tmp_path: Path, cap
         (["--validation", "{empty}/nowhere"], 1, "no such file or folder"),
         (["--device", "abacus"], 1, "abacus"),
         (["--model", "vit_x"], 1, "there is no model 'vit_x'; choose one of"),
-        (["--model", "hiera_t"], 1, "hiera_t cannot be trained: the trainer pads images"),
+        (["--model", "hiera_t"], 1, "maskmill train does not train hiera_t; choose one of mini, vit_b, vit_l"),
         (["--model", "vit_b", "--checkpoint", "embedded"], 1, "vit_b has no embedded weights"),
         (["--checkpoint", "{empty}/nowhere.pth"], 1, "nowhere.pth"),
         (["--data-share", "0.5"], 1, "--data-share needs --data"),

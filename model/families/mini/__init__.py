@@ -15,6 +15,7 @@ FAMILY = Family(
     terms=MINI_TERMS,
     variants=VARIANTS,
     checkpoints={"mini": "embedded"},
+    trainable=True,
     build_encoder=MiniEncoder,
     speed_up=speed_up,
     recognises=lambda keys: any(key.startswith("image_encoder.trunk.stem.") for key in keys),

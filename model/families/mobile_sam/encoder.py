@@ -1,7 +1,7 @@
 """TinyViT, the image encoder of MobileSAM: convolutional blocks, then transformer blocks that attend inside windows.
 
 Shapes: B images, V windows, S input side in pixels, Y X a grid or window in cells, y x the next coarser grid, L = Y*X,
-C channels, U heads, D features per head.
+C channels, U heads, D features per head, E = 3*D features of a query, its key and its value.
 Source: Wu et al. 2022 (TinyViT); Zhang et al. 2023 (MobileSAM); `modeling/tiny_vit_sam.py` of MobileSAM.
 """
 

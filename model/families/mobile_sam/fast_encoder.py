@@ -12,11 +12,12 @@ Shapes: B images, V windows, Y X grid or window in cells, L = Y*X, C channels, U
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from maskmill.model.families.mobile_sam.encoder import ConvNorm, TinyVit, WindowAttention, WindowBlock
 from maskmill.model.layers import fast_linear, require_class
@@ -36,7 +37,7 @@ def speed_up(encoder: TinyVit, dtype: torch.dtype) -> None:
     _replace(encoder, WindowBlock, lambda block: FastWindowBlock(block, dtype))
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype, memory_format=torch.channels_last)
+            module.to(dtype)
 
 
 def _replace(encoder: TinyVit, kind: type[Layer], fast_form: Callable[[Layer], nn.Module]) -> None:
@@ -50,18 +51,10 @@ def _replace(encoder: TinyVit, kind: type[Layer], fast_form: Callable[[Layer], n
 
 def fold(layer: ConvNorm) -> nn.Conv2d:
     """The convolution that computes a convolution and its batch normalisation."""
-    conv, norm = layer.c, layer.bn
-    scale = norm.weight / (cast(Tensor, norm.running_var) + norm.eps).sqrt()
-    with torch.device("meta"):
-        folded = nn.Conv2d(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups
-        )
-    state = {
-        "weight": conv.weight * scale[:, None, None, None],
-        "bias": norm.bias - cast(Tensor, norm.running_mean) * scale,
-    }
-    folded.load_state_dict(state, assign=True)
-    return folded.eval()
+    folded = fuse_conv_bn_eval(layer.c, layer.bn)
+    # Its output is stored channels-last, too, and that of all layers after it.
+    folded.weight.data = folded.weight.data.contiguous(memory_format=torch.channels_last)
+    return folded
 
 
 class FastWindowBlock(nn.Module):

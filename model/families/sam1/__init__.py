@@ -18,6 +18,7 @@ FAMILY = Family(
         "vit_l": "sam_vit_l_0b3195.pth",
         "vit_h": "sam_vit_h_4b8939.pth",
     },
+    trainable=True,
     build_encoder=ImageEncoder,
     speed_up=speed_up,
     recognises=lambda keys: not {"image_encoder.pos_embed", "vision_encoder.pos_embed"}.isdisjoint(keys),

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from maskmill.model.embedding import ImageEmbedding
-from maskmill.model.families.sam1.config import SamConfig
-from maskmill.model.vitdet import make_blocks, make_neck
+from maskmill.model.vitdet import VitDetConfig, make_blocks, make_neck
 
 
 class ImageEncoder(nn.Module):
     """Normalised, padded images (B, 3, S, S) to their embeddings, with Y = X = S / patch."""
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, config: VitDetConfig) -> None:
         super().__init__()
         # `segment_anything` reads this attribute from any encoder.
         self.img_size = config.image_size
@@ -36,7 +35,7 @@ class ImageEncoder(nn.Module):
 class PatchEmbed(nn.Module):
     """One convolution as large as its stride."""
 
-    def __init__(self, config: SamConfig) -> None:
+    def __init__(self, config: VitDetConfig) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, config.encoder_width, kernel_size=config.patch_size, stride=config.patch_size)
 

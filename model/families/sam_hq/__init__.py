@@ -21,7 +21,10 @@ def _build_encoder(config: SamHqVitConfig | SamHqTinyVitConfig) -> nn.Module:
 
 
 def _speed_up(encoder: HqImageEncoder | HqTinyVit, dtype: torch.dtype) -> None:
-    (fast_tiny_vit if isinstance(encoder, HqTinyVit) else fast_vitdet).speed_up(encoder, dtype)
+    if isinstance(encoder, HqTinyVit):
+        fast_tiny_vit.speed_up(encoder, dtype)
+    else:
+        fast_vitdet.speed_up(encoder, dtype)
 
 
 FAMILY = Family(

@@ -10,7 +10,6 @@ channels, Y X embedding grid, h w = 4Y 4X mask logits, E = h*w pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +27,11 @@ class FastHqMaskDecoder(FastMaskDecoder, HqMaskDecoder):
 
     def __init__(self, config: SamHqConfig, decoder: HqMaskDecoder, dtype: torch.dtype) -> None:
         super().__init__(config, decoder, dtype)
-        widen, _, _, narrow = cast(list[nn.Conv2d], list(self.embedding_maskfeature))
-        self._widen = widen.weight.to(dtype, memory_format=torch.channels_last), widen.bias.to(dtype)
+        widen, _, _, narrow = self.embedding_maskfeature
+        self._widen_weight, self._widen_bias = (widen.get_parameter(name).to(dtype) for name in ("weight", "bias"))
         # A convolution gathers from an offset, `F.fold` scatters to it: the kernel is flipped.
-        self._narrow_OC9 = narrow.weight.flip(2, 3).flatten(2)
-        self._narrow_bias = narrow.bias
+        self._narrow_OC9 = narrow.get_parameter("weight").flip(2, 3).flatten(2)
+        self._narrow_bias = narrow.get_parameter("bias")
 
     def _prepare_skips(self, embedding: ImageEmbedding) -> tuple[Tensor, ...]:
         """The features of the image, (B, C, E)."""
@@ -47,7 +46,7 @@ class FastHqMaskDecoder(FastMaskDecoder, HqMaskDecoder):
         h, w = logits_Khw.shape[-2:]
         cells = full_ZEC.unflatten(1, (h // 4, w // 4, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6, 7)
         full_ZhwC = cells.flatten(1, 3).flatten(2, 4)
-        wide_ZChw = F.conv2d(full_ZhwC.permute(0, 3, 1, 2), *self._widen, padding=1)
+        wide_ZChw = F.conv2d(full_ZhwC.permute(0, 3, 1, 2), self._widen_weight, self._widen_bias, padding=1)
         wide_ZEC = wide_ZChw.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
         norm = self.embedding_maskfeature[1]
         assert isinstance(norm, nn.LayerNorm)

@@ -12,25 +12,48 @@ from maskmill.model.checkpoint import build_network, load_model, read_checkpoint
 from maskmill.model.config import NetworkConfig
 from maskmill.model.errors import CheckpointError
 from maskmill.model.families import VARIANTS
-from testing.networks import SMALL_CONFIGS, random_network
+from testing.networks import SMALL_CONFIGS, SMALL_SAM2_CONFIGS, random_network
 from testing.published_mobile_sam import sam_model_registry
-from tests.model.families import test_mobile_sam
+from tests.model.families import test_efficient_sam, test_mobile_sam, test_sam_hq
 
-SMALL: dict[str, NetworkConfig] = {"sam1": SMALL_CONFIGS["grid7"], "mobile_sam": test_mobile_sam.SMALL_CONFIGS["grid5"]}
+SMALL: dict[str, NetworkConfig] = {
+    "sam1": SMALL_CONFIGS["grid7"],
+    "sam2": SMALL_SAM2_CONFIGS["grid6"],
+    "mobile_sam": test_mobile_sam.SMALL_CONFIGS["grid5"],
+    "sam_hq": test_sam_hq.SMALL_CONFIGS["grid7"],
+    "efficient_sam": test_efficient_sam.SMALL_CONFIGS["grid7"],
+}
 # A weight of the part that makes the family different.
 OWN_KEY = {
     "sam1": "image_encoder.blocks.1.attn.rel_pos_h",
+    "sam2": "mask_decoder.obj_score_token.weight",
     "mobile_sam": "image_encoder.layers.2.blocks.0.local_conv.bn.running_mean",
+    "sam_hq": "mask_decoder.hf_token.weight",
+    "efficient_sam": "prompt_encoder.invalid_points.weight",
 }
+VIT_B = {
+    "image_encoder.pos_embed": (1, 64, 64, 768),
+    **{f"image_encoder.blocks.{i}.norm1.bias": (768,) for i in range(12)},
+}
+TINY_VIT = {
+    "image_encoder.patch_embed.seq.0.c.weight": (32, 3, 3, 3),
+    **{f"image_encoder.layers.{i}.blocks.0.mlp.fc2.bias": (w,) for i, w in ((1, 128), (2, 160), (3, 320))},
+}
+HQ_TOKEN = {"mask_decoder.hf_token.weight": (1, 256)}
 # Tensors by which the variant is recognised.
 OWN_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
-    "vit_b": {
-        "image_encoder.pos_embed": (1, 64, 64, 768),
-        **{f"image_encoder.blocks.{i}.norm1.bias": (768,) for i in range(12)},
+    "vit_b": VIT_B,
+    "hiera_t": {
+        "image_encoder.trunk.patch_embed.proj.weight": (96, 3, 7, 7),
+        **{f"image_encoder.trunk.blocks.{i}.norm1.bias": (96,) for i in range(12)},
     },
-    "vit_t": {
-        "image_encoder.patch_embed.seq.0.c.weight": (32, 3, 3, 3),
-        **{f"image_encoder.layers.{i}.blocks.0.mlp.fc2.bias": (w,) for i, w in ((1, 128), (2, 160), (3, 320))},
+    "vit_t": TINY_VIT,
+    "hq_vit_b": VIT_B | HQ_TOKEN,
+    "hq_vit_tiny": TINY_VIT | HQ_TOKEN,
+    "efficient_sam_ti": {
+        "image_encoder.pos_embed": (1, 197, 192),
+        **{f"image_encoder.blocks.{i}.norm1.bias": (192,) for i in range(12)},
+        "prompt_encoder.invalid_points.weight": (1, 256),
     },
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maskmill.model.checkpoint import build_network, read_checkpoint
@@ -14,6 +15,7 @@ from maskmill.model.errors import PromptError
 from maskmill.model.families.efficient_sam.config import VARIANTS, EfficientSamConfig
 from maskmill.model.network import Network
 from maskmill.model.optimize import OptimizedNetwork, optimize
+from maskmill.model.predictor import encode_image
 from testing.efficient_sam_formula import EfficientSamFormula, published_shapes, random_state
 from testing.networks import random_network
 from tests.model.test_against_oracles import TOLERANCE, decode_ours, relative_error
@@ -105,6 +107,23 @@ def assert_equals_formula(config: EfficientSamConfig, kinds: list[str], director
 def test_small_network_equals_the_formula(name: str, tmp_path: Path) -> None:
     config = SMALL_CONFIGS[name]
     assert_equals_formula(config, list(prompts(config)), tmp_path)
+
+
+@torch.no_grad()
+def test_prediction_equals_the_formula_on_the_stretched_image(tmp_path: Path) -> None:
+    config = SMALL_CONFIGS["grid7"]
+    state, path, side = random_state(config), tmp_path / "efficient_sam.pt", config.image_size
+    torch.save({"model": state}, path)
+    pixels_HW3 = torch.randint(256, (30, 50, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    prediction = encode_image(build_network(config, read_checkpoint(path)), pixels_HW3.numpy()).predict([[20, 10]])
+    image = F.interpolate(pixels_HW3.permute(2, 0, 1)[None].float(), (side, side), mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.pixel_mean, config.pixel_std))
+    formula = EfficientSamFormula(state, config.encoder_heads, config.decoder_heads, side)
+    points = torch.full((1, 6, 2), -1.0)
+    points[0, 0] = torch.tensor([20 / 50, 10 / 30]) * side
+    logits, ious = formula.decode(formula.encode((image - mean) / std), points, torch.tensor([[1, -1, -1, -1, -1, -1]]))
+    assert relative_error(torch.from_numpy(prediction.logits), logits[0, 1:]) < TOLERANCE
+    assert relative_error(torch.from_numpy(prediction.scores), ious[0, 1:]) < TOLERANCE
 
 
 @pytest.mark.slow

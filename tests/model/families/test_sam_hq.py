@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from tests.model.test_against_oracles import TOLERANCE, decode_ours, prompts, re
 
 def _with_hq(name: str, **changes: object) -> SamHqVitConfig:
     config = networks.SMALL_CONFIGS[name]
-    fields = asdict(config) | {"family": "sam_hq", "early_width": config.encoder_width} | changes
+    fields: dict[str, Any] = asdict(config) | {"family": "sam_hq", "early_width": config.encoder_width} | changes
     return SamHqVitConfig(**fields)
 
 
@@ -140,7 +141,7 @@ def test_small_tiny_vit_equals_the_encoder_of_mobile_sam_and_the_decoder_of_tran
         | {f"image_encoder.{key}": value for key, value in mobile_network.image_encoder.state_dict().items()}
     )
     image = torch.randn(1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(2))
-    their_encoder = published_mobile_sam(mobile_network).image_encoder
+    their_encoder: Any = published_mobile_sam(mobile_network).image_encoder
     early_BLC = their_encoder.layers[1](their_encoder.layers[0](their_encoder.patch_embed(image)))
     early_BCYX = early_BLC.transpose(1, 2).unflatten(2, (config.grid_size, config.grid_size))
     their_grid, prompt = their_encoder(image), prompts(config)["points and box"]
@@ -187,6 +188,8 @@ def test_screen_in_bfloat16_is_close_to_float32() -> None:
     ):
         assert rough.dtype == torch.float32
         assert 0 < relative_error(rough, precise) < 0.05
+    # The exact network chooses the best of them.
+    assert screen.candidates(torch.rand(2, 4)).tolist() == [[False, True, True, True]] * 2
 
 
 @torch.inference_mode()
