@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -73,15 +74,40 @@ class Plan:
         sizes = self.sizes[~self.left_out]
         return None if (sizes < 0).any() else int(sizes.sum())
 
-    def shards_with(self, image_id: str) -> list[str]:
-        """The names of shards that may hold an image: the one that lists it, and tars with a path that fits its id."""
+    def shard(self, index: int) -> Shard:
+        """The shard with this number. Decodes one row group."""
+        group = int(np.searchsorted(self.groups, index, "right")) - 1
+        rows = _read_group(_open(self.data), group)
+        return self._relocated(next(_shards(rows.filter(pc.field("shard") == index))))
+
+    def shards_with(self, image_id: str) -> list[Shard]:
+        """The shards that may hold an image: the one that lists it, and tars with a path that fits its id."""
         parts = image_id.split("/")
         holds = pc.field("image_id") == image_id
         for length in range(1, len(parts) + 1):
             tar = f"/{'/'.join(parts[:length])}"
             holds |= pc.field("image_id").is_null() & pc.ends_with(pc.field("uri"), tar)  # pyright: ignore[reportAttributeAccessIssue]
         rows = pq.read_table(pa.BufferReader(self.data), columns=["shard"], filters=holds, use_threads=False)
-        return [Shard(index, "").name for index in rows["shard"].unique().to_pylist()]
+        return [self.shard(index) for index in rows["shard"].unique().to_pylist()]
+
+    @cached_property
+    def id_ranges(self) -> tuple[tuple[str, str], ...]:
+        """For each shard the range of its image ids: from the first string, up to but not including the second."""
+        file = _open(self.data)
+        groups = (_read_group(file, group) for group in range(file.num_row_groups))
+        return tuple(itertools.chain.from_iterable(map(self._id_ranges, groups)))
+
+    def _id_ranges(self, rows: pa.Table) -> Iterator[tuple[str, str]]:
+        rows = rows.sort_by([("shard", "ascending"), ("image_id", "ascending")])
+        starts = _starts(rows)
+        uris, firsts = (rows[name].take(pa.array(starts[:-1])).to_pylist() for name in ("uri", "image_id"))
+        lasts = rows["image_id"].take(pa.array(starts[1:] - 1)).to_pylist()
+        for uri, first, last in zip(uris, firsts, lasts, strict=True):
+            if first is None:  # ids in a tar start with its path and a slash; its path alone is the row of the tar
+                tar = uri.removeprefix(f"{self.planned_root}/")
+                yield tar, f"{tar}{chr(ord('/') + 1)}"
+            else:
+                yield first, f"{last}\0"  # the next string after `last`
 
     def without(self, shard_names: Collection[str]) -> Plan:
         """The plan without the named shards."""

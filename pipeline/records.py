@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -45,6 +45,12 @@ class Shard:
     def name(self) -> str:
         """The name of the part that holds the results of this shard."""
         return part_name(self.index, self.retry)
+
+    def only(self, image_id: str) -> Shard:
+        """The shard with one of its images. A tar is read whole: it is returned unchanged."""
+        if self.image_ids is None:
+            return self
+        return replace(self, image_ids=(image_id,), uris={k: uri for k, uri in self.uris.items() if k == image_id})
 
     def is_archive(self, image_id: str) -> bool:
         """Whether this is the id of the row for the tar itself, its path. That row says why the tar cannot be read."""

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from maskmill.model.errors import MaskmillError
     from maskmill.model.predictor import EncodedImage, Prediction
     from maskmill.pipeline.config import GeneratorConfig
-    from maskmill.pipeline.finished import Run, RunImage
+    from maskmill.pipeline.finished import RunImage
     from maskmill.pipeline.records import ImageMasks
+    from maskmill.tables.run import Run
 
     __version__: str
 
@@ -41,7 +42,7 @@ _MODULES = {
     "ImageMasks": "pipeline.records",
     "MaskmillError": "model.errors",
     "Prediction": "model.predictor",
-    "Run": "pipeline.finished",
+    "Run": "tables.run",
     "RunImage": "pipeline.finished",
 }
 

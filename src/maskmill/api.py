@@ -25,7 +25,7 @@ from maskmill.pipeline.images import decode_image, to_pixels
 from maskmill.pipeline.records import ImageMasks, StepTimer
 
 if TYPE_CHECKING:
-    from maskmill.pipeline.finished import Run
+    from maskmill.tables.run import Run
 
 # An RGB array (H, W, 3) uint8, a Pillow image, or the path of an image file.
 ImageLike = NDArray[np.uint8] | Image.Image | str | os.PathLike[str]
@@ -85,17 +85,21 @@ def encode(image: ImageLike, model: Sam) -> EncodedImage:
     return encode_image(model, _pixels(image))
 
 
-def open_run(uri: str | os.PathLike[str]) -> Run:
-    """Opens the output of `maskmill generate`, finished or not, in a folder or at s3://bucket/prefix.
+def open_run(uri: str | os.PathLike[str], moved_to: str | os.PathLike[str] | None = None) -> Run:
+    """Opens the output of `maskmill generate`, finished or not.
+
+    Args:
+        uri: a folder or s3://bucket/prefix.
+        moved_to: the new address of the images, if they are no longer where the run read them.
 
     Raises:
         RunMismatchError: the folder or prefix has no run.
         StorageError: the store cannot be reached.
+        ConfigError: `moved_to` names another file or pattern than the run was made of.
     """
-    from maskmill.pipeline.finished import open_finished_run  # imported here because pyarrow takes long to import
-    from maskmill.pipeline.storage import open_storage
+    from maskmill.tables.run import open_run  # imported here because pyarrow takes long to import
 
-    return open_finished_run(open_storage(os.fspath(uri)))
+    return open_run(os.fspath(uri), None if moved_to is None else os.fspath(moved_to))
 
 
 def _pixels(image: ImageLike) -> NDArray[np.uint8]:

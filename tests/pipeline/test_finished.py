@@ -176,7 +176,7 @@ def test_run_is_picklable(finished: Run):
     np.testing.assert_array_equal(copied["d.png"].masks, finished["d.png"].masks)
 
 
-class _WatchedStorage(LocalStorage):
+class WatchedStorage(LocalStorage):
     """A folder that tells how many bytes of each object are read."""
 
     def __init__(self, root: Path, told: Counter[str]) -> None:
@@ -216,7 +216,7 @@ def test_one_image_is_read_without_the_rest_of_the_table(tmp_path: Path):
     for shard, part in zip(shards, parts, strict=True):
         storage.create(masks_key(shard.name), part)
     read: Counter[str] = Counter()
-    image = open_finished_run(_WatchedStorage(tmp_path, read))["5.png"]
+    image = open_finished_run(WatchedStorage(tmp_path, read))["5.png"]
     assert len(image) == ROWS_PER_GROUP
     assert {key for key in read if key.startswith("masks")} == {"masks/part-00001.parquet"}
     assert 0 < read["masks/part-00001.parquet"] < len(parts[1]) / 2
