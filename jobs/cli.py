@@ -22,6 +22,7 @@ from maskmill.jobs.evaluate import evaluate
 from maskmill.jobs.generate import generate
 from maskmill.jobs.info import info
 from maskmill.jobs.preview import preview
+from maskmill.jobs.query import query
 from maskmill.jobs.retry import retry
 from maskmill.jobs.train import train
 from maskmill.jobs.verify import verify
@@ -30,7 +31,7 @@ from maskmill.model.errors import MaskmillError
 # The groups of `maskmill --help`.
 COMMANDS = {
     "Make masks": (generate, retry, demo),
-    "Look": (preview, info),
+    "Look": (preview, query, info),
     "Judge": (verify, compare, evaluate),
     "Train": (train,),
 }
