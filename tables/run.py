@@ -18,6 +18,8 @@ from maskmill.pipeline.parts import list_parts, shard_of
 from maskmill.pipeline.storage import open_storage
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyRelation
+
     from maskmill.tables.torch_dataset import MaskDataset
 
 
@@ -56,6 +58,16 @@ class Run(finished.Run):
             if len(sample) == n:
                 break
         return sample
+
+    def query(self, sql: str) -> DuckDBPyRelation:
+        """The rows of an SQL query over the views `masks` and `images`, as a relation of DuckDB.
+
+        They are computed when the relation is printed or read: `.fetchall()`, `.df()`, `.pl()`, `.to_arrow_table()`.
+        docs/tables.md has the functions on masks. Raises QueryError if `sql` is not valid.
+        """
+        from maskmill.tables.query import query  # imported here because DuckDB and Numba take long to load
+
+        return query(self, sql)
 
     def torch_dataset(self, transform: Callable[[RunImage], Any] | None = None) -> MaskDataset:
         """The images that were processed without failure as a map-style PyTorch data set.
