@@ -108,8 +108,15 @@ def write_export(
     if images != "none" and not form.images_inside:
         _place_images(selection, form, storage, images, there, on_progress)
 
-    on_progress(sum(file.count for file in form.files(selection) if file.key in there))
-    for with_data in dict.fromkeys(file.with_data for file in form.files(selection)):
+    done = 0
+    kinds: set[bool] = set()  # `with_data` of the missing files
+    for file in form.files(selection):
+        if file.key in there:
+            done += file.count
+        else:
+            kinds.add(file.with_data)
+    on_progress(done)
+    for with_data in sorted(kinds):
 
         def missing(with_data: bool = with_data) -> Iterator[ExportFile]:
             return (file for file in form.files(selection) if file.with_data == with_data and file.key not in there)
@@ -154,6 +161,7 @@ def _begin(selection: Selection, form: Format, storage: Storage, settings: dict[
         "maskmill": version("maskmill"),
     }
     text = json.dumps(wanted, indent=2, sort_keys=True) + "\n"
+    storage.sweep()
     if not storage.exists(EXPORT_KEY):
         if (other := next(storage.list(), None)) is not None:
             raise RunMismatchError(
