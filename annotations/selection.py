@@ -151,6 +151,7 @@ def select(run: Run, where: str | None = None, limit: int | None = None, unique_
         name != image_id or (unique_stems and stem != _stem(name))
         for name, stem, image_id in zip(names, stems, image_ids, strict=True)
     )
+    table = table.combine_chunks()
     return Selection(run, table, len(images) - len(ok), len(run.plan) - shards, renamed, parts.hexdigest())
 
 
@@ -161,13 +162,13 @@ def _matching(run: Run, images: pa.Table, where: str) -> pa.Table:
     except ModuleNotFoundError as error:
         raise MaskmillError("a condition needs duckdb: pip install duckdb") from error
     connection = duckdb.connect()
-    connection.register("all_images", images.append_column("_position", pa.array(np.arange(len(images)))))
-    connection.register("all_masks", run.masks)
+    connection.register("images", images.append_column("_position", pa.array(np.arange(len(images)))))
+    connection.register("masks", run.masks)
     # The newline before the parenthesis ends a comment in the condition.
     query = f"""
         SELECT _position, coalesce(list(mask_id ORDER BY mask_id) FILTER (mask_id IS NOT NULL), []) AS mask_ids
-        FROM all_images
-        LEFT JOIN (SELECT * EXCLUDE (image_height, image_width) FROM all_masks) USING (image_id)
+        FROM images
+        LEFT JOIN (SELECT * EXCLUDE (image_height, image_width) FROM masks) AS masks USING (image_id)
         WHERE ({where}
         ) GROUP BY _position ORDER BY _position"""
     try:

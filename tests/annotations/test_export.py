@@ -78,6 +78,10 @@ def test_selection_has_all_images_that_did_not_fail(out: Path):
         ("image_id LIKE '%empty%'", {"empty.jpg": []}),
         ("n_masks = 0 OR mask_id = 2", {name: [2] if len(masks_of(name)) else [] for name in NAMES}),
         ("area > 1e9 -- none", {}),
+        (
+            "images.image_id = 'a.jpg' AND masks.area = (SELECT max(area) FROM masks WHERE image_id = 'a.jpg')",
+            {"a.jpg": [int(np.argmax(masks_of("a.jpg").sum(axis=(1, 2))))]},
+        ),
         ("image_height <> 40", {}),
         (
             "image_id = 'sub/ü 1.jpg' OR image_id = 'a.png' AND mask_id < 2",
