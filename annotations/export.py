@@ -108,8 +108,15 @@ def write_export(
     if images != "none" and not form.images_inside:
         _place_images(selection, form, storage, images, there, on_progress)
 
-    on_progress(sum(file.count for file in form.files(selection) if file.key in there))
-    for with_data in dict.fromkeys(file.with_data for file in form.files(selection)):
+    done = 0
+    kinds: set[bool] = set()  # `with_data` of the missing files
+    for file in form.files(selection):
+        if file.key in there:
+            done += file.count
+        else:
+            kinds.add(file.with_data)
+    on_progress(done)
+    for with_data in sorted(kinds):
 
         def missing(with_data: bool = with_data) -> Iterator[ExportFile]:
             return (file for file in form.files(selection) if file.with_data == with_data and file.key not in there)
@@ -121,7 +128,7 @@ def write_export(
                 if file.count > 1:
                     storage.put_chunks(file.key, chunks)
                 else:
-                    writer.create(file.key, b"".join(chunks))
+                    writer.put(file.key, b"".join(chunks))
 
 
 def count_steps(selection: Selection, form: Format, images: ImagesMode) -> int:
@@ -154,13 +161,14 @@ def _begin(selection: Selection, form: Format, storage: Storage, settings: dict[
         "maskmill": version("maskmill"),
     }
     text = json.dumps(wanted, indent=2, sort_keys=True) + "\n"
+    storage.sweep()
     if not storage.exists(EXPORT_KEY):
         if (other := next(storage.list(), None)) is not None:
             raise RunMismatchError(
                 f"{storage.uri}: holds other objects, such as {other.key}, but no export: choose an empty destination"
             )
-        if storage.create(EXPORT_KEY, text.encode()):
-            return
+        storage.put(EXPORT_KEY, text.encode())
+        return
     try:
         found = json.loads(storage.read(EXPORT_KEY))
         names = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
@@ -199,7 +207,7 @@ def _place_images(
         return
     with _Writer(storage) as writer:
         for image, data in read_image_files(selection.run, missing()):
-            writer.create(key(image), data)
+            writer.put(key(image), data)
             on_progress(1)
 
 
@@ -220,21 +228,21 @@ def _counted(images: Iterator[ExportImage], on_progress: Callable[[int], None]) 
 
 
 class _Writer:
-    """Creates small objects with several threads, because most of the time is spent waiting for the store."""
+    """Writes small objects with several threads, because most of the time is spent waiting for the store."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._threads = ThreadPoolExecutor(REQUESTS_AT_ONCE)
-        self._window: deque[Future[bool]] = deque()
+        self._window: deque[Future[None]] = deque()
 
     def __enter__(self) -> _Writer:
         return self
 
-    def create(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes) -> None:
         """Raises the error of an earlier object, if there was one."""
         if len(self._window) == REQUESTS_AT_ONCE:
             self._window.popleft().result()
-        self._window.append(self._threads.submit(self._storage.create, key, data))
+        self._window.append(self._threads.submit(self._storage.put, key, data))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._threads.shutdown(cancel_futures=kind is not None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -21,7 +21,6 @@ from maskmill.pipeline.finished import Run
 from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.records import ImageMasks
 from maskmill.pipeline.sources.names import clean_path
-from maskmill.pipeline.sources.parquet_file import DAMAGE, open_parquet
 from maskmill.pipeline.table import IMAGES, MASKS, mask_columns
 
 # The rows of a selection: columns of IMAGES, and
@@ -34,6 +33,7 @@ _ADDED = [
     pa.field("n_selected", pa.int32()),
     pa.field("first_mask", pa.int64()),  # number of selected masks of the images before
 ]
+_AFTER_ALL = "\U0010ffff"  # greater than any image_id
 _ROWS_AT_ONCE = 1024  # rows of a selection that are Python objects at a time
 
 
@@ -151,6 +151,7 @@ def select(run: Run, where: str | None = None, limit: int | None = None, unique_
         name != image_id or (unique_stems and stem != _stem(name))
         for name, stem, image_id in zip(names, stems, image_ids, strict=True)
     )
+    table = table.combine_chunks()
     return Selection(run, table, len(images) - len(ok), len(run.plan) - shards, renamed, parts.hexdigest())
 
 
@@ -161,13 +162,13 @@ def _matching(run: Run, images: pa.Table, where: str) -> pa.Table:
     except ModuleNotFoundError as error:
         raise MaskmillError("a condition needs duckdb: pip install duckdb") from error
     connection = duckdb.connect()
-    connection.register("all_images", images.append_column("_position", pa.array(np.arange(len(images)))))
-    connection.register("all_masks", run.masks)
+    connection.register("images", images.append_column("_position", pa.array(np.arange(len(images)))))
+    connection.register("masks", run.masks)
     # The newline before the parenthesis ends a comment in the condition.
     query = f"""
         SELECT _position, coalesce(list(mask_id ORDER BY mask_id) FILTER (mask_id IS NOT NULL), []) AS mask_ids
-        FROM all_images
-        LEFT JOIN (SELECT * EXCLUDE (image_height, image_width) FROM all_masks) USING (image_id)
+        FROM images
+        LEFT JOIN (SELECT * EXCLUDE (image_height, image_width) FROM masks) AS masks USING (image_id)
         WHERE ({where}
         ) GROUP BY _position ORDER BY _position"""
     try:
@@ -210,11 +211,12 @@ def read_masks(run: Run, images: Iterable[SelectedImage]) -> Iterator[tuple[Sele
     store cannot be reached.
     """
     for part, of_part in groupby(images, lambda image: image.part):
-        rows = _rows_by_image(run, part)
+        tables = run.masks_by_image(part)
         at, found = "", MASKS.empty_table()
         for image in of_part:
             while image.n_masks and at < image.image_id:
-                at, found = next(rows, ("\U0010ffff", found))
+                found = next(tables, MASKS.empty_table())
+                at = found["image_id"][0].as_py() if len(found) else _AFTER_ALL
             masks = found if image.n_masks and at == image.image_id else MASKS.empty_table()
             if image.mask_ids is not None:
                 masks = masks.filter(pc.field("mask_id").isin(image.mask_ids))
@@ -229,28 +231,3 @@ def _selected(run: Run, image: SelectedImage, rows: pa.Table) -> SelectedMasks:
     columns = mask_columns(rows)
     run.check_rles(image.image_id, columns["rle_counts"], image.height, image.width)
     return SelectedMasks(height=image.height, width=image.width, **columns, dropped={}, rows=rows)
-
-
-def _rows_by_image(run: Run, part: str) -> Iterator[tuple[str, pa.Table]]:
-    """The masks of each image of a part that has masks, in the order of their ids."""
-    key = masks_key(part)
-    pending = MASKS.empty_table()
-    try:
-        with open_parquet(run.storage, key) as file:
-            for group in range(file.num_row_groups):
-                pending = pa.concat_tables([pending, file.read_row_group(group, use_threads=False).cast(MASKS)])
-                ids = pending["image_id"]
-                starts = _starts(ids)
-                for start, end in pairwise(starts):
-                    yield ids[start].as_py(), pending.slice(start, end - start)
-                pending = pending.slice(max(starts, default=0))  # the next row group may continue the last image
-    except DAMAGE as error:
-        raise ObjectError(f"{run.storage.uri}/{key}: damaged: {one_line_cause(error)}") from error
-    if len(pending):
-        yield pending["image_id"][0].as_py(), pending
-
-
-def _starts(ids: pa.ChunkedArray) -> list[int]:
-    """The first row of each run of equal ids."""
-    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy()
-    return np.flatnonzero(np.diff(codes, prepend=-1)).tolist()

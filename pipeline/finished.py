@@ -224,7 +224,7 @@ class Run(Mapping[str, RunImage]):
         """All images with their masks, in the order of the plan. Reads each part once, a row group at a time."""
         for done in self.done_shards():
             for part in done.images["shard"].unique().to_pylist():
-                masks = self._masks_by_image(part)
+                masks = self.masks_by_image(part)
                 for row in done.images.filter(pc.field("shard") == part).sort_by("image_id").to_pylist():
                     rows = next(masks, MASKS.empty_table()) if row["n_masks"] else MASKS.empty_table()
                     if rows["image_id"].to_pylist() != row["n_masks"] * [row["image_id"]]:
@@ -277,7 +277,7 @@ class Run(Mapping[str, RunImage]):
                     groups.append(group)
             return file.read_row_groups(groups, use_threads=False).filter(pc.field("image_id") == image_id)
 
-    def _masks_by_image(self, part: str) -> Iterator[pa.Table]:
+    def masks_by_image(self, part: str) -> Iterator[pa.Table]:
         """The rows of the masks table of each image in a part that has masks, in the order of the part."""
         key, rest = masks_key(part), MASKS.empty_table()
         with self._damage_named(key), open_parquet(self.storage, key) as file:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from benchmarks.export import make_run as make_synthetic_run
+from benchmarks.export import measure
 from maskmill.annotations.export import EXPORT_KEY, ImagesMode, count_steps
 from maskmill.annotations.selection import read_masks, select
+from maskmill.jobs.export import FormatName
 from maskmill.model.errors import MaskmillError
 from maskmill.pipeline.errors import ConfigError, ObjectError, RunMismatchError, SourceError
 from maskmill.pipeline.finished import open_finished_run
@@ -75,6 +78,10 @@ def test_selection_has_all_images_that_did_not_fail(out: Path):
         ("image_id LIKE '%empty%'", {"empty.jpg": []}),
         ("n_masks = 0 OR mask_id = 2", {name: [2] if len(masks_of(name)) else [] for name in NAMES}),
         ("area > 1e9 -- none", {}),
+        (
+            "images.image_id = 'a.jpg' AND masks.area = (SELECT max(area) FROM masks WHERE image_id = 'a.jpg')",
+            {"a.jpg": [int(np.argmax(masks_of("a.jpg").sum(axis=(1, 2))))]},
+        ),
         ("image_height <> 40", {}),
         (
             "image_id = 'sub/ü 1.jpg' OR image_id = 'a.png' AND mask_id < 2",
@@ -147,8 +154,7 @@ def test_the_same_command_changes_nothing_when_the_export_is_complete(out: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format_name", KINDS)
-@pytest.mark.parametrize("torn", [None, 20])
+@pytest.mark.parametrize(("format_name", "torn"), [*((kind, None) for kind in KINDS), ("webdataset", 20)])
 def test_killed_export_leaves_only_whole_files_and_is_resumed(
     out: Path, tmp_path: Path, format_name: str, torn: int | None
 ):
@@ -166,7 +172,7 @@ def test_killed_export_leaves_only_whole_files_and_is_resumed(
 
 
 def _export_copying(out: Path, format_name: str, dest: Path) -> None:
-    export(out, dest, FORMATS[format_name](), "copy")
+    export(out, dest, FORMATS[format_name](), "copy", limit=3)
 
 
 @pytest.mark.s3
@@ -251,6 +257,20 @@ def test_image_files_are_copied_as_they_are(out: Path, tmp_path: Path, format_na
     for image in selection.images():
         name = image.stem_name if form.images_by_stem else image.name
         assert (tmp_path / form.image_folder / name).read_bytes() == picture(image.image_id)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_name", [FormatName.COCO, FormatName.HF, FormatName.WEBDATASET, FormatName.CVAT])
+def test_memory_does_not_grow_with_the_number_of_masks(tmp_path: Path, format_name: str):
+    """`python -m benchmarks.export` measures all formats with a million masks."""
+    peaks: list[float] = []
+    for images in (50, 500):
+        make_synthetic_run(tmp_path / f"out-{images}", images)
+        peaks.append(measure(tmp_path / f"out-{images}", tmp_path / f"dest-{images}", format_name).peak_mib)
+    file = sum(path.stat().st_size for path in (tmp_path / "dest-500").rglob("*") if path.is_file()) / 2**20
+    # As a list of Python objects the masks take several times the size of the file.
+    assert file > 20
+    assert peaks[1] - peaks[0] < min(file, 40)
 
 
 # Refusals.
