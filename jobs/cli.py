@@ -26,15 +26,17 @@ from maskmill.jobs.info import info
 from maskmill.jobs.models import models
 from maskmill.jobs.preview import preview
 from maskmill.jobs.query import query
+from maskmill.jobs.report import report
 from maskmill.jobs.retry import retry
 from maskmill.jobs.train import train
 from maskmill.jobs.verify import verify
+from maskmill.jobs.view import view
 from maskmill.model.errors import MaskmillError
 
 # The groups of `maskmill --help`.
 COMMANDS = {
     "Make masks": (generate, retry, demo),
-    "Look": (preview, query, info, models),
+    "Look": (view, preview, report, query, info, models),
     "Exchange": (export, import_),
     "Judge": (verify, compare, evaluate),
     "Train": (train,),
