@@ -26,6 +26,7 @@ from maskmill.jobs.info import info
 from maskmill.jobs.models import models
 from maskmill.jobs.preview import preview
 from maskmill.jobs.retry import retry
+from maskmill.jobs.status import status
 from maskmill.jobs.train import train
 from maskmill.jobs.verify import verify
 from maskmill.model.errors import MaskmillError
@@ -33,7 +34,7 @@ from maskmill.model.errors import MaskmillError
 # The groups of `maskmill --help`.
 COMMANDS = {
     "Make masks": (generate, retry, demo),
-    "Look": (preview, info, models),
+    "Look": (status, preview, info, models),
     "Exchange": (export, import_),
     "Judge": (verify, compare, evaluate),
     "Train": (train,),

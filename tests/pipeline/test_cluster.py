@@ -30,6 +30,7 @@ from testing.ray_cluster import this_machine
 from tests.fakes import (
     DEVICE_FAULTS,
     FAIL,
+    FROZEN,
     HANG,
     HANG_ONCE,
     KILL,
@@ -39,7 +40,6 @@ from tests.fakes import (
     SEGFAULT,
     Colour,
     FakeEngine,
-    frozen_clock,
     picture,
     poison_decoder,
 )
@@ -77,7 +77,7 @@ class Photographs:
         source = open_source(str(self.folder / "source"))
         identity = Identity(source.uri, "abc", RunConfig(model="mini", preset="mini", generator=PRESETS["mini"]))
         ledger, plan = open_run(self.storage(output), identity, source, images_per_shard)
-        job = Job(source, ledger, FakeEngine(self.folder), decoding=DecodingConfig(1000), clock=frozen_clock)
+        job = Job(source, ledger, FakeEngine(self.folder), decoding=DecodingConfig(1000), **FROZEN)
         return job, plan.without(ledger.committed())
 
     def storage(self, output: str = "out") -> Storage:
