@@ -89,6 +89,10 @@ def _lines(out: str, state: Status) -> Iterator[str]:
         yield "left      nothing: the run is finished"
     else:
         yield f"left      {'unknown' if state.seconds_left is None else timedelta(seconds=round(state.seconds_left))}"
+    if state.drivers:
+        hours = sum(driver["gpu_seconds"] for driver in state.drivers) / 3600
+        counts = (f"{sum(driver[name] for driver in state.drivers)} {name}" for name in ("preemptions", "retries"))
+        yield f"drivers   {len(state.drivers)} ended: {hours:.2f} GPU hours, {', '.join(counts)}"
     if state.workers:
         yield ""
         recent = sorted(state.workers, key=lambda worker: -worker.last_commit)

@@ -42,6 +42,7 @@ from maskmill.pipeline.records import ImageMasks, Shard, Status
 from maskmill.pipeline.sources.parquet_file import open_parquet
 from maskmill.pipeline.storage import Storage
 from maskmill.pipeline.storage.arrow import arrow_file_system
+from maskmill.pipeline.summary import read_summaries
 from maskmill.pipeline.table import IMAGES, MASKS, Footer, mask_columns, read_footer, read_parquet
 
 T = TypeVar("T")
@@ -250,6 +251,10 @@ class Run(Mapping[str, RunImage]):
     def retries(self) -> list[Shard]:
         """The shards with failed or quarantined images, each as its next retry: with these images only."""
         return [retry for done in self.done_shards() if (retry := done.retry())]
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """The summaries of the drivers that ended, in order: the fields of `summary.Summary`."""
+        return read_summaries(self.storage)
 
     def check_rles(self, image_id: str, rle_counts: Sequence[bytes], height: int, width: int) -> None:
         """Raises ObjectError if one of the RLEs of an image is not a mask of `height` x `width` pixels."""

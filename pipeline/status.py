@@ -6,6 +6,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -65,6 +66,7 @@ class Status:
     active_workers: int  # with a commit in the last WINDOW_S
     workers: Sequence[WorkerStatus]
     parts: Sequence[PartStatus]  # in the order of the plan; the retries of a shard follow it
+    drivers: Sequence[Mapping[str, Any]]  # the summaries of the drivers that have ended: see summary.Summary
 
     @property
     def finished(self) -> bool:
@@ -84,7 +86,7 @@ class StatusReader:
             self._parts[part] = _part_status(part, footer)
         plan = self._run.plan
         in_order = sorted(self._parts.values(), key=lambda part: (int(shard_of(part.part)), retry_of(part.part)))
-        return _summarise(in_order, len(plan), plan.n_images, self._clock())
+        return _summarise(in_order, len(plan), plan.n_images, self._run.summaries(), self._clock())
 
     def watch(self, interval: float) -> Iterator[Status]:
         """The status now and every `interval` seconds, until the run is finished."""
@@ -109,7 +111,9 @@ def _part_status(part: str, footer: Footer) -> PartStatus:
     )
 
 
-def _summarise(parts: Sequence[PartStatus], shards: int, images: int | None, now: float) -> Status:
+def _summarise(
+    parts: Sequence[PartStatus], shards: int, images: int | None, drivers: Sequence[Mapping[str, Any]], now: float
+) -> Status:
     last = last_parts(parts)
     ok = sum(part.ok for part in parts)
     failed = sum(part.failed for part in last)
@@ -146,6 +150,7 @@ def _summarise(parts: Sequence[PartStatus], shards: int, images: int | None, now
         active_workers=len({work.worker for _, work in recent}),
         workers=_by_worker(works),
         parts=parts,
+        drivers=drivers,
     )
 
 
