@@ -25,6 +25,7 @@ from maskmill.jobs.import_ import import_
 from maskmill.jobs.info import info
 from maskmill.jobs.log import LogFormat, LogHandler, log
 from maskmill.jobs.models import models
+from maskmill.jobs.plan import plan
 from maskmill.jobs.preview import preview
 from maskmill.jobs.retry import retry
 from maskmill.jobs.status import status
@@ -34,7 +35,7 @@ from maskmill.model.errors import MaskmillError
 
 # The groups of `maskmill --help`.
 COMMANDS = {
-    "Make masks": (generate, retry, demo),
+    "Make masks": (plan, generate, retry, demo),
     "Look": (status, preview, info, models),
     "Exchange": (export, import_),
     "Judge": (verify, compare, evaluate),

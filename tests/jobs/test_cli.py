@@ -18,7 +18,7 @@ def test_help_does_not_wait_for_torch_and_ray():
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "retry", "demo", "preview", "verify", "info", "compare", "train", "status"]
+    "command", ["plan", "generate", "retry", "demo", "preview", "verify", "info", "compare", "train", "status"]
 )
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]):
     assert main([command, "--help"]) == 0
