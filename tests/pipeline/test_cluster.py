@@ -298,7 +298,8 @@ def test_other_shards_are_done_when_one_ends_every_worker_through_no_image(tmp_p
     cluster.run(*photographs.open(), lambda _: None)
     assert len(photographs.rows()) == 3
     failed, finished = read_summaries(photographs.storage())
-    assert (failed["outcome"][:23], failed["retries"]) == ("1 shards failed 3 times", 3)
+    assert failed["outcome"].startswith("1 shards failed 3 times")
+    assert failed["retries"] >= 3
     assert (finished["outcome"], finished["images"]["ok"]) == ("finished", 1)
 
 
