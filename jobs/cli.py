@@ -23,11 +23,14 @@ from maskmill.jobs.export import export
 from maskmill.jobs.generate import generate
 from maskmill.jobs.import_ import import_
 from maskmill.jobs.info import info
+from maskmill.jobs.log import LogFormat, LogHandler, log
 from maskmill.jobs.models import models
+from maskmill.jobs.plan import plan
 from maskmill.jobs.preview import preview
 from maskmill.jobs.query import query
 from maskmill.jobs.report import report
 from maskmill.jobs.retry import retry
+from maskmill.jobs.status import status
 from maskmill.jobs.train import train
 from maskmill.jobs.verify import verify
 from maskmill.jobs.view import view
@@ -35,8 +38,8 @@ from maskmill.model.errors import MaskmillError
 
 # The groups of `maskmill --help`.
 COMMANDS = {
-    "Make masks": (generate, retry, demo),
-    "Look": (view, preview, report, query, info, models),
+    "Make masks": (plan, generate, retry, demo),
+    "Look": (status, view, preview, report, query, info, models),
     "Exchange": (export, import_),
     "Judge": (verify, compare, evaluate),
     "Train": (train,),
@@ -74,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(
                 errors="backslashreplace"
             )  # file names can have characters that the terminal cannot encode
-    logging.basicConfig(level=logging.WARNING, handlers=[_Stderr()])
+    logging.basicConfig(level=logging.WARNING, handlers=[LogHandler()])
+    log.use(LogFormat.text)
     arguments = sys.argv[1:] if arguments is None else arguments
     if "" in arguments:  # Path("") is the working directory
         before = " ".join(["maskmill", *arguments[: arguments.index("")]])
@@ -122,19 +126,5 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"maskmill: error: {' '.join(message.split())}\n")
+    log.write("error", " ".join(message.split()))
     return code
-
-
-class _Stderr(logging.Handler):
-    """Prints each warning once, in one line, on the current sys.stderr, which a progress bar replaces."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._printed: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message not in self._printed:
-            self._printed.add(message)
-            sys.stderr.write(f"maskmill: {record.levelname.lower()}: {message}\n")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maskmill.jobs.log import LogFormat, LogFormatOption, log
 from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, MovedTo, check_device, run_job
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def generate(
     address: Address = None,
     image_timeout: ImageTimeout = IMAGE_TIMEOUT,
     moved_to: MovedTo = None,
+    log_format: LogFormatOption = LogFormat.text,
 ) -> None:
     """Generate masks for all images of SOURCE and write them as Parquet tables to OUT.
 
@@ -148,6 +150,7 @@ def generate(
 
       maskmill generate "s3://bucket/train-*.tar" s3://bucket/out --address auto --precision fast
     """
+    log.use(log_format, run=out)
     overrides = {
         "points_per_side": points_per_side,
         "pred_iou_thresh": pred_iou_thresh,

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from maskmill.jobs.console import plain_console
+from maskmill.jobs.log import log
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class ProgressBar:
             *columns,
             console=self._console,
             speed_estimate_period=ESTIMATE_SECONDS,
-            disable=not self._console.is_terminal,
+            disable=log.is_json or not self._console.is_terminal,
         )
         self._task = self._bar.add_task(what, total=total, figures="")
         self._last_line = time.monotonic()
@@ -67,7 +68,8 @@ class ProgressBar:
         now = time.monotonic()
         if self._bar.disable and now - self._last_line >= self._line_seconds:
             self._last_line = now
-            self._console.print(f"maskmill: {self._line()}")
+            task = self._bar.tasks[0]
+            log.write("info", self._line(), done=task.completed, total=task.total, unit=self._unit)
 
     def restart(self, completed: int) -> None:
         """Restarts the speed estimate of a resumed task at `completed` units."""

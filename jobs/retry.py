@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from maskmill.jobs.log import LogFormat, LogFormatOption, log
 from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, MovedTo, check_device, run_job
 
 
@@ -22,6 +23,7 @@ def retry(
     address: Address = None,
     image_timeout: ImageTimeout = IMAGE_TIMEOUT,
     moved_to: MovedTo = None,
+    log_format: LogFormatOption = LogFormat.text,
 ) -> None:
     """Process the failed and quarantined images of a run again.
 
@@ -46,6 +48,7 @@ def retry(
     from maskmill.pipeline.sources import open_planned
     from maskmill.pipeline.storage import open_storage
 
+    log.use(log_format, run=out)
     check_device(device)
     identity, ledger = reopen_run(open_storage(out))
     config = identity.config

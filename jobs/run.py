@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from maskmill.jobs.log import log
 
 if TYPE_CHECKING:
     from maskmill.pipeline.job import Job
@@ -67,7 +68,7 @@ def run_job(
     try:
         ended = _run_with_progress_bar(job, shards, device, address, image_timeout) if len(shards) else 0
     except RunStoppedError as stopped:
-        sys.stderr.write(f"maskmill: {stopped}\n")
+        log.write("info", str(stopped))
         raise typer.Exit(128 + stopped.signal_number) from None
     except StorageError as error:
         raise RunFailedError(f"{error}. Finished work is kept: run the same command again to resume") from error

@@ -26,7 +26,7 @@ from ray.util import metrics
 from maskmill.model.errors import CheckpointError, DeviceError
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError, exception_line, failure_reason
-from maskmill.pipeline.job import Job
+from maskmill.pipeline.job import Job, process_name
 from maskmill.pipeline.local_ray import local_environment
 from maskmill.pipeline.placement import Machine, Placement, place
 from maskmill.pipeline.plan import Plan
@@ -34,6 +34,7 @@ from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
 from maskmill.pipeline.signals import StopSignals
+from maskmill.pipeline.summary import Summary, summarised
 from maskmill.pipeline.worker import DeviceLock, EngineFailedError, process_shard
 
 SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and one reads its first images ahead
@@ -72,7 +73,7 @@ def run(
 
     After SIGINT or SIGTERM no more shards are assigned. Shards in progress have DRAIN_SECONDS to finish, then
     RunStoppedError is raised. A second signal stops at once. Committed shards stay committed: another run continues
-    from there.
+    from there. What this driver did is written to the output at its end (see summary.py).
 
     Raises:
         RunFailedError: after all other shards are done, if shards failed; at once, if the cluster cannot be reached or
@@ -81,9 +82,18 @@ def run(
         CheckpointError, DeviceError: a worker cannot build its engine.
         RunStoppedError: a signal stopped the run.
     """
-    with _session(address), StopSignals() as signals:
+    with (
+        _session(address),
+        StopSignals() as signals,
+        summarised(job.ledger.storage, job.ledger.identity) as summary,
+    ):
+
+        def count(progress: Progress) -> None:
+            summary.add_image(progress)
+            on_progress(progress)
+
         placement = place(list(_machines().values()), device)
-        driver = _Driver(job, placement, Schedule(shards, on_progress, on_commit), image_timeout)
+        driver = _Driver(job, placement, Schedule(shards, count, on_commit), image_timeout, summary)
         try:
             driver.run(signals)
         finally:
@@ -153,7 +163,8 @@ class _Worker:
     """The actor: one engine that its shards use one after the other. Ray calls it from SHARDS_PER_WORKER threads."""
 
     def __init__(self, job: Job, placement: Placement) -> None:
-        threads = placement.threads_on(_machines()[self.machine()])
+        machine, _ = self.place()
+        threads = placement.threads_on(_machines()[machine])
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
         self._job = job
@@ -163,15 +174,15 @@ class _Worker:
         self._images = metrics.Counter("maskmill_images", "Finished images, by status.", tag_keys=("status",))
         self._masks = metrics.Counter("maskmill_masks", "Masks found.")
 
-    def start(self) -> str:
-        """Builds the engine. Returns the id of the machine."""
+    def start(self) -> tuple[str, str]:
+        """Builds the engine. Returns `place`."""
         # Not in __init__, because Ray passes exceptions of constructors to the driver as text only.
         self._engine = self._job.make_engine()
-        return self.machine()
+        return self.place()
 
-    def machine(self) -> str:
-        """The Ray node id of the machine."""
-        return ray.get_runtime_context().get_node_id()
+    def place(self) -> tuple[str, str]:
+        """The Ray node id of the machine, and the name of the worker in the output."""
+        return ray.get_runtime_context().get_node_id(), process_name()
 
     def process(self, shard: Shard, attempt: Attempt) -> Iterator[list[Progress]]:
         """Yields progress records: the first one at once, later ones in batches every PROGRESS_SECONDS.
@@ -199,8 +210,10 @@ class _WorkerHandle:
 
     actor: ActorHandle
     placement: Placement  # the resources that it requested
-    starting: Reference  # pending result of `start` or `machine`; None once it has arrived
+    starting: Reference  # pending result of `start` or `place`; None once it has arrived
     machine: str = ""
+    name: str = ""
+    started: float | None = None  # time of the result of `start`
     leases: dict[Reference, Lease] = field(default_factory=dict[Reference, Lease])
     unconfirmed: list[Lease] = field(default_factory=list[Lease])  # its shards when Ray reported it unavailable
     last_progress: float = field(default_factory=time.monotonic)  # time of the last record, or of its first shard
@@ -217,11 +230,14 @@ class _WorkerHandle:
 class _Driver:
     """Starts the workers of a run, assigns shards to them and handles their results and failures."""
 
-    def __init__(self, job: Job, placement: Placement, schedule: Schedule, image_timeout: float) -> None:
+    def __init__(
+        self, job: Job, placement: Placement, schedule: Schedule, image_timeout: float, summary: Summary
+    ) -> None:
         self._job = job
         self._placement = placement
         self._schedule = schedule
         self._image_timeout = image_timeout
+        self._summary = summary
         self._placed = time.monotonic()
         # Consecutive failures:
         self._failed_starts = 0
@@ -248,7 +264,12 @@ class _Driver:
 
     def close(self) -> None:
         for worker in self._workers:
-            ray.kill(worker.actor)
+            self._end(worker)
+
+    def _end(self, worker: _WorkerHandle) -> None:
+        ray.kill(worker.actor)
+        if worker.started is not None:
+            self._summary.add_worker(time.monotonic() - worker.started, worker.placement.gpus)
 
     def _drain(self, signals: StopSignals) -> None:
         """Waits up to DRAIN_SECONDS for the shards in progress, but not for shards that wait for the device."""
@@ -281,7 +302,7 @@ class _Driver:
             for worker in self._workers:
                 if not worker.is_ready or len(worker.leases) != held:
                     continue
-                if lease := self._schedule.take(idle=held == 0):
+                if lease := self._schedule.take(idle=held == 0, worker=worker.name):
                     process = worker.actor.process.options(
                         num_returns="streaming",
                         # In an isolated attempt a worker waits until the driver has received each record.
@@ -305,7 +326,7 @@ class _Driver:
 
     def _handle_worker_start(self, worker: _WorkerHandle) -> None:
         try:
-            worker.machine = ray.get(worker.starting)
+            worker.machine, worker.name = ray.get(worker.starting)
         except RayError as error:
             if isinstance(error, RayTaskError) and isinstance(error.cause, (CheckpointError, DeviceError)):
                 raise error.cause from None
@@ -318,6 +339,7 @@ class _Driver:
             self._replace(worker)
         else:
             worker.starting = None
+            worker.started = worker.started or time.monotonic()
             self._failed_starts = 0
             self._requeue_leases(worker)  # the worker is alive, but its results are lost
 
@@ -344,7 +366,7 @@ class _Driver:
             self._storage_errors += 1
             if self._storage_errors == MAX_STORAGE_ERRORS:
                 raise error.cause from None
-            self._schedule.record_failure(worker.leases.pop(stream), _reason(error))
+            self._record_failure(worker.leases.pop(stream), _reason(error))
         elif isinstance(error, RayTaskError) and isinstance(error.cause, EngineFailedError):
             # The error of the shard that is the cause may arrive after this one.
             self._schedule.requeue(worker.leases.pop(stream))
@@ -359,9 +381,10 @@ class _Driver:
     def _handle_worker_death(self, worker: _WorkerHandle, error: RayError) -> None:
         if isinstance(error, ActorUnavailableError):
             # Ray does not know yet whether the worker or its machine is dead. The result of this call will show it.
-            worker.starting = worker.actor.machine.remote()
+            worker.starting = worker.actor.place.remote()
         elif (isinstance(error, RayActorError) and error.preempted) or worker.machine not in _machines():
-            logger.warning("a machine is gone: its shards are tried again")
+            logger.warning("a machine is gone: its shards are tried again", extra={"worker": worker.name})
+            self._summary.preemptions += 1
             self._replace(worker)
         else:
             # Any of these shards may be the cause: while one is inferred, others are decoded or committed.
@@ -371,14 +394,18 @@ class _Driver:
     def _replace(self, worker: _WorkerHandle, suspects: Sequence[Lease] = (), reason: str = "") -> None:
         """Replaces a worker by a new one. Records a failure for each suspect, and requeues the other shards."""
         for lease in suspects:
-            self._schedule.record_failure(lease, reason)
+            self._record_failure(lease, reason)
         if suspects:
             self._failed_attempts += 1
             if self._failed_attempts > MAX_FAILED_ATTEMPTS * len(self._workers):
                 raise RunFailedError(f"the workers fail before they end an image: {reason}")
         self._requeue_leases(worker)
-        ray.kill(worker.actor)
+        self._end(worker)
         self._workers[self._workers.index(worker)] = self._new_worker()
+
+    def _record_failure(self, lease: Lease, reason: str) -> None:
+        self._summary.retries += 1
+        self._schedule.record_failure(lease, reason)
 
     def _requeue_leases(self, worker: _WorkerHandle) -> None:
         for lease in (*worker.unconfirmed, *worker.leases.values()):
@@ -398,7 +425,8 @@ class _Driver:
                 request = f"{worker.placement.cpus} CPUs and {worker.placement.gpus} GPUs"
                 starting = f"a worker is starting: does any machine have {request} free?"
                 what = worker.leases[suspect].description if suspect else starting
-                logger.warning("%s: no progress for %.0f s", what, now - worker.last_progress)
+                extra = worker.leases[suspect].log_fields if suspect else {}
+                logger.warning("%s: no progress for %.0f s", what, now - worker.last_progress, extra=extra)
 
     def _use_new_machines(self) -> None:
         now = time.monotonic()

@@ -13,12 +13,12 @@ import io
 import itertools
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +42,11 @@ from maskmill.pipeline.records import ImageMasks, Shard, Status
 from maskmill.pipeline.sources.parquet_file import open_parquet
 from maskmill.pipeline.storage import Storage
 from maskmill.pipeline.storage.arrow import arrow_file_system
-from maskmill.pipeline.table import IMAGES, MASKS, mask_columns, read_footer, read_parquet
+from maskmill.pipeline.summary import read_summaries
+from maskmill.pipeline.table import IMAGES, MASKS, Footer, mask_columns, read_footer, read_parquet
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -215,10 +219,12 @@ class Run(Mapping[str, RunImage]):
             in_order = sorted(parts[shard.name], key=retry_of)
             return DoneShard(shard, retry_of(in_order[-1]), *self._read_footers(in_order))
 
-        done = (shard for shard in self.plan if shard.name in parts)
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-            while some := list(itertools.islice(done, 4 * REQUESTS_AT_ONCE)):
-                yield from threads.map(read, some)
+        yield from _map_ahead(read, (shard for shard in self.plan if shard.name in parts))
+
+    def footers(self, skip: Collection[str] = ()) -> Iterator[tuple[str, Footer]]:
+        """The names of the committed parts, without those in `skip`, and their footers. Reads some footers ahead."""
+        parts = [part for part in list_parts(self.storage, "masks") if part not in skip]
+        yield from _map_ahead(lambda part: (part, self._read_footer(part)), parts)
 
     def images_in_order(self) -> Iterator[RunImage]:
         """All images with their masks, in the order of the plan. Reads each part once, a row group at a time."""
@@ -272,6 +278,10 @@ class Run(Mapping[str, RunImage]):
             while some := list(itertools.islice(parts, 4 * REQUESTS_AT_ONCE)):
                 yield from threads.map(read, some)
 
+    def summaries(self) -> list[dict[str, Any]]:
+        """The summaries of the drivers that ended, in order: the fields of `summary.Summary`."""
+        return read_summaries(self.storage)
+
     def check_rles(self, image_id: str, rle_counts: Sequence[bytes], height: int, width: int) -> None:
         """Raises ObjectError if one of the RLEs of an image is not a mask of `height` x `width` pixels."""
         sizes = (np.full(len(rle_counts), side) for side in (height, width))
@@ -321,13 +331,16 @@ class Run(Mapping[str, RunImage]):
         """The images and `left_out` of a shard, from its parts in order. No images if it has no part."""
         images, left_out = [IMAGES.empty_table()], Counter[str]()
         for part in parts:
-            key = masks_key(part)
-            with self._damage_named(key), self.storage.open(key) as stream:
-                footer = read_footer(stream)
+            footer = self._read_footer(part)
             # A retry has new rows for the images that failed before, and counts again what a tar leaves out.
             images = [*(rows.filter(pc.field("status") == "ok") for rows in images), footer.images]
             left_out = footer.left_out
         return pa.concat_tables(images), left_out
+
+    def _read_footer(self, part: str) -> Footer:
+        key = masks_key(part)
+        with self._damage_named(key), self.storage.open(key) as stream:
+            return read_footer(stream)
 
     def _image(self, shard: Shard, row: Mapping[str, Any], masks: pa.Table) -> RunImage:
         image_id, height, width = row["image_id"], row["image_height"] or 0, row["image_width"] or 0
@@ -382,6 +395,14 @@ class _Items(ItemsView[str, RunImage]):
 
     def __iter__(self) -> Iterator[tuple[str, RunImage]]:
         return ((image.image_id, image) for image in self._run.images_in_order())
+
+
+def _map_ahead(read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """The results of `read` in order. Threads read some items ahead."""
+    left = iter(items)
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+        while some := list(itertools.islice(left, 4 * REQUESTS_AT_ONCE)):
+            yield from threads.map(read, some)
 
 
 def open_finished_run(storage: Storage, moved_to: str | None = None) -> Run:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,11 @@ from maskmill.pipeline.records import Clock, DecodedImage
 from maskmill.pipeline.sources import Source
 
 
+def process_name() -> str:
+    """The name of this process in the output: host and process id. The host of a Kubernetes pod is the pod's name."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 @dataclass(frozen=True)
 class Job:
     """The inputs that all workers of a run share. Picklable."""
@@ -23,4 +30,6 @@ class Job:
     make_engine: Callable[[], Engine]
     decoding: DecodingConfig
     clock: Clock = time.perf_counter
+    wall_clock: Clock = time.time  # seconds since 1970
+    worker_name: Callable[[], str] = process_name
     decode: Callable[[bytes, DecodingConfig], DecodedImage] = decode_image

@@ -189,6 +189,15 @@ class ImageResult:
     attempt: int = 1
 
 
+@dataclass(frozen=True)
+class Work:
+    """Which process made a part, and when. Times are seconds since 1970 by the clock of its machine."""
+
+    worker: str  # host:process id
+    began: float  # the first image got the device
+    ended: float  # the last image was finished
+
+
 @dataclass
 class StepTimer:
     """Adds up the milliseconds spent in each step of one image. Thread-safe."""

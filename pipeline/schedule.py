@@ -24,6 +24,7 @@ class Lease:
 
     shard: Shard
     attempt: Attempt
+    worker: str = ""  # its name
     current: Progress | None = None  # the image in progress and its step
     finished: int = 0  # images
 
@@ -37,6 +38,11 @@ class Lease:
         """The shard and, for an isolated attempt, the image in progress and its step."""
         at = f", step {self.current.step} of {self.current.image_id}" if self.current and self.attempt.isolated else ""
         return f"shard {self.shard.name}{at}"
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """The attributes of log records about this lease."""
+        return {"shard": self.shard.name, "attempt": self.attempt.number, "worker": self.worker}
 
 
 @dataclass(eq=False)
@@ -76,7 +82,7 @@ class Schedule:
         """The number of shards that are neither done nor failed."""
         return self._n_shards - len(self._done) - len(self.failed)
 
-    def take(self, idle: bool) -> Lease | None:
+    def take(self, idle: bool, worker: str = "") -> Lease | None:
         """Assigns a shard to a worker. Returns None if there is none for it.
 
         Only an `idle` worker, one without shards, gets a shard after a failed attempt or a copy of another worker's
@@ -86,7 +92,7 @@ class Schedule:
         if shard is None:
             return None
         history = self._histories.get(shard.index, _History())
-        lease = Lease(shard, Attempt(history.failures + 1, dict(history.quarantined)))
+        lease = Lease(shard, Attempt(history.failures + 1, dict(history.quarantined)), worker)
         self._leases.append(lease)
         return lease
 
@@ -145,14 +151,16 @@ class Schedule:
     def _blame(self, lease: Lease, reason: str) -> None:
         history = self._histories[lease.shard.index]
         history.failures += 1
-        logger.warning("%s: attempt %d failed: %s", lease.description, history.failures, reason)
+        fields = lease.log_fields
+        logger.warning("%s: attempt %d failed: %s", lease.description, history.failures, reason, extra=fields)
         if lease.current and lease.attempt.isolated:
             image_id = lease.current.image_id
             history.deaths[image_id] += 1
             if history.deaths[image_id] == MAX_DEATHS:
                 failure = Failure(lease.current.step, f"{MAX_DEATHS} workers failed at this image: {reason}")
                 history.quarantined[image_id] = failure
-                logger.warning("shard %s: %s is quarantined", lease.shard.name, image_id)
+                extra = {**fields, "image_id": image_id}
+                logger.warning("shard %s: %s is quarantined", lease.shard.name, image_id, extra=extra)
             return
         history.unattributed += 1
         if history.unattributed == MAX_ATTEMPTS:

@@ -14,7 +14,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from maskmill.filters.names import FILTERS
-from maskmill.pipeline.records import STEPS, Failure, ImageMasks, ImageResult, Shard
+from maskmill.pipeline.records import STEPS, Failure, ImageMasks, ImageResult, Shard, Work
 
 # Part of the identity of a run. Increase it if a column, its meaning or the format of the plan changes.
 SCHEMA_VERSION = 2
@@ -75,6 +75,7 @@ IMAGES_KEY = "maskmill.images"
 IDENTITY_KEY = "maskmill.identity"  # sha256 of the run's identity
 SCHEMA_VERSION_KEY = "maskmill.schema_version"
 LEFT_OUT_KEY = "maskmill.left_out"  # JSON: reason -> images in a tar that are not part of the run
+WORK_KEY = "maskmill.work"  # JSON: records.Work; parts of older versions lack it
 
 # About 40 images. Measured with DuckDB and pyarrow on 200,000 masks in groups of 2k to 200k rows: larger groups slow
 # down the look-up of one image (9 ms at 4096, 80 ms at 200k) and do not speed up scans.
@@ -85,12 +86,17 @@ _UNIQUE_COLUMNS = ("area", "predicted_iou", "stability_score", "rle_counts")
 
 
 def encode_part(
-    shard: Shard, results: Sequence[ImageResult], identity: str, left_out: Mapping[str, int] | None = None
+    shard: Shard,
+    results: Sequence[ImageResult],
+    identity: str,
+    left_out: Mapping[str, int] | None = None,
+    work: Work | None = None,
 ) -> bytes:
     """The part of one shard as Parquet bytes. Equal arguments give equal bytes. Has no rows if no image has a mask.
 
     Rows are sorted by (image_id, mask_id); mask_id is the position in the generator's order. `identity` is the sha256
     of the run's identity. `left_out` counts the images in a tar that are not part of the run, by reason.
+    `work` says which worker made the part, and when.
     """
     ordered = sorted(results, key=lambda result: result.image_id)
     assert len({result.image_id for result in ordered}) == len(ordered), "image ids are unique in a shard"
@@ -102,6 +108,8 @@ def encode_part(
         SCHEMA_VERSION_KEY: str(SCHEMA_VERSION),
         LEFT_OUT_KEY: json.dumps(left_out or {}, sort_keys=True),
     }
+    if work:
+        metadata[WORK_KEY] = json.dumps(asdict(work))
     return _to_parquet(pa.Table.from_batches(batches, MASKS), ["image_id", "mask_id"], len(batches), metadata)
 
 
@@ -124,6 +132,7 @@ class Footer:
     schema_version: str
     images: pa.Table  # rows of the images table, in the schema IMAGES, sorted by image_id
     left_out: Counter[str]  # reason -> images in a tar that are not part of the run
+    work: Work | None  # None: the part was made by a version of maskmill that did not record it
 
 
 def read_footer(part: BinaryIO) -> Footer:
@@ -133,7 +142,9 @@ def read_footer(part: BinaryIO) -> Footer:
     with pa.ipc.open_stream(base64.b64decode(metadata[IMAGES_KEY])) as stream:
         images = stream.read_all()
     left_out = Counter(json.loads(metadata.get(LEFT_OUT_KEY, "{}")))
-    return Footer(metadata[IDENTITY_KEY], metadata[SCHEMA_VERSION_KEY], images, left_out)
+    work = json.loads(metadata.get(WORK_KEY, "null"))
+    work = work and Work(work["worker"], work["began"], work["ended"])
+    return Footer(metadata[IDENTITY_KEY], metadata[SCHEMA_VERSION_KEY], images, left_out, work)
 
 
 def read_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:

@@ -22,6 +22,7 @@ from maskmill.pipeline.parts import images_key, masks_key, part_at, part_name, r
 from maskmill.pipeline.plan import PLAN_KEY, Plan, read_plan
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.storage import PROBE_PREFIX, Storage
+from maskmill.pipeline.summary import is_summary
 
 SHARDS_AT_ONCE = 16  # most of the time per shard is spent waiting for the store
 # The number of shards from which processes pay off: they take seconds to start. For 300 parts of 3200 masks on two
@@ -112,5 +113,5 @@ def _stray_objects(plan: Plan, keys: Set[str]) -> Iterator[str]:
     shards = {shard.name for shard in plan}
     for key in sorted(keys - {RUN_KEY, PLAN_KEY}):
         part = part_at(key)
-        if not key.startswith(PROBE_PREFIX) and (part is None or shard_of(part) not in shards):
+        if not key.startswith(PROBE_PREFIX) and not is_summary(key) and (part is None or shard_of(part) not in shards):
             yield f"{key}: does not belong to the run"

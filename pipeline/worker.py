@@ -21,6 +21,7 @@ from maskmill.pipeline.records import (
     ImageRecord,
     ImageResult,
     Shard,
+    Work,
 )
 from maskmill.pipeline.table import encode_part
 
@@ -91,10 +92,12 @@ def process_shard(
             decode_on_demand(job, engine, fetched) if attempt.isolated else decode_ahead(job, engine, fetched, ahead)
         )
         with reading as images, device_lock or DeviceLock():
+            began = job.wall_clock()
             results = yield from _infer_all(engine, shard, images, attempt)
         missing = shard.missing([result.image_id for result in results])
         results += (_missing_result(shard, image_id, attempt) for image_id in missing)
-        job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity, left_out))
+        work = Work(job.worker_name(), began, job.wall_clock())
+        job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity, left_out, work))
     # Also if another worker committed the shard: it may have died before it published the images.
     job.ledger.publish_images(shard.name)
 

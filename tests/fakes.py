@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,10 @@ DEVICE_FAULTS = {
 def frozen_clock() -> float:
     """A clock that stands still: every step takes 0 ms, so that parts can be compared byte by byte."""
     return 0.0
+
+
+# Arguments of a Job. Its parts have the same bytes whenever and wherever they are made.
+FROZEN: dict[str, Any] = {"clock": frozen_clock, "wall_clock": frozen_clock, "worker_name": str}
 
 
 def as_it_is(pixels_HW3: NDArray[np.uint8]) -> ResizedImage:

@@ -19,7 +19,7 @@ from maskmill.pipeline.sources import open_planned, open_source, source_uri
 from maskmill.pipeline.storage import Storage, open_storage
 from maskmill.pipeline.table import read_parquet
 from maskmill.pipeline.worker import run_local
-from tests.fakes import FakeEngine, frozen_clock
+from tests.fakes import FROZEN, FakeEngine
 
 DECODING = DecodingConfig(max_image_pixels=1_000_000)
 
@@ -46,7 +46,7 @@ def begin(
     identity = Identity(source_uri(str(source)), weights, config)
     ledger, plan = open_run(storage, identity, images, images_per_shard)
     plan = plan.at(moved_to)
-    return Job(open_planned(plan.source), ledger, engine, decoding, frozen_clock), plan
+    return Job(open_planned(plan.source), ledger, engine, decoding, **FROZEN), plan
 
 
 def run(
@@ -67,7 +67,7 @@ def retry(out: str | Path, moved_to: str | None = None) -> list[Shard]:
     identity, ledger = reopen_run(open_storage(str(out)))
     run = open_finished_run(ledger.storage, moved_to)
     shards = run.retries()
-    job = Job(open_planned(run.plan.source), ledger, ENGINE, identity.config.decoding, frozen_clock)
+    job = Job(open_planned(run.plan.source), ledger, ENGINE, identity.config.decoding, **FROZEN)
     run_local(job, shards, lambda progress: None)
     return shards
 

@@ -17,7 +17,9 @@ def test_help_does_not_wait_for_torch_and_ray():
     assert done.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("command", ["generate", "retry", "demo", "preview", "verify", "info", "compare", "train"])
+@pytest.mark.parametrize(
+    "command", ["plan", "generate", "retry", "demo", "preview", "verify", "info", "compare", "train", "status"]
+)
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]):
     assert main([command, "--help"]) == 0
     assert f"maskmill {command}" in capsys.readouterr().out.split("Example", 1)[1]

@@ -27,7 +27,7 @@ from maskmill.pipeline.plan import Plan, shard_size
 from maskmill.pipeline.sources import open_source
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.worker import run_local
-from tests.fakes import HANG_ONCE, FakeEngine, frozen_clock, picture
+from tests.fakes import FROZEN, HANG_ONCE, FakeEngine, picture
 from tests.pipeline.sources import tar_bytes
 from tests.runs import begin, run
 from tests.tiffs import noise, write
@@ -226,7 +226,7 @@ def open_fake_job(folder: Path) -> tuple[Job, Plan]:
     source = open_source(str(folder / "photographs"))
     identity = Identity(source.uri, "abc", run_config("mini", None, {}, "exact"))
     ledger, plan = open_run(open_storage(str(folder / "out"), make=True), identity, source, images_per_shard=1)
-    return Job(source, ledger, FakeEngine(folder), decoding=DecodingConfig(1000), clock=frozen_clock), plan
+    return Job(source, ledger, FakeEngine(folder), decoding=DecodingConfig(1000), **FROZEN), plan
 
 
 DRIVER = """

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
+import ray
 
 from maskmill.model.errors import CheckpointError
 from maskmill.pipeline import cluster
@@ -25,11 +27,13 @@ from maskmill.pipeline.progress import Progress
 from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources import ImageFolder, open_source
 from maskmill.pipeline.storage import LocalStorage, Storage, open_storage
+from maskmill.pipeline.summary import is_summary, read_summaries
 from maskmill.pipeline.worker import run_local
 from testing.ray_cluster import this_machine
 from tests.fakes import (
     DEVICE_FAULTS,
     FAIL,
+    FROZEN,
     HANG,
     HANG_ONCE,
     KILL,
@@ -39,7 +43,6 @@ from tests.fakes import (
     SEGFAULT,
     Colour,
     FakeEngine,
-    frozen_clock,
     picture,
     poison_decoder,
 )
@@ -77,14 +80,15 @@ class Photographs:
         source = open_source(str(self.folder / "source"))
         identity = Identity(source.uri, "abc", RunConfig(model="mini", preset="mini", generator=PRESETS["mini"]))
         ledger, plan = open_run(self.storage(output), identity, source, images_per_shard)
-        job = Job(source, ledger, FakeEngine(self.folder), decoding=DecodingConfig(1000), clock=frozen_clock)
+        job = Job(source, ledger, FakeEngine(self.folder), decoding=DecodingConfig(1000), **FROZEN)
         return job, plan.without(ledger.committed())
 
     def storage(self, output: str = "out") -> Storage:
         return open_storage(str(self.folder / output), make=True)
 
     def objects(self, output: str = "out") -> dict[str, bytes]:
-        return {item.key: self.storage(output).read(item.key) for item in self.storage(output).list()}
+        storage = self.storage(output)
+        return {item.key: storage.read(item.key) for item in storage.list() if not is_summary(item.key)}
 
     def rows(self, output: str = "out") -> dict[str, dict[str, Any]]:
         """image_id -> row of the images table."""
@@ -202,6 +206,15 @@ def test_shard_is_done_again_when_its_worker_is_lost(
     assert {(row["status"], row["attempt"]) for row in rows.values()} == {("ok", 2)}
     assert sorted(progress.image_id for progress in told) == sorted(rows), "each image is told of once"
     assert f"shard 00000: attempt 1 failed: {reason}" in caplog.text
+    (warning,) = (record for record in caplog.records if "attempt 1" in record.getMessage())
+    assert (warning.shard, warning.attempt) == ("00000", 1)  # pyright: ignore[reportAttributeAccessIssue]
+    assert warning.worker.startswith(f"{socket.gethostname()}:")  # pyright: ignore[reportAttributeAccessIssue]
+    (summary,) = read_summaries(photographs.storage())
+    assert summary["outcome"] == "finished"
+    assert summary["images"] == {"ok": 7, "failed": 0, "quarantined": 0}
+    assert (summary["masks"], summary["retries"], summary["preemptions"], summary["gpu_seconds"]) == (21, 1, 0, 0)
+    assert summary["worker_seconds"] > 0
+    assert summary["versions"]["ray"] == ray.__version__
 
 
 @pytest.mark.ray
@@ -284,6 +297,10 @@ def test_other_shards_are_done_when_one_ends_every_worker_through_no_image(tmp_p
     # Once the cause is gone, the same command finishes the run.
     cluster.run(*photographs.open(), lambda _: None)
     assert len(photographs.rows()) == 3
+    failed, finished = read_summaries(photographs.storage())
+    assert failed["outcome"].startswith("1 shards failed 3 times")
+    assert failed["retries"] >= 3
+    assert (finished["outcome"], finished["images"]["ok"]) == ("finished", 1)
 
 
 @pytest.mark.ray

@@ -17,6 +17,7 @@ import torch
 
 from maskmill.pipeline import cluster
 from maskmill.pipeline.storage import LocalStorage, open_storage
+from maskmill.pipeline.summary import read_summaries
 from maskmill.pipeline.table import read_parquet
 from testing.ray_cluster import this_machine
 from tests.fakes import HOG, HOG_BYTES, LOSE_DEVICE, WAIT, FakeEngine, picture, poison_decoder
@@ -64,6 +65,9 @@ def test_machines_that_come_are_used_and_machines_that_go_blame_nobody(tmp_path:
         (tmp_path / "released").touch()
         assert driver.wait(120) == 0, log.read_text()
     assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 80}
+    (summary,) = read_summaries(open_storage(str(tmp_path / "out")))
+    assert (summary["preemptions"], summary["retries"], summary["images"]["ok"]) == (1, 0, 80)
+    assert summary["gpu_seconds"] == summary["worker_seconds"] > 0
 
 
 @dataclass(frozen=True)

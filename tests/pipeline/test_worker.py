@@ -38,7 +38,7 @@ from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.table import encode_part, images_part, read_footer
 from maskmill.pipeline.views import ResizedImage
 from maskmill.pipeline.worker import AHEAD, DeviceLock, EngineFailedError, process_shard
-from tests.fakes import DEVICE_FAULTS, DEVICE_LOST, FAIL, KILL, LOSE_DEVICE, FakeEngine, frozen_clock, picture
+from tests.fakes import DEVICE_FAULTS, DEVICE_LOST, FAIL, FROZEN, KILL, LOSE_DEVICE, FakeEngine, picture
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ SHARD = Shard(0, "/photographs")
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     ledger = Ledger(open_storage(str(tmp_path / "out"), make=True), "id")
-    return Job(FakeSource({}), ledger, FakeEngine(tmp_path), decoding=DecodingConfig(1000), clock=frozen_clock)
+    return Job(FakeSource({}), ledger, FakeEngine(tmp_path), decoding=DecodingConfig(1000), **FROZEN)
 
 
 def with_images(job: Job, images: dict[str, bytes | Failure]) -> Job:
