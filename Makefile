@@ -37,7 +37,7 @@ test-lowest:  ## the fast tests with the lowest version of each dependency, in .
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[demo,evaluate,train]' \
 		hypothesis 'moto[s3,server]' pytest pytest-timeout segment-anything triton
-	.venv-lowest/bin/pytest -W default -m 'not slow and not gpu and not ray' --ignore tests/benchmarks \
+	.venv-lowest/bin/pytest -W default -m 'not slow and not gpu and not ray and not browser' --ignore tests/benchmarks \
 		--ignore tests/model/test_against_oracles.py --ignore tests/model/test_checkpoint.py \
 		--ignore tests/model/test_sam2.py --ignore tests/pipeline/test_golden_sam2.py \
 		--ignore-glob 'tests/annotations/test_*_export.py' \

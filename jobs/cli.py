@@ -25,6 +25,7 @@ from maskmill.jobs.import_ import import_
 from maskmill.jobs.info import info
 from maskmill.jobs.models import models
 from maskmill.jobs.preview import preview
+from maskmill.jobs.report import report
 from maskmill.jobs.retry import retry
 from maskmill.jobs.train import train
 from maskmill.jobs.verify import verify
@@ -33,7 +34,7 @@ from maskmill.model.errors import MaskmillError
 # The groups of `maskmill --help`.
 COMMANDS = {
     "Make masks": (generate, retry, demo),
-    "Look": (preview, info, models),
+    "Look": (preview, report, info, models),
     "Exchange": (export, import_),
     "Judge": (verify, compare, evaluate),
     "Train": (train,),

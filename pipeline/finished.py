@@ -246,6 +246,23 @@ class Run(Mapping[str, RunImage]):
         """The shards with failed or quarantined images, each as its next retry: with these images only."""
         return [retry for done in self.done_shards() if (retry := done.retry())]
 
+    def commit_times(self) -> dict[str, float]:
+        """When each part was committed, in seconds since the epoch. A copy of an output has the times of the copy."""
+        return {part: item.modified for item in self.storage.list("masks/part-") if (part := part_at(item.key))}
+
+    def mask_parts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The given columns of the masks table, one part at a time. Some parts are read ahead."""
+
+        def read(part: str) -> pa.Table:
+            key = masks_key(part)
+            with self._damage_named(key), open_parquet(self.storage, key) as file:
+                return file.read(list(columns), use_threads=False)
+
+        parts = iter(list_parts(self.storage, "masks"))
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+            while some := list(itertools.islice(parts, 4 * REQUESTS_AT_ONCE)):
+                yield from threads.map(read, some)
+
     def check_rles(self, image_id: str, rle_counts: Sequence[bytes], height: int, width: int) -> None:
         """Raises ObjectError if one of the RLEs of an image is not a mask of `height` x `width` pixels."""
         sizes = (np.full(len(rle_counts), side) for side in (height, width))

@@ -13,6 +13,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -61,12 +62,19 @@ class Plan:
         return next(itertools.islice(self, position, None))
 
     def __iter__(self) -> Iterator[Shard]:
+        return self.shards_from(0)
+
+    def shards_from(self, index: int, step: Literal[1, -1] = 1) -> Iterator[Shard]:
+        """The shards from number `index` on; with a step of -1 backwards. Decodes only the row groups it reaches."""
         file = _open(self.data)
-        for group, (start, end) in enumerate(zip(self.groups[:-1], self.groups[1:], strict=True)):
-            if not self.left_out[start:end].all():
-                for shard in _shards(_read_group(file, group)):
-                    if not self.left_out[shard.index]:
+        last_group = len(self.groups) - 2
+        group = int(np.searchsorted(self.groups, index, side="right")) - 1
+        while 0 <= group <= last_group:
+            if not self.left_out[self.groups[group] : self.groups[group + 1]].all():
+                for shard in list(_shards(_read_group(file, group)))[::step]:
+                    if (shard.index - index) * step >= 0 and not self.left_out[shard.index]:
                         yield self._relocated(shard)
+            group += step
 
     @property
     def n_images(self) -> int | None:

@@ -65,7 +65,7 @@ def test_wheel_holds_only_maskmill_and_all_of_it(built: Path):
     links = [link for link in (ROOT / "src" / "maskmill").iterdir() if link.is_symlink()]
     expected = {f"maskmill/{path.relative_to(ROOT)}" for link in links for path in (ROOT / link.name).rglob("*.py")}
     expected |= {f"maskmill/{path.name}" for path in (ROOT / "src" / "maskmill").glob("*.py")}
-    expected |= {"maskmill/py.typed", "maskmill/model/weights/mini.safetensors"}
+    expected |= {"maskmill/py.typed", "maskmill/model/weights/mini.safetensors", "maskmill/tables/report/report.css"}
     assert {name for name in names if name.startswith("maskmill/")} == expected
 
 

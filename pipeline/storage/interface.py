@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
 PROBE_PREFIX = "_probe-"  # objects of `prove_create_if_absent`; a killed process can leave one behind
@@ -22,6 +22,7 @@ class StoredObject:
 
     key: str
     size: int  # bytes
+    modified: float = field(compare=False, default=0.0)  # seconds since the epoch: when the object was written
 
 
 class ReadableStorage(Protocol):

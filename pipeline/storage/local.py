@@ -102,9 +102,9 @@ class LocalStorage:
                 continue
             if not name.endswith("/"):
                 with self._explained(path):
-                    size = _size(f"{path}/{name}")
-                if size is not None:
-                    yield StoredObject(key, size)
+                    found = _find(key, f"{path}/{name}")
+                if found:
+                    yield found
                 continue
             is_link = os.path.islink(f"{path}/{name[:-1]}")
             with self._explained(path):
@@ -277,15 +277,15 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for a writer
 
 
-def _size(path: str) -> int | None:
-    """Size of a file in bytes; 0 for a broken link (reading it fails); None if it is not an object."""
+def _find(key: str, path: str) -> StoredObject | None:
+    """The object at a path; of size 0 for a broken link (reading it fails); None if there is no object."""
     try:
         status = os.stat(path)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
-        return 0 if os.path.islink(path) else None  # None: deleted after it was listed
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+        return StoredObject(key, 0) if os.path.islink(path) else None  # None: deleted after it was listed
+    return StoredObject(key, status.st_size, status.st_mtime) if stat.S_ISREG(status.st_mode) else None
 
 
 def sync_folder(folder: Path) -> None:

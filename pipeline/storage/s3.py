@@ -110,7 +110,7 @@ class S3Storage:
             previous = key
             if is_key(key):
                 if not skip(key):
-                    yield StoredObject(key, item["Size"])
+                    yield StoredObject(key, item["Size"], item["LastModified"].timestamp())
             elif any(part.startswith(".") for part in key.split("/")):
                 skip(key)
             elif "//" in f"/{key}":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import tarfile
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -112,6 +114,17 @@ def test_tables_are_data_sets_with_pushdown(finished: Run):
     assert 0 < len(large) < 12
     assert large["area"].to_pylist() == [area for area in large["area"].to_pylist() if area > 40]
     assert finished.images.to_table(filter=pc.field("status") == "failed")["image_id"].to_pylist() == [FAILED]
+
+
+def test_masks_come_part_by_part(finished: Run):
+    parts = list(finished.mask_parts(["image_id", "area"]))
+    assert len(parts) == len(finished.commit_times()) > 1
+    assert pa.concat_tables(parts).equals(finished.masks.to_table(columns=["image_id", "area"]))
+
+
+def test_commit_times_are_those_of_the_parts(finished: Run, tmp_path: Path):
+    os.utime(tmp_path / "out" / masks_key("00001"), (1.5e9, 1.5e9))
+    assert finished.commit_times()["00001"] == 1.5e9
 
 
 def test_run_that_is_still_going_has_what_is_done(photographs: Path, tmp_path: Path):
@@ -236,5 +249,7 @@ def test_run_on_s3_is_read_as_one_on_disk(
     for table in ("images", "masks"):
         a, b = (getattr(opened, table).to_table().sort_by("image_id") for opened in (run_on_s3, finished))
         assert a.equals(b)
+    assert run_on_s3.commit_times().keys() == finished.commit_times().keys()
+    assert all(run_on_s3.commit_times().values())
     wide = run_on_s3.masks.to_table(columns=["area"], filter=pc.field("image_id") == "a.png")
     assert len(wide) == 3

@@ -35,6 +35,18 @@ def test_plan_gives_back_the_shards_it_was_made_of(storage: Storage):
     assert plan.n_images is None
 
 
+@pytest.mark.parametrize("count", [3, ROWS_PER_GROUP // 2 + 3])  # the second: two row groups
+def test_plan_gives_shards_forwards_and_backwards_from_any_of_them(storage: Storage, count: int):
+    shards = [Shard(index, "/p", (f"{index}a", f"{index}b")) for index in range(count)]
+    storage.create(PLAN_KEY, encode_plan(SOURCE, shards))
+    plan = read_plan(storage)
+    for index in {0, 1, count // 2, count - 2, count - 1}:
+        assert list(plan.shards_from(index)) == shards[index:]
+        assert list(plan.shards_from(index, -1)) == shards[index::-1]
+    assert list(plan.shards_from(count)) == []
+    assert list(plan.without({"00001"}).shards_from(2, -1)) == [shards[2], shards[0]]
+
+
 def test_plan_counts_images_when_it_lists_them(storage: Storage):
     storage.create(PLAN_KEY, encode_plan(SOURCE, [Shard(0, "/p", ("a", "b")), Shard(1, "/p", ("c",))]))
     assert read_plan(storage).n_images == 3
