@@ -35,7 +35,7 @@ test: $(INSTALLED)  ## the whole test suite
 # not write. Old versions of some packages use what newer versions of others deprecate, so warnings are not errors here.
 test-lowest:  ## the fast tests with the lowest version of each dependency, in .venv-lowest
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[demo,evaluate,train]' \
+	.venv-lowest/bin/pip install --quiet --constraint constraints-lowest.txt --editable '.[demo,evaluate,train,view]' \
 		hypothesis 'moto[s3,server]' pytest pytest-timeout segment-anything triton
 	.venv-lowest/bin/pytest -W default -m 'not slow and not gpu and not ray and not browser' --ignore tests/benchmarks \
 		--ignore tests/model/test_against_oracles.py --ignore tests/model/test_checkpoint.py \

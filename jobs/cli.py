@@ -29,12 +29,13 @@ from maskmill.jobs.report import report
 from maskmill.jobs.retry import retry
 from maskmill.jobs.train import train
 from maskmill.jobs.verify import verify
+from maskmill.jobs.view import view
 from maskmill.model.errors import MaskmillError
 
 # The groups of `maskmill --help`.
 COMMANDS = {
     "Make masks": (generate, retry, demo),
-    "Look": (preview, report, info, models),
+    "Look": (view, preview, report, info, models),
     "Exchange": (export, import_),
     "Judge": (verify, compare, evaluate),
     "Train": (train,),

@@ -9,6 +9,7 @@ EXTRAS = {
     "demo": ("skimage",),
     "evaluate": ("matplotlib", "scipy", "skimage"),
     "train": ("skimage", "torch.optim.Muon"),
+    "view": ("starlette", "uvicorn"),
 }
 
 

@@ -64,16 +64,26 @@ class Plan:
     def __iter__(self) -> Iterator[Shard]:
         return self.shards_from(0)
 
-    def shards_from(self, index: int, step: Literal[1, -1] = 1) -> Iterator[Shard]:
-        """The shards from number `index` on; with a step of -1 backwards. Decodes only the row groups it reaches."""
+    def shards_from(self, index: int, step: Literal[1, -1] = 1, text: str = "") -> Iterator[Shard]:
+        """The shards from number `index` on; with a step of -1 backwards. Decodes only the row groups it reaches.
+
+        With `text`, only shards with an image id that contains it, in upper or lower case, and shards without a list of
+        their images.
+        """
         file = _open(self.data)
         last_group = len(self.groups) - 2
         group = int(np.searchsorted(self.groups, index, side="right")) - 1
         while 0 <= group <= last_group:
-            if not self.left_out[self.groups[group] : self.groups[group + 1]].all():
-                for shard in list(_shards(_read_group(file, group)))[::step]:
-                    if (shard.index - index) * step >= 0 and not self.left_out[shard.index]:
-                        yield self._relocated(shard)
+            first = self.groups[group]
+            wanted = ~self.left_out[first : self.groups[group + 1]]
+            if wanted.any():
+                rows = _read_group(file, group)
+                starts = _starts(rows)
+                if text:
+                    wanted &= np.logical_or.reduceat(_contains(rows["image_id"], text), starts[:-1])
+                for shard in np.flatnonzero(wanted)[::step]:
+                    if (first + shard - index) * step >= 0:
+                        yield self._relocated(_shard(rows.slice(starts[shard], starts[shard + 1] - starts[shard])))
             group += step
 
     @property
@@ -225,10 +235,15 @@ def _sizes(rows: pa.Table, first_shard: int) -> NDArray[np.int32]:
     return np.where(unlisted[starts[:-1]], -1, sizes).astype(np.int32)
 
 
-def _shards(rows: pa.Table) -> Iterator[Shard]:
-    starts = _starts(rows).tolist()
-    shards, uris, image_ids, image_uris = (rows[name].to_pylist() for name in PLAN.names)
-    for start, end in itertools.pairwise(starts):
-        listed = None if image_ids[start] is None else tuple(image_ids[start:end])
-        addresses = dict(zip(image_ids[start:end], image_uris[start:end], strict=True)) if image_uris[start] else {}
-        yield Shard(shards[start], uris[start], listed, uris=addresses)
+def _shard(rows: pa.Table) -> Shard:
+    """The shard of some rows of the plan."""
+    index, uri = rows["shard"][0].as_py(), rows["uri"][0].as_py()
+    image_ids, image_uris = rows["image_id"].to_pylist(), rows["image_uri"].to_pylist()
+    listed = None if image_ids[0] is None else tuple(image_ids)
+    return Shard(index, uri, listed, uris=dict(zip(image_ids, image_uris, strict=True)) if image_uris[0] else {})
+
+
+def _contains(image_ids: pa.ChunkedArray, text: str) -> NDArray[np.bool_]:
+    """(rows,) whether the id contains the text, in upper or lower case; True for a shard without a list."""
+    found = pc.match_substring(image_ids, text, ignore_case=True)  # pyright: ignore[reportAttributeAccessIssue]
+    return found.fill_null(True).to_numpy()

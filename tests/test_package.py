@@ -66,6 +66,7 @@ def test_wheel_holds_only_maskmill_and_all_of_it(built: Path):
     expected = {f"maskmill/{path.relative_to(ROOT)}" for link in links for path in (ROOT / link.name).rglob("*.py")}
     expected |= {f"maskmill/{path.name}" for path in (ROOT / "src" / "maskmill").glob("*.py")}
     expected |= {"maskmill/py.typed", "maskmill/model/weights/mini.safetensors", "maskmill/tables/report/report.css"}
+    expected |= {f"maskmill/tables/view/page/{path.name}" for path in (ROOT / "tables/view/page").iterdir()}
     assert {name for name in names if name.startswith("maskmill/")} == expected
 
 

@@ -13,7 +13,12 @@ import pytest
 from maskmill.jobs.extras import EXTRAS
 
 PROJECT = Path(__file__).parents[2]
-ARGUMENTS = {"demo": ["demo", "out"], "evaluate": ["evaluate", "--data", "x", "--out", "y"], "train": ["train", "out"]}
+ARGUMENTS = {
+    "demo": ["demo", "out"],
+    "evaluate": ["evaluate", "--data", "x", "--out", "y"],
+    "train": ["train", "out"],
+    "view": ["view", "out"],
+}
 HIDE = {"torch.optim.Muon": "import torch; del torch.optim.Muon"}
 
 

@@ -1,0 +1,156 @@
+"""What the page loads, from the server or from a site: JSON about runs, images and masks, and pictures as JPEG."""
+
+# pyarrow ships no types.
+# pyright: standard
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.resources import files
+from typing import Any
+
+from PIL import Image
+
+from maskmill.pipeline.errors import ImageError
+from maskmill.pipeline.finished import Run
+from maskmill.tables.pictures import Pictures
+from maskmill.tables.view.listing import Found, Listing, Page
+
+# The page itself: name -> media type.
+ASSETS = {
+    "index.html": "text/html; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+    **{
+        f"{name}.js": "text/javascript; charset=utf-8"
+        for name in ("main", "state", "source", "grid", "viewer", "stage", "masks")
+    },
+}
+LONG_SIDE = 4096  # pixels, of a picture; larger images are reduced
+THUMBNAIL_SIDE = 320
+JPEG_QUALITY, THUMBNAIL_QUALITY = 92, 78
+KEPT_THUMBNAIL_BYTES = 64 << 20
+
+
+def asset(name: str) -> bytes:
+    """A file of the page, one of ASSETS."""
+    return files("maskmill.tables.view").joinpath("page", name).read_bytes()
+
+
+def to_json(value: Any) -> bytes:
+    """JSON as the page reads it."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+class Content:
+    """One run, as the page shows it. Thread-safe."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.listing = Listing(run)
+        self._pictures = Pictures(run)
+        self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
+        self._thumbnail_bytes = 0
+        self._lock = threading.Lock()
+
+    @cached_property
+    def description(self) -> Mapping[str, Any]:
+        """The run as a whole. Reads nothing that grows with the run."""
+        config = self.run.settings.get("config") or {}
+        generator = config.get("generator") or {}
+        return {
+            "name": self.run.storage.uri.rstrip("/").rpartition("/")[2],
+            "uri": self.run.storage.uri,
+            "model": config.get("model"),
+            "preset": config.get("preset"),
+            "images": self.run.plan.n_images,
+            "shards": len(self.run.plan),
+            # No mask has lower scores: the sliders begin there.
+            "lowest_iou": generator.get("pred_iou_thresh", 0),
+            "lowest_stability": generator.get("stability_score_thresh", 0),
+        }
+
+    def page(self, page: Page) -> Mapping[str, Any]:
+        """A page of the listing."""
+        return {
+            "images": [self.summary(found) for found in page.images],
+            "next": page.next and str(page.next),
+            "shards_before_next": page.next and page.next.shard,
+        }
+
+    def summary(self, found: Found) -> Mapping[str, Any]:
+        """One image in a list."""
+        row = found.row
+        return {
+            "at": str(found.position),
+            "number": self.listing.number(found.position),
+            "id": row["image_id"],
+            "status": row["status"],
+            "masks": row["n_masks"],
+            "step": row["error_step"],
+            "error": row["error"],
+        }
+
+    def image(self, found: Found) -> Mapping[str, Any]:
+        """One image with its masks. Raises ObjectError if a part is damaged, and StorageError."""
+        row = found.row
+        height, width = row["image_height"] or 0, row["image_width"] or 0
+        rows = self.run.mask_rows(row["shard"], row["image_id"])
+        rles = rows["rle_counts"].to_pylist()
+        self.run.check_rles(row["image_id"], rles, height, width)
+
+        def columns(*names: str) -> list[Sequence[float]]:
+            return list(zip(*(rows[name].to_pylist() for name in names), strict=True))
+
+        return {
+            **self.summary(found),
+            "height": height,
+            "width": width,
+            "sha256": row["sha256"],
+            "source": row["source_uri"],
+            "mask_ids": rows["mask_id"].to_pylist(),
+            "area": rows["area"].to_pylist(),
+            # Six decimals are more than the page shows; JSON would write float32 with 17 digits.
+            "predicted_iou": [round(score, 6) for score in rows["predicted_iou"].to_pylist()],
+            "stability_score": [round(score, 6) for score in rows["stability_score"].to_pylist()],
+            "boxes": columns("bbox_x", "bbox_y", "bbox_w", "bbox_h"),
+            "points": columns("point_x", "point_y"),
+            "crops": columns("crop_x", "crop_y", "crop_w", "crop_h"),
+            "rles": [counts.decode("ascii") for counts in rles],
+        }
+
+    def picture(self, found: Found) -> bytes:
+        """The image as JPEG. Raises ImageError if it is gone, damaged or replaced since the run, or SourceError."""
+        decoded = self._pictures.read(found.shard, found.row["image_id"])
+        if found.row["sha256"] not in (None, decoded.sha256):
+            raise ImageError(f"{found.row['source_uri']}: the file has changed since the run")
+        return _jpeg(decoded.pixels, LONG_SIDE, JPEG_QUALITY)
+
+    def thumbnail(self, found: Found) -> bytes:
+        """The image as a small JPEG. Raises ImageError if it is gone or damaged, or SourceError."""
+        key = str(found.position)
+        with self._lock:
+            if data := self._thumbnails.get(key):
+                self._thumbnails.move_to_end(key)
+                return data
+        pixels = self._pictures.read(found.shard, found.row["image_id"]).pixels
+        data = _jpeg(pixels, THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
+        with self._lock:
+            if key not in self._thumbnails:
+                self._thumbnails[key] = data
+                self._thumbnail_bytes += len(data)
+            while self._thumbnail_bytes > KEPT_THUMBNAIL_BYTES:
+                self._thumbnail_bytes -= len(self._thumbnails.popitem(last=False)[1])
+        return data
+
+
+def _jpeg(pixels: Any, long_side: int, quality: int) -> bytes:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((long_side, long_side), Image.Resampling.BOX, reducing_gap=2)
+    sink = io.BytesIO()
+    picture.save(sink, "JPEG", quality=quality)
+    return sink.getvalue()
