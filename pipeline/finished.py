@@ -231,15 +231,6 @@ class Run(Mapping[str, RunImage]):
                         raise ObjectError(f"{self.storage.uri}/{masks_key(part)}: damaged: not the masks of its images")
                     yield self._image(done.shard, row, rows)
 
-    def images_of(self, shard_names: Sequence[str]) -> list[pa.Table]:
-        """The images of some shards: one table per shard, sorted by image_id; without rows if the shard is not done."""
-
-        def read(shard_name: str) -> pa.Table:
-            return self._read_footers(parts_of(self.storage, shard_name))[0].sort_by("image_id")
-
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-            return list(threads.map(read, shard_names))
-
     def totals(self) -> Totals:
         """Counts the images and masks that are done."""
         images = failed = masks = 0
