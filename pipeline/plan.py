@@ -96,7 +96,7 @@ class Plan:
         """The shard with this number. Decodes one row group."""
         group = int(np.searchsorted(self.groups, index, "right")) - 1
         rows = _read_group(_open(self.data), group)
-        return self._relocated(next(_shards(rows.filter(pc.field("shard") == index))))
+        return self._relocated(_shard(rows.filter(pc.field("shard") == index)))
 
     def shards_with(self, image_id: str) -> list[Shard]:
         """The shards that may hold an image: the one that lists it, and tars with a path that fits its id."""

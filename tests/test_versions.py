@@ -12,7 +12,10 @@ NOT_LOWEST = {"torch"}
 def test_lowest_versions_are_those_that_are_tested():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    requirements = [*project["dependencies"], *(r for extra in ("demo", "evaluate", "train", "view") for r in extras[extra])]
+    requirements = [
+        *project["dependencies"],
+        *(r for extra in ("demo", "evaluate", "train", "view") for r in extras[extra]),
+    ]
     floors = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(requirements), re.MULTILINE))
     lines = (PROJECT / "constraints-lowest.txt").read_text().splitlines()
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))

@@ -5,9 +5,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from maskmill.filters.names import FILTERS
 from maskmill.pipeline.finished import Run
 from maskmill.pipeline.parts import shard_of
-from maskmill.pipeline.records import STEPS
+from maskmill.pipeline.records import STEPS, Shard
 from maskmill.tables.report.concavity import concavity
 
 Counts = NDArray[np.int64]
@@ -55,18 +54,10 @@ class Reason:
 
 @dataclass(frozen=True)
 class SampledImage:
-    """An image with masks, chosen at random from all of them."""
+    """An image with masks, chosen at random from all of them: its shard as planned, its row of the images table."""
 
-    image_id: str
-    part: str  # which holds its masks
-    height: int
-    width: int
-    n_masks: int
-
-    @property
-    def shard(self) -> str:
-        """The name of its shard as planned."""
-        return shard_of(self.part)
+    shard: Shard
+    row: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,7 @@ def collect(run: Run, track: Track) -> Figures:
     for done in track("reading images", "shards", shards, run.done_shards()):
         figures.shards_done += 1
         figures.left_out.update(done.left_out)
-        images.add(done.images)
+        images.add(done.shard, done.images)
         committed.update(done.images["shard"].to_pylist())
     images.finish()
     for part in track("reading masks", "parts", len(times), run.mask_parts(MASK_COLUMNS)):
@@ -141,8 +132,8 @@ class ImageCounter:
         self._examples: dict[tuple[str, str], str] = {}
         self._timed = Counter[str]()
 
-    def add(self, images: pa.Table) -> None:
-        """Counts some rows."""
+    def add(self, shard: Shard, images: pa.Table) -> None:
+        """Counts the images of a shard."""
         figures = self._figures
         ok = images.filter(pc.field("status") == "ok")
         n_masks = ok["n_masks"].to_numpy()
@@ -155,7 +146,7 @@ class ImageCounter:
         for step in STEPS:
             self._timed[step] += len(images) - images[f"{step}_ms"].null_count
             figures.milliseconds[step] += sum(images[f"{step}_ms"].drop_null().to_pylist())
-        self._add_to_sample(ok, n_masks)
+        self._add_to_sample(shard, ok, n_masks)
         failed = images.filter(pc.field("status") != "ok").select(["image_id", "error_step", "error"])
         for row in failed.to_pylist():
             self._add_reason(row["error_step"] or "", row["error"] or "", row["image_id"])
@@ -172,13 +163,11 @@ class ImageCounter:
         kept = sum(reason.images for reason in figures.reasons)
         figures.other_reasons = figures.images - figures.status["ok"] - kept
 
-    def _add_to_sample(self, ok: pa.Table, n_masks: Counts) -> None:
+    def _add_to_sample(self, shard: Shard, ok: pa.Table, n_masks: Counts) -> None:
         number = np.where(n_masks > 0, self._random.random(len(ok)), 1.0)
         worst = self._sample[-1][0] if len(self._sample) == SAMPLE_IMAGES else 1.0
         for row in np.flatnonzero(number < worst).tolist():
-            image = ok.slice(row, 1).to_pylist()[0]
-            size = (image["image_height"], image["image_width"])
-            sampled = SampledImage(image["image_id"], image["shard"], *size, image["n_masks"])
+            sampled = SampledImage(shard, ok.slice(row, 1).to_pylist()[0])
             self._sample.append((float(number[row]), sampled))
         self._sample.sort(key=lambda pair: pair[0])
         del self._sample[SAMPLE_IMAGES:]
@@ -223,14 +212,13 @@ def throughput(committed: Counter[str], times: dict[str, float]) -> Throughput |
 
 def _add_concavity(figures: Figures, run: Run, track: Track) -> None:
     left = SAMPLE_MASKS
-    for image in track("measuring shapes", "images", len(figures.sample), iter(figures.sample)):
-        if left <= 0:
-            continue
-        rles = run.mask_rows(image.part, image.image_id)["rle_counts"].to_pylist()
-        run.check_rles(image.image_id, rles, image.height, image.width)
-        values = [concavity(text, image.height, image.width) for text in islice(rles, left)]
-        left -= len(values)
-        figures.concavity += _histogram(np.array(values), CONCAVITY_EDGES)
+    for sampled in track("measuring shapes", "images", len(figures.sample), iter(figures.sample)):
+        if left > 0:
+            image = run.image(sampled.shard, sampled.row)
+            counts = image.rle_counts[:left]
+            values = [concavity(text, image.height, image.width) for text in counts]
+            figures.concavity += _histogram(np.array(values), CONCAVITY_EDGES)
+            left -= len(counts)
 
 
 def _histogram(values: NDArray[Any], edges: NDArray[np.float64]) -> Counts:

@@ -240,8 +240,8 @@ def _samples(pictures: Sequence[Picture], problem: str) -> Iterator[str]:
     yield "<p>Random images with their masks. Small masks lie on top of large ones.</p>"
     yield '<div class="pictures">'
     for picture in pictures:
-        name = escape(picture.image.image_id[:ID_CHARACTERS])
-        caption = f"<figcaption>{name}, {picture.image.n_masks:,} masks</figcaption>"
+        name = escape(picture.image_id[:ID_CHARACTERS])
+        caption = f"<figcaption>{name}, {picture.n_masks:,} masks</figcaption>"
         if picture.jpeg is None:
             yield f"<figure><p>{escape(picture.problem)}</p>{caption}</figure>"
         else:

@@ -10,11 +10,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from maskmill.filters import rle
-from maskmill.pipeline.errors import ImageError
-from maskmill.pipeline.finished import Run
+from maskmill.pipeline.errors import ImageError, ObjectError
+from maskmill.pipeline.finished import Run, RunImage
 from maskmill.pipeline.overlay import Pixels, draw_masks
-from maskmill.tables.pictures import Pictures
 from maskmill.tables.report.figures import SampledImage
 
 LONG_SIDE = 560  # pixels
@@ -25,35 +23,30 @@ JPEG_QUALITY = 80
 class Picture:
     """An image with its masks drawn on top."""
 
-    image: SampledImage
+    image_id: str
+    n_masks: int
     jpeg: bytes | None  # None if the image cannot be read any more
     problem: str = ""  # why not
 
 
 def draw(run: Run, sample: Sequence[SampledImage]) -> Iterator[Picture]:
-    """Draws the images of a sample. Raises SourceError if all images are gone, and ObjectError if a part is damaged."""
-    pictures = Pictures(run)
-    for image in sample:
-        shard = next(run.plan.shards_from(int(image.shard)))
+    """Draws the images of a sample. Raises SourceError if all images are gone, and StorageError."""
+    for sampled in sample:
+        image = run.image(sampled.shard, sampled.row)
         try:
-            pixels = pictures.read(shard, image.image_id).pixels
-        except ImageError as error:
-            yield Picture(image, None, str(error))
-            continue
-        if pixels.shape[:2] != (image.height, image.width):
-            yield Picture(image, None, "the image has another size than in the run")
-            continue
-        yield Picture(image, _jpeg(_overlay(run, image, pixels)))
+            yield Picture(image.image_id, len(image), _jpeg(_overlay(image)))
+        except (ObjectError, ImageError) as error:
+            yield Picture(image.image_id, len(image), None, str(error))
 
 
-def _overlay(run: Run, image: SampledImage, pixels: Pixels) -> Pixels:
-    masks = run.mask_rows(image.part, image.image_id).sort_by([("area", "descending")])
-    counts = masks["rle_counts"].to_pylist()
-    run.check_rles(image.image_id, counts, image.height, image.width)
-    scale = min(1, LONG_SIDE / max(pixels.shape[:2]))
+def _overlay(image: RunImage) -> Pixels:
+    """The image with its masks, reduced to LONG_SIDE before they are drawn."""
+    pixels = image.read_pixels()
+    scale = min(1, LONG_SIDE / max(image.height, image.width))
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return draw_masks(small, (_shrunk(rle.decode(text, image.height, image.width), size) for text in counts))
+    largest_first = np.argsort(-image.area, kind="stable")
+    return draw_masks(small, (_shrunk(image.decode(row), size) for row in largest_first))
 
 
 def _shrunk(mask_HW: np.ndarray, size: tuple[int, int]) -> np.ndarray:

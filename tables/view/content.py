@@ -1,23 +1,23 @@
 """What the page loads, from the server or from a site: JSON about runs, images and masks, and pictures as JPEG."""
 
-# pyarrow ships no types.
-# pyright: standard
 from __future__ import annotations
 
 import io
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from maskmill.pipeline.errors import ImageError
+from maskmill.pipeline.errors import ImageError, ObjectError
 from maskmill.pipeline.finished import Run
-from maskmill.tables.pictures import Pictures
+from maskmill.pipeline.images import decode_image
+from maskmill.pipeline.records import DecodedImage
 from maskmill.tables.view.listing import Found, Listing, Page
 
 # The page itself: name -> media type.
@@ -34,6 +34,7 @@ LONG_SIDE = 4096  # pixels, of a picture; larger images are reduced
 THUMBNAIL_SIDE = 320
 JPEG_QUALITY, THUMBNAIL_QUALITY = 92, 78
 KEPT_THUMBNAIL_BYTES = 64 << 20
+DECODED_AT_ONCE = 4  # a decoded image takes three bytes per pixel
 
 
 def asset(name: str) -> bytes:
@@ -52,7 +53,7 @@ class Content:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.listing = Listing(run)
-        self._pictures = Pictures(run)
+        self._decoding = threading.Semaphore(DECODED_AT_ONCE)
         self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
         self._thumbnail_bytes = 0
         self._lock = threading.Lock()
@@ -97,35 +98,24 @@ class Content:
 
     def image(self, found: Found) -> Mapping[str, Any]:
         """One image with its masks. Raises ObjectError if a part is damaged, and StorageError."""
-        row = found.row
-        height, width = row["image_height"] or 0, row["image_width"] or 0
-        rows = self.run.mask_rows(row["shard"], row["image_id"])
-        rles = rows["rle_counts"].to_pylist()
-        self.run.check_rles(row["image_id"], rles, height, width)
-
-        def columns(*names: str) -> list[Sequence[float]]:
-            return list(zip(*(rows[name].to_pylist() for name in names), strict=True))
-
+        image = self.run.image(found.shard, found.row)
         return {
             **self.summary(found),
-            "height": height,
-            "width": width,
-            "sha256": row["sha256"],
-            "source": row["source_uri"],
-            "mask_ids": rows["mask_id"].to_pylist(),
-            "area": rows["area"].to_pylist(),
-            # Six decimals are more than the page shows; JSON would write float32 with 17 digits.
-            "predicted_iou": [round(score, 6) for score in rows["predicted_iou"].to_pylist()],
-            "stability_score": [round(score, 6) for score in rows["stability_score"].to_pylist()],
-            "boxes": columns("bbox_x", "bbox_y", "bbox_w", "bbox_h"),
-            "points": columns("point_x", "point_y"),
-            "crops": columns("crop_x", "crop_y", "crop_w", "crop_h"),
-            "rles": [counts.decode("ascii") for counts in rles],
+            "height": image.height,
+            "width": image.width,
+            "area": image.area.tolist(),
+            # Six decimals are more than the page shows; float32 would be written with 17 digits.
+            "predicted_iou": image.predicted_iou.astype(np.float64).round(6).tolist(),
+            "stability_score": image.stability_score.astype(np.float64).round(6).tolist(),
+            "boxes": image.boxes.tolist(),
+            "points": image.points.tolist(),
+            "crops": image.crop_boxes.tolist(),
+            "rles": [counts.decode("ascii") for counts in image.rle_counts],
         }
 
     def picture(self, found: Found) -> bytes:
         """The image as JPEG. Raises ImageError if it is gone, damaged or replaced since the run, or SourceError."""
-        decoded = self._pictures.read(found.shard, found.row["image_id"])
+        decoded = self._decode(found)
         if found.row["sha256"] not in (None, decoded.sha256):
             raise ImageError(f"{found.row['source_uri']}: the file has changed since the run")
         return _jpeg(decoded.pixels, LONG_SIDE, JPEG_QUALITY)
@@ -137,8 +127,7 @@ class Content:
             if data := self._thumbnails.get(key):
                 self._thumbnails.move_to_end(key)
                 return data
-        pixels = self._pictures.read(found.shard, found.row["image_id"]).pixels
-        data = _jpeg(pixels, THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
+        data = _jpeg(self._decode(found).pixels, THUMBNAIL_SIDE, THUMBNAIL_QUALITY)
         with self._lock:
             if key not in self._thumbnails:
                 self._thumbnails[key] = data
@@ -146,6 +135,14 @@ class Content:
             while self._thumbnail_bytes > KEPT_THUMBNAIL_BYTES:
                 self._thumbnail_bytes -= len(self._thumbnails.popitem(last=False)[1])
         return data
+
+    def _decode(self, found: Found) -> DecodedImage:
+        try:
+            data = self.run.photographs.fetch(found.row["image_id"], found.shard)
+        except ObjectError as error:
+            raise ImageError(f"{found.row['source_uri']}: {error}") from error
+        with self._decoding:
+            return decode_image(data, self.run.decoding)
 
 
 def _jpeg(pixels: Any, long_side: int, quality: int) -> bytes:

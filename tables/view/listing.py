@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from maskmill.pipeline.finished import Run
+from maskmill.pipeline.ledger import REQUESTS_AT_ONCE
 from maskmill.pipeline.records import Shard
 
 # A page that finds few images ends after so many shards, and says where to go on.
@@ -105,18 +107,16 @@ class Listing:
         shard = next(self._run.plan.shards_from(position.shard), None)
         if shard is None or shard.index != position.shard:
             return None
-        row = self._run.images_of([shard.name])[0].slice(position.row, 1).to_pylist()
+        row = self._images(shard).slice(position.row, 1).to_pylist()
         return Found(position, shard, row[0]) if row else None
 
     def find(self, image_id: str) -> Found | None:
         """The image with this id. None if the run has no such image or has not processed it yet."""
-        for name in self._run.plan.shards_with(image_id):
-            index = int(name)
-            rows = self._run.images_of([name])[0]
-            row = pc.index(rows["image_id"], image_id).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+        for shard in self._run.plan.shards_with(image_id):
+            images = self._images(shard)
+            row = pc.index(images["image_id"], image_id).as_py()  # pyright: ignore[reportAttributeAccessIssue]
             if row >= 0:
-                shard = next(self._run.plan.shards_from(index))
-                return Found(Position(index, row), shard, rows.slice(row, 1).to_pylist()[0])
+                return Found(Position(shard.index, row), shard, images.slice(row, 1).to_pylist()[0])
         return None
 
     def number(self, position: Position) -> int | None:
@@ -126,7 +126,8 @@ class Listing:
     def _matches(
         self, shards: list[Shard], start: Position, step: Literal[1, -1], text: str, show: Show
     ) -> Iterator[Found]:
-        tables = self._run.images_of([shard.name for shard in shards])
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+            tables = list(threads.map(self._images, shards))
         for shard, images in zip(shards, tables, strict=True):
             rows = images.append_column("row", pa.array(np.arange(len(images))))
             if shard.index == start.shard:
@@ -137,3 +138,7 @@ class Listing:
                 rows = rows.filter(pc.match_substring(rows["image_id"], text, ignore_case=True))  # pyright: ignore[reportAttributeAccessIssue]
             for row in rows.to_pylist()[::step]:
                 yield Found(Position(shard.index, row.pop("row")), shard, row)
+
+    def _images(self, shard: Shard) -> pa.Table:
+        """The images of a shard, sorted by id. No rows if it is not done."""
+        return self._run.done_shard(shard).images.sort_by("image_id")

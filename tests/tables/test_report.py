@@ -17,6 +17,7 @@ from maskmill.filters import rle
 from maskmill.filters.names import FILTERS
 from maskmill.jobs.cli import main
 from maskmill.pipeline.finished import open_finished_run
+from maskmill.pipeline.records import Shard
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.table import IMAGES, MASKS
 from maskmill.tables.report import page as report_page
@@ -196,7 +197,7 @@ def test_figures_count_every_mask_once(out: Path):
     assert figures.concavity.sum() == len(masks)
     assert figures.status == Counter(ok=4, failed=1)
     assert figures.masks_per_image.sum() == 4
-    assert {image.image_id for image in figures.sample} == {"a.png", "b.png", "c.png", HOSTILE}
+    assert {image.row["image_id"] for image in figures.sample} == {"a.png", "b.png", "c.png", HOSTILE}
     assert figures.throughput is not None
     assert figures.throughput.images.sum() == 5
 
@@ -255,7 +256,7 @@ def test_report_stays_small_when_a_run_has_a_million_images():
     counter = ImageCounter(figures)
     committed = Counter[str]()
     for images in _million_images():
-        counter.add(images)
+        counter.add(Shard(0, "/photographs"), images)
         committed.update(images["shard"].to_pylist())
     counter.finish()
     figures.throughput = throughput(committed, {f"{shard:05d}": 1e9 + 60 * shard for shard in range(1000)})

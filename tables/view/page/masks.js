@@ -8,7 +8,7 @@ const TILE = 32; // pixels: labels are transposed in blocks that fit into the ca
 export function masksOf(image) {
   const order = image.area.map((_, row) => row).sort((a, b) => image.area[b] - image.area[a] || a - b);
   return order.map((row, rank) => ({
-    id: image.mask_ids[row],
+    id: row,
     area: image.area[row],
     share: image.area[row] / Math.max(1, image.height * image.width),
     iou: image.predicted_iou[row],
