@@ -38,6 +38,7 @@ from maskmill.pipeline.overlay import draw_masks
 from maskmill.pipeline.parts import list_parts, masks_key, part_at, parts_of, retry_of, shard_of
 from maskmill.pipeline.photographs import Photographs
 from maskmill.pipeline.plan import Plan, read_plan
+from maskmill.pipeline.pools import generator_threads
 from maskmill.pipeline.records import ImageMasks, Shard, Status
 from maskmill.pipeline.sources.parquet_file import open_parquet
 from maskmill.pipeline.storage import Storage
@@ -273,10 +274,7 @@ class Run(Mapping[str, RunImage]):
             with self._damage_named(key), open_parquet(self.storage, key) as file:
                 return file.read(list(columns), use_threads=False)
 
-        parts = iter(list_parts(self.storage, "masks"))
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-            while some := list(itertools.islice(parts, 4 * REQUESTS_AT_ONCE)):
-                yield from threads.map(read, some)
+        yield from _map_ahead(read, list_parts(self.storage, "masks"))
 
     def summaries(self) -> list[dict[str, Any]]:
         """The summaries of the drivers that ended, in order: the fields of `summary.Summary`."""
@@ -400,7 +398,7 @@ class _Items(ItemsView[str, RunImage]):
 def _map_ahead(read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """The results of `read` in order. Threads read some items ahead."""
     left = iter(items)
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+    with generator_threads(REQUESTS_AT_ONCE) as threads:
         while some := list(itertools.islice(left, 4 * REQUESTS_AT_ONCE)):
             yield from threads.map(read, some)
 

@@ -8,7 +8,7 @@ import os
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Set
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
@@ -20,6 +20,7 @@ from maskmill.pipeline.errors import ObjectError
 from maskmill.pipeline.ledger import RUN_KEY, read_run
 from maskmill.pipeline.parts import images_key, masks_key, part_at, part_name, retry_of, shard_of
 from maskmill.pipeline.plan import PLAN_KEY, Plan, read_plan
+from maskmill.pipeline.pools import generator_threads
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.storage import PROBE_PREFIX, Storage
 from maskmill.pipeline.summary import is_summary
@@ -42,7 +43,7 @@ def verify(storage: Storage) -> Iterator[Check]:
     keys = {item.key for item in storage.list()}
     yield Check((*_repeated_plans(plan), *_stray_objects(plan, keys)), shards=len(plan))
     retries = _last_retries(keys)
-    with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads, _checker(len(plan)) as check:
+    with generator_threads(SHARDS_AT_ONCE) as threads, _checker(len(plan)) as check:
         window: deque[Future[Check]] = deque()
         for shard in plan:
             window.append(threads.submit(lambda shard: check(_fetch(storage, keys, shard, retries, identity)), shard))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import PurePosixPath
 
 from maskmill.pipeline.errors import ObjectError, SourceError
+from maskmill.pipeline.pools import generator_threads
 from maskmill.pipeline.records import Failure
 from maskmill.pipeline.storage import ReadableStorage, utf8_text
 
@@ -88,7 +89,7 @@ def fetch(storage: ReadableStorage, key: str) -> bytes | Failure:
 
 def fetch_ahead(fetch: Callable[[str], bytes | Failure], names: Iterable[str]) -> Iterator[bytes | Failure]:
     """Yields the results of `fetch` in order, with FETCHES calls at once to hide the latency of the store."""
-    with ThreadPoolExecutor(FETCHES) as threads:
+    with generator_threads(FETCHES) as threads:
         window: deque[Future[bytes | Failure]] = deque()
         for name in names:
             if len(window) == FETCHES:
