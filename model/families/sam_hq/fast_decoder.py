@@ -28,10 +28,10 @@ class FastHqMaskDecoder(FastMaskDecoder, HqMaskDecoder):
     def __init__(self, config: SamHqConfig, decoder: HqMaskDecoder, dtype: torch.dtype) -> None:
         super().__init__(config, decoder, dtype)
         widen, _, _, narrow = self.embedding_maskfeature
-        self._widen_weight, self._widen_bias = (widen.get_parameter(name).to(dtype) for name in ("weight", "bias"))
+        # Tuples: tensors that are attributes would become further parameters of this module.
+        self._widen = widen.get_parameter("weight").to(dtype), widen.get_parameter("bias").to(dtype)
         # A convolution gathers from an offset, `F.fold` scatters to it: the kernel is flipped.
-        self._narrow_OC9 = narrow.get_parameter("weight").flip(2, 3).flatten(2)
-        self._narrow_bias = narrow.get_parameter("bias")
+        self._narrow = narrow.get_parameter("weight").flip(2, 3).flatten(2), narrow.get_parameter("bias")
 
     def _prepare_skips(self, embedding: ImageEmbedding) -> tuple[Tensor, ...]:
         """The features of the image, (B, C, E)."""
@@ -46,17 +46,19 @@ class FastHqMaskDecoder(FastMaskDecoder, HqMaskDecoder):
         h, w = logits_Khw.shape[-2:]
         cells = full_ZEC.unflatten(1, (h // 4, w // 4, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6, 7)
         full_ZhwC = cells.flatten(1, 3).flatten(2, 4)
-        wide_ZChw = F.conv2d(full_ZhwC.permute(0, 3, 1, 2), self._widen_weight, self._widen_bias, padding=1)
+        weight, bias = self._widen
+        wide_ZChw = F.conv2d(full_ZhwC.permute(0, 3, 1, 2), weight, bias, padding=1)
         wide_ZEC = wide_ZChw.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
         norm = self.embedding_maskfeature[1]
         assert isinstance(norm, nn.LayerNorm)
         wide_ZEC = fused_ops.norm_and_gelu(wide_ZEC, None, norm)
         weights_ZC = self.hf_mlp(mask_tokens_ZMC[:, -1])
-        kernel_ZC9 = torch.einsum("zo,oci->zci", weights_ZC, self._narrow_OC9).to(self._dtype)
+        narrow_OC9, narrow_bias_O = self._narrow
+        kernel_ZC9 = torch.einsum("zo,oci->zci", weights_ZC, narrow_OC9).to(self._dtype)
         products_Z9E = (wide_ZEC @ kernel_ZC9).mT.float()
         hq_ZE = F.fold(products_Z9E, (h, w), kernel_size=3, padding=1).flatten(1)
         (features_BCE,) = skips
         hq_ZE = hq_ZE + (weights_ZC[:, None].to(self._dtype) @ features_BCE)[:, 0]
-        hq_ZE = hq_ZE + (weights_ZC @ self._narrow_bias)[:, None]
+        hq_ZE = hq_ZE + (weights_ZC @ narrow_bias_O)[:, None]
         hq_Khw = hq_ZE.unflatten(1, (h, w))[prompts_K]
         return hq_Khw if self.hq_token_only else logits_Khw + hq_Khw
