@@ -12,10 +12,10 @@ Shapes: K rows, D distinct masks, n intervals, S segments (intervals cut at the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,6 +156,7 @@ class _Read:
     bounds_n2: NDArray[np.int32]  # the intervals: start, stop
     box_D4: NDArray[np.int32]  # x0, y0, x1, y1 of the first and last pixels; zeros for an empty mask
     area_D: Ints  # pixels
+    height_D: Ints  # of the image
 
     @property
     def arrays(self) -> tuple[Any, ...]:
@@ -163,13 +164,13 @@ class _Read:
 
     def of(self, which: NDArray[np.int32]) -> _Read:
         """A batch of these masks."""
-        return _Read(which, self.first_D1, self.bounds_n2, self.box_D4, self.area_D)
+        return replace(self, which_K=which)
 
 
 def _read_checked(masks: Packed, heights: Ints, widths: Ints) -> _Read:
-    *arrays, fault = _read(masks.text, masks.offsets, heights, widths)
+    *arrays, owner_D, fault = _read(masks.text, masks.offsets, heights, widths)
     _check(masks, fault, heights, widths)
-    return _Read(*arrays)
+    return _Read(*arrays, heights[owner_D])
 
 
 def _check(masks: Packed, fault: int, heights: Ints | None = None, widths: Ints | None = None) -> None:
@@ -270,39 +271,35 @@ def _parse(text, position, stop, height, width, bounds_n2, n, box_4):
 @njit()
 def _equal(text, offsets, heights, widths, i, j):
     """Whether rows i and j have the same mask."""
-    a, b, length = offsets[i], offsets[j], offsets[i + 1] - offsets[i]
-    if offsets[j + 1] - b != length or heights[i] != heights[j] or widths[i] != widths[j]:
+    a, b = text[offsets[i] : offsets[i + 1]], text[offsets[j] : offsets[j + 1]]
+    if len(a) != len(b) or heights[i] != heights[j] or widths[i] != widths[j]:
         return False
     different = np.uint8(0)
-    for n in range(length):
-        different |= text[a + n] ^ text[b + n]
+    for n in range(np.uint64(len(a))):  # LLVM does not vectorise loops with an index that might be negative
+        different |= a[n] ^ b[n]
     return different == 0
 
 
 @njit()
 def _hash(text, offsets, k):
-    """A hash of the length of mask k and of 16 of its characters."""
-    start, length = offsets[k], offsets[k + 1] - offsets[k]
-    value = np.uint64(length)
-    for n in range(min(length, 16)):
-        value = (value ^ np.uint64(text[start + n * length // 16 if length > 16 else start + n])) * np.uint64(
-            0x100000001B3
-        )
+    """A hash of the length of mask k and of its first and last 16 characters, which touch few cache lines."""
+    start, stop = offsets[k], offsets[k + 1]
+    value = np.uint64(stop - start)
+    for n in range(min(16, stop - start)):
+        ends = np.uint64(text[start + n]) << np.uint64(8) | np.uint64(text[stop - 1 - n])
+        value = (value ^ ends) * np.uint64(0x100000001B3)  # FNV-1a
     return value ^ (value >> np.uint64(32))
 
 
 @njit()
 def _read(text, offsets, heights, widths):
-    """The arrays of `_Read`, and the first row with counts that are no mask, or -1."""
+    """The arrays of `_Read`, a row of each distinct mask, and the first row with counts that are no mask, or -1."""
     K = len(offsets) - 1
     which_K, owner_D, table = np.empty(K, np.int32), np.empty(K, np.int64), np.full(_table_size(K), -1, np.int32)
     first_D1, box_D4, area_D = np.zeros(K + 1, np.int64), np.empty((K, 4), np.int32), np.empty(K, np.int64)
     bounds_n2 = np.empty(((offsets[K] - offsets[0]) // 2 + 1, 2), np.int32)  # only memory that is written is used
     D, fault = 0, -1
     for k in range(K):
-        if k > 0 and _equal(text, offsets, heights, widths, k, k - 1):
-            which_K[k] = which_K[k - 1]
-            continue
         slot = np.int64(_hash(text, offsets, k) & np.uint64(len(table) - 1))
         while table[slot] >= 0 and not _equal(text, offsets, heights, widths, k, owner_D[table[slot]]):
             slot = (slot + 1) & (len(table) - 1)
@@ -314,7 +311,7 @@ def _read(text, offsets, heights, widths):
             table[slot], owner_D[D], first_D1[D + 1], area_D[D] = D, k, n, area
             D += 1
         which_K[k] = table[slot]
-    return which_K, first_D1[: D + 1], bounds_n2[: first_D1[D]], box_D4[:D], area_D[:D], fault
+    return which_K, first_D1[: D + 1], bounds_n2[: first_D1[D]], box_D4[:D], area_D[:D], owner_D[:D], fault
 
 
 @njit()
@@ -331,30 +328,115 @@ def _table_size(rows):
 
 def _overlaps(a: _Read, b: _Read) -> Ints:
     """The number of common pixels (K,) of each pair."""
-    return _common(*a.arrays, a.box_D4, *b.arrays, b.box_D4)
+    if len(a.which_K) < 2 * (len(a.area_D) + len(b.area_D)):  # layers pay if masks are in several pairs
+        return _common(*a.arrays, a.box_D4, _NO_LAYERS, *b.arrays, b.box_D4, _NO_LAYERS)
+    layers_a, layers_b = (_layers(read.first_D1, read.bounds_n2, read.box_D4, read.height_D) for read in (a, b))
+    return _common(*a.arrays, a.box_D4, layers_a, *b.arrays, b.box_D4, layers_b)
+
+
+class _Layers(NamedTuple):
+    """Masks by column: layer i of a mask has the segment i, from the top, of each column, so that loops vectorise."""
+
+    first_D1: Ints  # mask d has the layers first_D1[d] : first_D1[d + 1]; none if it has too many
+    columns_L2: Ints  # the first column of a layer, and the end; a layer inside this range may have empty segments
+    start_L: Ints  # the index of the first segment of a layer
+    top: NDArray[np.int32]
+    bottom: NDArray[np.int32]  # exclusive
+
+
+_NO_LAYERS = _Layers(*(np.zeros(shape, np.int64) for shape in (0, (0, 2), 0)), *(np.zeros(0, np.int32),) * 2)
+_MAX_LAYERS = 6  # with more, going through the intervals is as fast
 
 
 @njit()
-def _common(which_a, first_a, bounds_a, box_a, which_b, first_b, bounds_b, box_b):
+def _common(which_a, first_a, bounds_a, box_a, layers_a, which_b, first_b, bounds_b, box_b, layers_b):
     common_K = np.zeros(len(which_a), np.int64)
+    layered = len(layers_a.first_D1) > 0
     for k in range(len(which_a)):
         a, b = which_a[k], which_b[k]
         x0, x1 = max(box_a[a, 0], box_b[b, 0]), min(box_a[a, 2], box_b[b, 2])
         y0, y1 = max(box_a[a, 1], box_b[b, 1]), min(box_a[a, 3], box_b[b, 3])
-        i, end_i, j, end_j = first_a[a], first_a[a + 1], first_b[b], first_b[b + 1]
-        if x0 > x1 or y0 > y1 or i == end_i or j == end_j:
+        if x0 > x1 or y0 > y1 or first_a[a] == first_a[a + 1] or first_b[b] == first_b[b + 1]:
             continue
-        i, j = _skip(bounds_a, i, end_i, bounds_b[j, 0]), _skip(bounds_b, j, end_j, bounds_a[i, 0])
-        common = np.int64(0)
-        while i < end_i and j < end_j:
-            stop_i, stop_j = bounds_a[i, 1], bounds_b[j, 1]
-            common += max(min(stop_i, stop_j) - max(bounds_a[i, 0], bounds_b[j, 0]), 0)
-            # Without branches: which interval ends first cannot be predicted.
-            i_ends_first = np.int64(stop_i < stop_j)
-            i += i_ends_first
-            j += 1 - i_ends_first
-        common_K[k] = common
+        depth = np.int64(0)
+        if layered:
+            depth_a = layers_a.first_D1[a + 1] - layers_a.first_D1[a]
+            depth = depth_a * (layers_b.first_D1[b + 1] - layers_b.first_D1[b])
+        if 0 < depth <= _MAX_LAYERS:
+            common_K[k] = _common_of_layers(layers_a, a, layers_b, b)
+        else:
+            a_n2, b_n2 = bounds_a[first_a[a] : first_a[a + 1]], bounds_b[first_b[b] : first_b[b + 1]]
+            common_K[k] = _common_of_intervals(a_n2, b_n2)
     return common_K
+
+
+@njit()
+def _common_of_intervals(a_n2, b_n2):
+    i, j, common = _skip(a_n2, 0, len(a_n2), b_n2[0, 0]), _skip(b_n2, 0, len(b_n2), a_n2[0, 0]), np.int64(0)
+    while i < len(a_n2) and j < len(b_n2):
+        stop_i, stop_j = a_n2[i, 1], b_n2[j, 1]
+        common += max(min(stop_i, stop_j) - max(a_n2[i, 0], b_n2[j, 0]), 0)
+        # Without branches: which interval ends first cannot be predicted.
+        i_ends_first = np.int64(stop_i < stop_j)
+        i += i_ends_first
+        j += 1 - i_ends_first
+    return common
+
+
+@njit()
+def _common_of_layers(layers_a, a, layers_b, b):
+    common = np.int64(0)
+    for i in range(layers_a.first_D1[a], layers_a.first_D1[a + 1]):
+        for j in range(layers_b.first_D1[b], layers_b.first_D1[b + 1]):
+            x0 = max(layers_a.columns_L2[i, 0], layers_b.columns_L2[j, 0])
+            x1 = min(layers_a.columns_L2[i, 1], layers_b.columns_L2[j, 1])
+            if x0 < x1:
+                start_a = layers_a.start_L[i] + x0 - layers_a.columns_L2[i, 0]
+                start_b = layers_b.start_L[j] + x0 - layers_b.columns_L2[j, 0]
+                top_a, bottom_a = layers_a.top[start_a:], layers_a.bottom[start_a:]
+                top_b, bottom_b = layers_b.top[start_b:], layers_b.bottom[start_b:]
+                for x in range(np.uint64(x1 - x0)):
+                    common += max(min(bottom_a[x], bottom_b[x]) - max(top_a[x], top_b[x]), 0)
+    return common
+
+
+@njit()
+def _layers(first_D1, bounds_n2, box_D4, height_D):
+    """The `_Layers` of masks."""
+    D = len(height_D)
+    first_layer, columns_L2, start_L = (
+        np.zeros(D + 1, np.int64),
+        np.zeros((_MAX_LAYERS * D, 2), np.int64),
+        np.zeros(_MAX_LAYERS * D, np.int64),
+    )
+    size = np.int64(0)
+    for d in range(D):
+        size += _MAX_LAYERS * (box_D4[d, 2] - box_D4[d, 0] + 1)
+    top, bottom = np.empty(size, np.int32), np.empty(size, np.int32)  # only memory that is written is used
+    L, end = 0, np.int64(0)
+    for d in range(D):
+        mask_n2 = bounds_n2[first_D1[d] : first_D1[d + 1]]
+        if len(mask_n2) > 0:
+            x0 = np.int64(box_D4[d, 0])
+            columns, segments_S2 = _segments(mask_n2, height_D[d], x0, box_D4[d, 2])
+            depth = 0
+            for c in range(len(columns) - 1):
+                depth = max(depth, columns[c + 1] - columns[c])
+            for layer in range(depth if depth <= _MAX_LAYERS else 0):
+                first, last = 0, len(columns) - 2
+                while columns[first + 1] - columns[first] <= layer:
+                    first += 1
+                while columns[last + 1] - columns[last] <= layer:
+                    last -= 1
+                columns_L2[L, 0], columns_L2[L, 1], start_L[L] = x0 + first, x0 + last + 1, end
+                for c in range(first, last + 1):
+                    s = columns[c] + layer
+                    there = s < columns[c + 1]
+                    top[end], bottom[end] = (segments_S2[s, 0], segments_S2[s, 1]) if there else (0, 0)
+                    end += 1
+                L += 1
+        first_layer[d + 1] = L
+    return _Layers(first_layer, columns_L2[:L], start_L[:L], top[:end], bottom[:end])
 
 
 @njit()
@@ -449,9 +531,7 @@ def _at(which_K, first_D1, bounds_n2, position_K):
 
 def _count_parts(masks: Packed, heights: Ints, widths: Ints, holes: bool) -> Ints:
     read = _read_checked(masks, heights, widths)
-    height_D = np.zeros(len(read.area_D), np.int64)
-    height_D[read.which_K] = heights
-    return _parts(read.first_D1, read.bounds_n2, read.box_D4, height_D, holes)[read.which_K]
+    return _parts(read.first_D1, read.bounds_n2, read.box_D4, read.height_D, holes)[read.which_K]
 
 
 @njit()

@@ -16,6 +16,7 @@ from pycocotools import mask as coco
 from maskmill.filters import rle
 from maskmill.filters import rle_algebra as algebra
 from maskmill.filters.rle_algebra import Operation, Polygon
+from testing.synthetic_runs import mask_pool
 
 Mask = NDArray[np.bool_]
 
@@ -101,13 +102,22 @@ def test_rows_of_a_batch_do_not_depend_on_each_other(drawn: list[list[Mask]]):
 
 
 @no_deadline
-@given(masks(4))
+@given(masks(6))
 def test_matrix_of_ious_is_that_of_pycocotools(drawn: list[Mask]):
     counts = [rle.encode(mask) for mask in drawn]
-    expected = coco.iou([_coco(mask) for mask in drawn[:3]], [_coco(mask) for mask in drawn], [0] * 4)
-    np.testing.assert_array_equal(algebra.iou_matrix(counts[:3], counts, *drawn[0].shape), expected)
-    assert algebra.iou_matrix(counts, [], *drawn[0].shape).shape == (4, 0)
-    assert algebra.iou_matrix([], counts, *drawn[0].shape).shape == (0, 4)
+    for several in (1, 6):  # few pairs go through the intervals of masks, many through their columns
+        expected = coco.iou([_coco(mask) for mask in drawn[:several]], [_coco(mask) for mask in drawn], [0] * 6)
+        np.testing.assert_array_equal(algebra.iou_matrix(counts[:several], counts, *drawn[0].shape), expected)
+    assert algebra.iou_matrix(counts, [], *drawn[0].shape).shape == (6, 0)
+    assert algebra.iou_matrix([], counts, *drawn[0].shape).shape == (0, 6)
+
+
+def test_matrix_of_masks_of_objects_is_that_of_pycocotools():
+    pool = mask_pool(40, 300, 400)
+    rles: list[Any] = [{"size": [300, 400], "counts": counts} for counts in pool.counts]
+    ious = algebra.iou_matrix(pool.counts, pool.counts, 300, 400)
+    np.testing.assert_array_equal(ious, coco.iou(rles, rles, [0] * 40))
+    assert (ious > 0).sum() > 200
 
 
 @no_deadline
