@@ -5,6 +5,7 @@ Source: https://cocodataset.org/#format-data
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,27 @@ def is_coco(content: Any) -> bool:
 
 def open_coco(path: Path, images: Path | None = None) -> CocoInstances:
     """The COCO file at `path`. Raises as `coco_of` does."""
-    return coco_of(read_json(path), path, images)
+    return coco_of(read_json(path, compact), path, images)
+
+
+def compact(entry: Fields) -> Fields:
+    """An annotation without unused fields, and with polygons as arrays. For `read_json`.
+
+    A COCO file then takes 2.5 bytes of memory per byte, instead of 6.6.
+    """
+    if "segmentation" not in entry or "image_id" not in entry:
+        return entry
+    kept = {key: entry[key] for key in ("image_id", *_KEPT) if key in entry}
+    if isinstance(kept["segmentation"], list):
+        kept["segmentation"] = list(map(_packed, kept["segmentation"]))
+    return kept
+
+
+def _packed(polygon: Any) -> Any:
+    try:
+        return array("d", polygon)
+    except (TypeError, OverflowError):  # damaged: reading the image names it
+        return polygon
 
 
 def coco_of(content: Fields, path: Path, images: Path | None = None, images_needed: bool = True) -> CocoInstances:

@@ -19,10 +19,13 @@ from maskmill.pipeline.errors import one_line_cause
 Fields = dict[str, Any]
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises AnnotationError if the file cannot be read or is not JSON."""
+def read_json(path: Path, object_hook: Callable[[Fields], Any] | None = None) -> Any:
+    """The content of a JSON file; each object is replaced by the result of `object_hook` as soon as it is read.
+
+    Raises AnnotationError if the file cannot be read or is not JSON.
+    """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_hook=object_hook)
     except OSError as error:
         raise AnnotationError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

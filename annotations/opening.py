@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from maskmill.annotations.coco import CocoInstances, coco_of, is_coco
+from maskmill.annotations.coco import CocoInstances, coco_of, compact, is_coco
 from maskmill.annotations.cvat import CVAT_NAME, CvatImages, open_cvat
 from maskmill.annotations.json_files import read_json
 from maskmill.annotations.label_maps import LabelMapFolder, open_label_maps
@@ -81,7 +81,7 @@ def _open_file(path: Path, images: Path | None, images_needed: bool) -> CocoInst
         return open_cvat(path, images, images_needed)
     if path.suffix.lower() != ".json":
         raise AnnotationError(f"{path}: not a .json or .xml file; expected {KINDS}")
-    content = read_json(path)
+    content = read_json(path, compact)
     if is_coco(content):
         return coco_of(content, path, images, images_needed)
     if is_sa1b(content):
