@@ -59,7 +59,7 @@ def view(
     if site:
         from maskmill.tables.view.site import write_site
 
-        with ProgressBar("writing", "images", limit) as bar:
+        with ProgressBar("writing", "images", min(limit, contents[0].run.plan.n_images or limit)) as bar:
             images = sum(1 for _ in bar.track(write_site(contents, site, limit)))
         console.print(f"images    {images}")
         console.print(f"site      {site}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from maskmill.pipeline.ledger import flatten
 from maskmill.pipeline.records import STEPS
 from maskmill.pipeline.sources.selection import counted
 from maskmill.tables.report import svg
@@ -251,13 +252,10 @@ def _samples(pictures: Sequence[Picture], problem: str) -> Iterator[str]:
 
 
 def _settings(settings: Mapping[str, Any]) -> Iterator[str]:
-    config = settings.get("config", {})
-    shown = {name: config.get(name) for name in ("model", "preset", "precision")} | config.get("generator", {})
-    shown["weights_sha256"] = settings.get("weights_sha256")
     yield '<h2>Settings</h2><div class="scroll"><table>'
-    for name, value in shown.items():
-        text = value if isinstance(value, str) else f"{value}"
-        yield f"<tr><th>{escape(name)}</th><td>{escape(text[:ID_CHARACTERS])}</td></tr>"
+    for name, value in flatten(settings).items():
+        short = name.removeprefix("config.").removeprefix("generator.")
+        yield f"<tr><th>{escape(short)}</th><td>{escape(str(value)[:ID_CHARACTERS])}</td></tr>"
     yield "</table></div>"
 
 

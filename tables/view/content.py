@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from maskmill.pipeline.errors import ImageError, ObjectError
@@ -104,9 +105,8 @@ class Content:
             "height": image.height,
             "width": image.width,
             "area": image.area.tolist(),
-            # Six decimals are more than the page shows; float32 would be written with 17 digits.
-            "predicted_iou": image.predicted_iou.astype(np.float64).round(6).tolist(),
-            "stability_score": image.stability_score.astype(np.float64).round(6).tolist(),
+            "predicted_iou": _scores(image.predicted_iou),
+            "stability_score": _scores(image.stability_score),
             "boxes": image.boxes.tolist(),
             "points": image.points.tolist(),
             "crops": image.crop_boxes.tolist(),
@@ -143,6 +143,11 @@ class Content:
             raise ImageError(f"{found.row['source_uri']}: {error}") from error
         with self._decoding:
             return decode_image(data, self.run.decoding)
+
+
+def _scores(scores: NDArray[np.float32]) -> list[float]:
+    """Six decimals, more than the page shows; float32 would be written with 17 digits. NaN, which JSON lacks, is 0."""
+    return np.nan_to_num(scores.astype(np.float64), posinf=0, neginf=0).round(6).tolist()
 
 
 def _jpeg(pixels: Any, long_side: int, quality: int) -> bytes:

@@ -63,9 +63,9 @@ def application(contents: Sequence[Content]) -> Starlette:
             Route("/data/runs.json", runs),
             Route("/data/{run:int}/page.json", answer(_page, JSON)),
             Route("/data/{run:int}/find.json", answer(_find, JSON)),
-            Route("/data/{run:int}/{at}.json", answer(lambda of, at: to_json(of.image(_found(of, at))), JSON)),
-            Route("/data/{run:int}/{at}.jpg", answer(lambda of, at: of.picture(_found(of, at)), JPEG)),
-            Route("/data/{run:int}/thumbnail/{at}.jpg", answer(lambda of, at: of.thumbnail(_found(of, at)), JPEG)),
+            Route("/data/{run:int}/{at}.json", answer(_image, JSON)),
+            Route("/data/{run:int}/{at}.jpg", answer(_picture, JPEG)),
+            Route("/data/{run:int}/thumbnail/{at}.jpg", answer(_thumbnail, JPEG)),
             Route("/{name}", page),
         ],
         middleware=[Middleware(Guard)],
@@ -138,6 +138,18 @@ def _page(content: Content, request: Request) -> bytes:
 def _find(content: Content, request: Request) -> bytes:
     found = content.listing.find(request.query_params.get("id", ""))
     return to_json(found and content.summary(found))
+
+
+def _image(content: Content, request: Request) -> bytes:
+    return to_json(content.image(_found(content, request)))
+
+
+def _picture(content: Content, request: Request) -> bytes:
+    return content.picture(_found(content, request))
+
+
+def _thumbnail(content: Content, request: Request) -> bytes:
+    return content.thumbnail(_found(content, request))
 
 
 def _found(content: Content, request: Request) -> Found:

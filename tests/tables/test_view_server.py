@@ -297,6 +297,23 @@ def test_images_of_tars_are_shown_in_any_order(tmp_path: Path):
     assert [found.row["image_id"] for found in listing.page(Position(0, 0), text="Y.TAR/3").images] == ["y.tar/3.png"]
 
 
+def test_imported_annotations_are_shown_and_reported(run: Run, tmp_path: Path):
+    assert main(["export", run.storage.uri, str(tmp_path / "coco.json"), "--format", "coco"]) == 0
+    photographs = Path(run.storage.uri).parent / "photographs"
+    assert main(["import", str(tmp_path / "coco.json"), str(tmp_path / "out"), "--images", str(photographs)]) == 0
+    imported, original = (
+        Content(open_finished_run(open_storage(str(out)))) for out in (tmp_path / "out", run.storage.uri)
+    )
+    a, b = (content.listing.find("a.png") for content in (imported, original))
+    assert a
+    assert b
+    assert imported.image(a)["rles"] == original.image(b)["rles"]
+    assert imported.picture(a) == original.picture(b)
+    assert imported.description["lowest_iou"] == 0
+    assert main(["report", str(tmp_path / "out"), "--to", str(tmp_path / "report.html")]) == 0
+    assert "coco" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.s3
 def test_run_on_s3_is_shown_as_one_on_disk(
     run: Run, tmp_path: Path, moto: MotoServer, bucket: str, monkeypatch: pytest.MonkeyPatch
