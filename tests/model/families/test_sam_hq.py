@@ -30,7 +30,8 @@ from tests.model.test_against_oracles import TOLERANCE, decode_ours, prompts, re
 
 def _with_hq(name: str, **changes: object) -> SamHqVitConfig:
     config = networks.SMALL_CONFIGS[name]
-    fields: dict[str, Any] = asdict(config) | {"family": "sam_hq", "early_width": config.encoder_width} | changes
+    hq = {"family": "sam_hq", "early_width": config.encoder_width, "best_candidate_only": True}
+    fields: dict[str, Any] = asdict(config) | hq | changes
     return SamHqVitConfig(**fields)
 
 
