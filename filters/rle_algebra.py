@@ -168,9 +168,9 @@ class _Read:
 
 
 def _read_checked(masks: Packed, heights: Ints, widths: Ints) -> _Read:
-    *arrays, owner_D, fault = _read(masks.text, masks.offsets, heights, widths)
+    which_K, first_D1, bounds_n2, box_D4, area_D, owner_D, fault = _read(masks.text, masks.offsets, heights, widths)
     _check(masks, fault, heights, widths)
-    return _Read(*arrays, heights[owner_D])
+    return _Read(which_K, first_D1, bounds_n2, box_D4, area_D, heights[owner_D])
 
 
 def _check(masks: Packed, fault: int, heights: Ints | None = None, widths: Ints | None = None) -> None:
@@ -344,7 +344,8 @@ class _Layers(NamedTuple):
     bottom: NDArray[np.int32]  # exclusive
 
 
-_NO_LAYERS = _Layers(*(np.zeros(shape, np.int64) for shape in (0, (0, 2), 0)), *(np.zeros(0, np.int32),) * 2)
+_NO_INTS, _NO_INT32S = np.zeros(0, np.int64), np.zeros(0, np.int32)
+_NO_LAYERS = _Layers(_NO_INTS, np.zeros((0, 2), np.int64), _NO_INTS, _NO_INT32S, _NO_INT32S)
 _MAX_LAYERS = 6  # with more, going through the intervals is as fast
 
 

@@ -18,6 +18,7 @@ import typer
 
 from maskmill.jobs.compare import compare
 from maskmill.jobs.demo import demo
+from maskmill.jobs.diff import diff
 from maskmill.jobs.evaluate import evaluate
 from maskmill.jobs.export import export
 from maskmill.jobs.generate import generate
@@ -41,7 +42,7 @@ COMMANDS = {
     "Make masks": (plan, generate, retry, demo),
     "Look": (status, view, preview, report, query, info, models),
     "Exchange": (export, import_),
-    "Judge": (verify, compare, evaluate),
+    "Judge": (verify, compare, diff, evaluate),
     "Train": (train,),
 }
 

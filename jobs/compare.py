@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from maskmill.jobs.console import aligned
 
 LONGEST_SETTING = 40  # characters
 
@@ -39,7 +40,8 @@ def compare(
       maskmill compare s3://bucket/out out/ --json agreement.json
     """
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
-    from maskmill.evaluation.compare import compare_images, index_run, pair_images, settings_that_differ, summarise
+    from maskmill.annotations.pairs import index_run, pair_images
+    from maskmill.evaluation.compare import compare_images, settings_that_differ, summarise
     from maskmill.jobs.progress import ProgressBar
     from maskmill.pipeline.errors import StorageError
     from maskmill.pipeline.storage import open_storage
@@ -77,7 +79,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     """The report as lines of text."""
     runs, total = report["runs"], report["agreement"]
     shares = total["shares"]
-    yield from _aligned(
+    yield from aligned(
         ("", "A", "B"),
         ("run", *(run["run"] for run in runs)),
         *((name.removeprefix("config."), *map(_short, values)) for name, values in report["settings"].items()),
@@ -87,7 +89,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         ("of these matched", _percent(shares["matched_of_a"]), _percent(shares["matched_of_b"])),
     )
     yield ""
-    yield from _aligned(
+    yield from aligned(
         ("compared", f"{total['images']} images"),
         ("same count", f"{_percent(shares['same_count'])} of these, of masks"),
         ("identical", f"{_percent(shares['identical'])} of these, to the byte"),
@@ -97,13 +99,13 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     left_out = {reason: images for reason, images in report["not_compared"].items() if images["images"]}
     if left_out:
         yield ""
-        yield from _aligned(
+        yield from aligned(
             ("not compared", "images"),
             *((reason, str(images["images"]), ", ".join(images["first"])) for reason, images in left_out.items()),
         )
     if report["worst"]:
         yield ""
-        yield from _aligned(
+        yield from aligned(
             ("agree least", "masks in A", "in B", "matched", "mean IoU"),
             *(
                 (
@@ -114,13 +116,6 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
                 for image in report["worst"]
             ),
         )
-
-
-def _aligned(*rows: tuple[str, ...]) -> Iterator[str]:
-    """Yields one line per row with aligned columns; never wrapped, so that addresses can be copied."""
-    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
 
 
 def _short(value: object) -> str:

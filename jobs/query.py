@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import uuid
-from collections.abc import Generator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
@@ -52,6 +48,7 @@ def query(
       maskmill query s3://bucket/out "SELECT mask_id, area FROM masks WHERE image_id = 'a.jpg'" --format jsonl
     """
     # Imported here because torch, pyarrow and DuckDB take seconds to import and `--help` does not need them.
+    from maskmill.jobs.output_file import replaced_file
     from maskmill.jobs.progress import ProgressBar
     from maskmill.pipeline.finished import open_finished_run
     from maskmill.pipeline.storage import open_storage
@@ -65,7 +62,7 @@ def query(
     if to is None:
         results.write(relation, chosen, sys.stdout.buffer, lambda rows: None)
         return
-    with ProgressBar("writing", "rows") as bar, _replaced(to) as stream:
+    with ProgressBar("writing", "rows") as bar, replaced_file(to) as stream:
         results.write(relation, chosen, stream, lambda rows: bar.update(advance=rows))
 
 
@@ -78,19 +75,3 @@ def _format_of(path: Path | None) -> Format:
         raise typer.BadParameter(
             f"{path}: give --format, or a name that ends in .csv, .json, .jsonl or .parquet"
         ) from None
-
-
-@contextmanager
-def _replaced(path: Path) -> Generator[BinaryIO]:
-    """A file that gets its name when it is complete. Raises StorageError if it cannot be written."""
-    from maskmill.pipeline.errors import StorageError
-
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with unfinished.open("wb") as stream:
-            yield stream
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -19,9 +19,11 @@ FILL_OPACITY = 0.45
 GOLDEN_RATIO = 0.618034  # steps of this size around the colour circle give consecutive masks distinct hues
 
 
-def draw_masks(pixels_HW3: Pixels, masks: Iterable[NDArray[np.bool_]]) -> Pixels:
+def draw_masks(
+    pixels_HW3: Pixels, masks: Iterable[NDArray[np.bool_]], colours: Sequence[tuple[int, int, int]] | None = None
+) -> Pixels:
     """Draws filled and outlined boolean (H, W) masks over an RGB image. Later masks cover earlier ones: pass large
-    first.
+    first. By default, each mask has its own colour.
     """
     height, width = pixels_HW3.shape[:2]
     fill = pixels_HW3.copy()
@@ -29,7 +31,7 @@ def draw_masks(pixels_HW3: Pixels, masks: Iterable[NDArray[np.bool_]]) -> Pixels
     outlined = np.zeros((height, width), np.uint8)
     thickness = max(1, round(max(height, width) / 350))
     for index, mask in enumerate(masks):
-        colour = _colour(index)
+        colour = colours[index] if colours else _colour(index)
         fill[mask] = colour
         # The mask hides the parts of earlier outlines that it covers.
         outlined[mask] = 0

@@ -11,19 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from maskmill.annotations import AnnotationError
-from maskmill.evaluation.compare import (
-    Agreement,
-    LeftOut,
-    Pairs,
-    agree,
-    compare_images,
-    index_run,
-    match,
-    pair_images,
-    settings_that_differ,
-    summarise,
-)
+from maskmill.annotations.pairs import LeftOut, Pairs, index_run, pair_images
+from maskmill.evaluation.compare import Agreement, agree, compare_images, settings_that_differ, summarise
 from maskmill.filters import rle
+from maskmill.filters.matching import match
 from maskmill.pipeline.errors import ObjectError, RunMismatchError
 from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.storage import open_storage
@@ -60,10 +51,10 @@ def _agree(a: list[Mask], b: list[Mask], threshold: float = 0.9) -> Agreement:
 
 def test_the_pair_with_the_highest_iou_goes_first_and_each_mask_into_one_pair():
     iou_NK = np.array([[0.95, 0.92, 0.0], [0.97, 0.91, 0.3]])
-    assert match(iou_NK, 0.9).tolist() == [0.97, 0.92]
-    assert match(iou_NK, 0.93).tolist() == [0.97]
-    assert match(iou_NK, 0.98).tolist() == []
-    assert match(iou_NK.T, 0.9).tolist() == [0.97, 0.92]
+    assert iou_NK[match(iou_NK, 0.9)].tolist() == [0.97, 0.92]
+    assert iou_NK[match(iou_NK, 0.93)].tolist() == [0.97]
+    assert iou_NK[match(iou_NK, 0.98)].tolist() == []
+    assert iou_NK.T[match(iou_NK.T, 0.9)].tolist() == [0.97, 0.92]
 
 
 def test_masks_match_at_the_threshold_itself():
