@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from maskmill.model.errors import MaskmillError
-from maskmill.pipeline.errors import ConfigError, ObjectError, one_line_cause
+from maskmill.pipeline.errors import ConfigError, ObjectError, StorageError, one_line_cause
 from maskmill.pipeline.finished import Run
 from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.records import ImageMasks
@@ -33,6 +33,8 @@ _ADDED = [
     pa.field("n_selected", pa.int32()),
     pa.field("first_mask", pa.int64()),  # number of selected masks of the images before
 ]
+# (run, SQL, further tables by name) -> rows
+ReadRows = Callable[[Run, str, Mapping[str, pa.Table]], pa.Table]
 _AFTER_ALL = "\U0010ffff"  # greater than any image_id
 _ROWS_AT_ONCE = 1024  # rows of a selection that are Python objects at a time
 
@@ -111,12 +113,14 @@ class SelectedMasks(ImageMasks):
     rows: pa.Table  # of the masks table
 
 
-def select(run: Run, where: str | None = None, limit: int | None = None, unique_stems: bool = False) -> Selection:
+def select(
+    run: Run, read_rows: ReadRows, where: str | None = None, limit: int | None = None, unique_stems: bool = False
+) -> Selection:
     """The images that are `ok`, up to `limit`, and of these the masks that meet the SQL condition `where`.
 
     The condition sees the columns of both tables: the images, left-joined with their masks. An image is selected if one
     of its masks meets the condition; an image without masks, if it meets the condition itself (its mask columns are
-    null). With `unique_stems` no two images have the same stem.
+    null). `read_rows` is `tables.query.read_rows`. With `unique_stems` no two images have the same stem.
 
     Raises ConfigError if the condition is not valid, ObjectError if a part is damaged, and StorageError if the store
     cannot be reached.
@@ -136,7 +140,7 @@ def select(run: Run, where: str | None = None, limit: int | None = None, unique_
         table = table.slice(0, limit)
         mask_ids, n_selected = pa.nulls(len(table), pa.list_(pa.int32())), table["n_masks"].to_numpy()
     else:
-        rows = _matching(run, ok, where).slice(0, limit)
+        rows = _matching(run, ok, where, read_rows).slice(0, limit)
         table = table.take(rows["_position"])
         mask_ids = rows["mask_ids"]
         n_selected = np.array([len(ids) for ids in mask_ids], np.int32)
@@ -155,26 +159,22 @@ def select(run: Run, where: str | None = None, limit: int | None = None, unique_
     return Selection(run, table, len(images) - len(ok), len(run.plan) - shards, renamed, parts.hexdigest())
 
 
-def _matching(run: Run, images: pa.Table, where: str) -> pa.Table:
+def _matching(run: Run, images: pa.Table, where: str, read_rows: ReadRows) -> pa.Table:
     """Rows of `images`, by position, with an image or masks that meet the condition, and the ids of these masks."""
-    try:
-        import duckdb
-    except ModuleNotFoundError as error:
-        raise MaskmillError("a condition needs duckdb: pip install duckdb") from error
-    connection = duckdb.connect()
-    connection.register("images", images.append_column("_position", pa.array(np.arange(len(images)))))
-    connection.register("masks", run.masks)
     # The newline before the parenthesis ends a comment in the condition.
     query = f"""
         SELECT _position, coalesce(list(mask_id ORDER BY mask_id) FILTER (mask_id IS NOT NULL), []) AS mask_ids
-        FROM images
+        FROM _done_images AS images
         LEFT JOIN (SELECT * EXCLUDE (image_height, image_width) FROM masks) AS masks USING (image_id)
         WHERE ({where}
         ) GROUP BY _position ORDER BY _position"""
+    numbered = images.append_column("_position", pa.array(np.arange(len(images))))
     try:
-        rows = connection.sql(query).to_arrow_table()
-    except duckdb.Error as error:
-        raise ConfigError(f"--where {where!r}: {one_line_cause(error).partition(' LINE ')[0]}") from error
+        rows = read_rows(run, query, {"_done_images": numbered})
+    except StorageError:
+        raise
+    except MaskmillError as error:
+        raise ConfigError(f"--where {where!r}: {one_line_cause(error).removeprefix('query: ')}") from error
     return rows.cast(pa.schema([("_position", pa.int64()), ("mask_ids", pa.list_(pa.int32()))]))
 
 

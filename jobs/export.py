@@ -53,7 +53,7 @@ def export(
         str | None,
         typer.Option(
             metavar="CONDITION",
-            help="SQL condition on the columns of both tables: only masks that meet it, and images with such masks.",
+            help="SQL condition as for `maskmill query`: only masks that meet it, and images with such masks.",
             show_default=False,
         ),
     ] = None,
@@ -109,10 +109,12 @@ def export(
     from maskmill.jobs.progress import ProgressBar
     from maskmill.pipeline.finished import open_finished_run
     from maskmill.pipeline.storage import open_storage
+    from maskmill.tables.query import read_rows
 
     form = _format(format_name, segmentation, layout, images_per_file, images)
     mode = (images or (Images.COPY if form.images_inside else Images.NONE)).value
-    selection = select(open_finished_run(open_storage(out), moved_to), where, limit, form.unique_stems)
+    run = open_finished_run(open_storage(out), moved_to)
+    selection = select(run, read_rows, where, limit, form.unique_stems)
     storage = open_storage(dest, make=True)
     settings = {"where": where, "limit": limit}
     with ProgressBar("exporting", "images", count_steps(selection, form, mode)) as bar:

@@ -8,11 +8,12 @@ import atexit
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from weakref import WeakSet
 
 import duckdb
+import pyarrow as pa
 
 from maskmill.model.errors import MaskmillError
 from maskmill.pipeline.finished import Run
@@ -34,6 +35,15 @@ def query(run: Run, sql: str) -> duckdb.DuckDBPyRelation:
     if relation is None:
         raise QueryError("the query returns no rows: give a SELECT")
     return relation
+
+
+def read_rows(run: Run, sql: str, tables: Mapping[str, pa.Table]) -> pa.Table:
+    """The rows of `sql`, which can also use `tables` by their names. Raises as `query` does."""
+    with query_errors():
+        connection = connect(run)
+        for name, table in tables.items():
+            connection.register(name, table)
+        return connection.sql(sql).to_arrow_table()
 
 
 def connect(run: Run) -> duckdb.DuckDBPyConnection:

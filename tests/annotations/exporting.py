@@ -26,6 +26,7 @@ from maskmill.pipeline.finished import open_finished_run
 from maskmill.pipeline.records import Failure, ImageResult
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.table import encode_part
+from maskmill.tables.query import read_rows
 from tests import runs
 from tests.fakes import image_masks
 
@@ -104,7 +105,7 @@ def export(
 ) -> Selection:
     """An export as the command makes it."""
     run = open_finished_run(open_storage(str(out)), moved_to)
-    selection = select(run, where, limit, form.unique_stems)
+    selection = select(run, read_rows, where, limit, form.unique_stems)
     settings: dict[str, Any] = {"where": where, "limit": limit}
     write_export(selection, form, open_storage(str(dest), make=True), settings, images, on_progress)
     return selection

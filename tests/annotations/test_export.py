@@ -24,6 +24,7 @@ from maskmill.pipeline.finished import open_finished_run
 from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.storage import open_storage
 from maskmill.pipeline.table import ROWS_PER_GROUP, encode_part
+from maskmill.tables.query import read_rows
 from tests import runs
 from tests.annotations.exporting import FAILED, FORMATS, NAMES, export, make_run, masks_of, picture, write_photographs
 from tests.fakes import image_result
@@ -61,7 +62,7 @@ def seen(dest: Path) -> Objects:
 def _select(out: Path, where: str | None = None, limit: int | None = None) -> dict[str, list[int]]:
     """The ids of the selected masks of each selected image."""
     run = open_finished_run(open_storage(str(out)))
-    selection = select(run, where, limit)
+    selection = select(run, read_rows, where, limit)
     found = {image.image_id: masks.rows["mask_id"].to_pylist() for image, masks in read_masks(run, selection.images())}
     assert sum(map(len, found.values())) == selection.n_masks
     return found
@@ -78,6 +79,7 @@ def test_selection_has_all_images_that_did_not_fail(out: Path):
         ("image_id LIKE '%empty%'", {"empty.jpg": []}),
         ("n_masks = 0 OR mask_id = 2", {name: [2] if len(masks_of(name)) else [] for name in NAMES}),
         ("area > 1e9 -- none", {}),
+        ("image_id = 'a.png' AND mask_area(rle_counts) = area AND mask_id < 2", {"a.png": [0, 1]}),
         (
             "images.image_id = 'a.jpg' AND masks.area = (SELECT max(area) FROM masks WHERE image_id = 'a.jpg')",
             {"a.jpg": [int(np.argmax(masks_of("a.jpg").sum(axis=(1, 2))))]},
@@ -168,7 +170,7 @@ def test_killed_export_leaves_only_whole_files_and_is_resumed(
         assert strangers(seen(dest), undisturbed) == [], str(point)
         work(dest)
         assert differences(seen(dest), undisturbed) == [], str(point)
-    assert points > 3
+    assert points >= 3  # `_export` and two files
 
 
 def _export_copying(out: Path, format_name: str, dest: Path) -> None:
@@ -267,10 +269,8 @@ def test_memory_does_not_grow_with_the_number_of_masks(tmp_path: Path, format_na
     for images in (50, 500):
         make_synthetic_run(tmp_path / f"out-{images}", images)
         peaks.append(measure(tmp_path / f"out-{images}", tmp_path / f"dest-{images}", format_name).peak_mib)
-    file = sum(path.stat().st_size for path in (tmp_path / "dest-500").rglob("*") if path.is_file()) / 2**20
-    # As a list of Python objects the masks take several times the size of the file.
-    assert file > 20
-    assert peaks[1] - peaks[0] < min(file, 40)
+    # As Python objects the 45,000 further masks take more than 100 MiB.
+    assert peaks[1] - peaks[0] < 40
 
 
 # Refusals.
