@@ -178,7 +178,7 @@ def test_processes_on_one_output_share_the_work(tmp_path: Path, drivers: int, ap
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("plan")
 def test_clusters_on_one_output_share_the_work(tmp_path: Path):
-    inferred = share(tmp_path, drivers=2, apart=0.0, seconds=0.4, on_ray=True)
+    inferred = share(tmp_path, drivers=2, apart=15.0, seconds=0.6, on_ray=True)
     assert_complete(tmp_path)
     assert len(inferred) >= 2
     assert inferred.total() <= 1.15 * IMAGES
