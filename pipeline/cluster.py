@@ -30,11 +30,12 @@ from maskmill.pipeline.job import Job, process_name
 from maskmill.pipeline.local_ray import local_environment
 from maskmill.pipeline.placement import Machine, Placement, place
 from maskmill.pipeline.plan import Plan
-from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
+from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Overtaken, Progress
 from maskmill.pipeline.records import Shard
 from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
 from maskmill.pipeline.signals import StopSignals
 from maskmill.pipeline.summary import Summary, summarised
+from maskmill.pipeline.walk import Walk
 from maskmill.pipeline.worker import DeviceLock, EngineFailedError, process_shard
 
 SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and one reads its first images ahead
@@ -93,7 +94,9 @@ def run(
             on_progress(progress)
 
         placement = place(list(_machines().values()), device)
-        driver = _Driver(job, placement, Schedule(shards, count, on_commit), image_timeout, summary)
+        ledger = job.ledger
+        walk = Walk(shards, ledger.committed, from_start=ledger.is_new) if isinstance(shards, Plan) else shards
+        driver = _Driver(job, placement, Schedule(walk, count, on_commit), image_timeout, summary)
         try:
             driver.run(signals)
         finally:
@@ -184,20 +187,20 @@ class _Worker:
         """The Ray node id of the machine, and the name of the worker in the output."""
         return ray.get_runtime_context().get_node_id(), process_name()
 
-    def process(self, shard: Shard, attempt: Attempt) -> Iterator[list[Progress]]:
+    def process(self, shard: Shard, attempt: Attempt) -> Iterator[list[Progress | Overtaken]]:
         """Yields progress records: the first one at once, later ones in batches every PROGRESS_SECONDS.
 
         An isolated attempt yields every record at once.
         """
         assert self._engine is not None, "started"
-        unsent: list[Progress] = []
+        unsent: list[Progress | Overtaken] = []
         last = -math.inf
-        for progress in process_shard(self._job, self._engine, shard, attempt, self._device_lock, self._ahead):
-            if progress.status is not None:
-                self._images.inc(tags={"status": progress.status})
-            if progress.n_masks > 0:
-                self._masks.inc(progress.n_masks)
-            unsent.append(progress)
+        for record in process_shard(self._job, self._engine, shard, attempt, self._device_lock, self._ahead):
+            if isinstance(record, Progress) and record.status is not None:
+                self._images.inc(tags={"status": record.status})
+                if record.n_masks > 0:
+                    self._masks.inc(record.n_masks)
+            unsent.append(record)
             if attempt.isolated or time.monotonic() - last >= PROGRESS_SECONDS:
                 yield unsent
                 unsent, last = [], time.monotonic()
@@ -346,7 +349,7 @@ class _Driver:
     def _handle_shard_result(self, worker: _WorkerHandle, stream: Reference) -> None:
         lease = worker.leases[stream]
         try:
-            records: list[Progress] = ray.get(next(stream))
+            records: list[Progress | Overtaken] = ray.get(next(stream))
         except StopIteration:
             del worker.leases[stream]
             self._schedule.finish(lease)
@@ -355,9 +358,12 @@ class _Driver:
             self._handle_shard_error(worker, stream, error)
         else:
             worker.last_progress = worker.last_report = time.monotonic()
-            for progress in records:
-                self._schedule.record_progress(lease, progress)
-                if progress.status is not None:
+            for record in records:
+                if isinstance(record, Overtaken):
+                    self._schedule.record_overtaken()
+                    continue
+                self._schedule.record_progress(lease, record)
+                if record.status is not None:
                     self._failed_attempts = 0
 
     def _handle_shard_error(self, worker: _WorkerHandle, stream: Reference, error: RayError) -> None:

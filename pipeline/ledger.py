@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -104,6 +104,7 @@ class Ledger:
 
     storage: Storage
     identity: str  # sha256
+    is_new: bool = False  # whether this process began the run; of several drivers, one does
 
     def committed(self) -> set[str]:
         """The names of the shards that are done. Retries are not listed."""
@@ -166,11 +167,12 @@ def open_run(
     if not storage.exists(PLAN_KEY):
         assert source is not None
         plan = _make_plan(source, images_per_shard or shard_size(source), identity.names)
-    if not storage.create(RUN_KEY, identity.to_json().encode()):
+    is_new = storage.create(RUN_KEY, identity.to_json().encode())
+    if not is_new:
         _refuse_another_run(storage, identity)
     if plan:
         storage.create(PLAN_KEY, plan)
-    return _open(storage, identity), read_plan(storage)
+    return replace(_open(storage, identity), is_new=is_new), read_plan(storage)
 
 
 def _make_plan(source: Source, images_per_shard: int, names: NameFilter) -> bytes:
@@ -241,7 +243,9 @@ def _comparable(uri: str) -> PurePosixPath:
 
 def _refuse_foreign_objects(storage: Storage) -> None:
     for item in storage.list():
-        if not item.key.startswith(PROBE_PREFIX) and item.key != RUN_KEY:
+        if item.key.startswith(PROBE_PREFIX) or item.key == RUN_KEY:
+            continue
+        if not storage.exists(RUN_KEY):  # another driver may have begun the run meanwhile
             raise RunMismatchError(
                 f"{storage.uri}: holds other objects, such as {item.key}, but no run: choose an empty output"
             )

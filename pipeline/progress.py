@@ -36,5 +36,12 @@ class Progress:
     milliseconds: float = 0.0  # sum over all steps
 
 
+@dataclass(frozen=True)
+class Overtaken:
+    """The last record of a shard if another worker, of this driver or another one, committed it first."""
+
+    shard: int
+
+
 OnProgress = Callable[[Progress], None]
 OnCommit = Callable[[Shard], None]

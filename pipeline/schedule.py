@@ -6,9 +6,9 @@ import logging
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from maskmill.pipeline.plan import Plan
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
 from maskmill.pipeline.records import Failure, Shard
+from maskmill.pipeline.walk import Walk
 
 MAX_ATTEMPTS = 3  # failed attempts at a shard that no image can be blamed for
 # An image is quarantined after so many failed isolated attempts at it. The first attempt at a shard processes several
@@ -63,8 +63,8 @@ class Schedule:
     `on_progress` is called once for each finished image, `on_commit` once for each committed shard.
     """
 
-    def __init__(self, shards: Plan | list[Shard], on_progress: OnProgress, on_commit: OnCommit) -> None:
-        self._n_shards = len(shards)
+    def __init__(self, shards: Walk | list[Shard], on_progress: OnProgress, on_commit: OnCommit) -> None:
+        self._shards = shards
         self._fresh = iter(shards)
         self._on_progress = on_progress
         self._on_commit = on_commit
@@ -79,8 +79,9 @@ class Schedule:
 
     @property
     def unfinished(self) -> int:
-        """The number of shards that are neither done nor failed."""
-        return self._n_shards - len(self._done) - len(self.failed)
+        """The number of shards that are neither done, here or by another driver, nor failed."""
+        skipped = self._shards.skipped if isinstance(self._shards, Walk) else 0
+        return len(self._shards) - skipped - len(self._done) - len(self.failed)
 
     def take(self, idle: bool, worker: str = "") -> Lease | None:
         """Assigns a shard to a worker. Returns None if there is none for it.
@@ -129,6 +130,11 @@ class Schedule:
         if progress.shard not in self._done and progress.image_id not in reported:
             reported.add(progress.image_id)
             self._on_progress(progress)
+
+    def record_overtaken(self) -> None:
+        """Records that another worker, perhaps of another driver, committed a shard first."""
+        if isinstance(self._shards, Walk):
+            self._shards.jump()
 
     def finish(self, lease: Lease) -> None:
         """Ends a lease: its worker reported that the shard is committed, by itself or by another worker."""

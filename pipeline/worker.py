@@ -12,7 +12,7 @@ from types import TracebackType
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import StorageError, failure_reason
 from maskmill.pipeline.job import Job
-from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Progress
+from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Overtaken, Progress
 from maskmill.pipeline.reading import FetchedImage, PreparedImage, decode_ahead, decode_on_demand, fetch
 from maskmill.pipeline.records import (
     STEPS,
@@ -24,6 +24,7 @@ from maskmill.pipeline.records import (
     Work,
 )
 from maskmill.pipeline.table import encode_part
+from maskmill.pipeline.walk import Walk
 
 
 class EngineFailedError(Exception):
@@ -57,13 +58,16 @@ AHEAD = 4
 def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_commit: OnCommit = lambda _: None) -> None:
     """Processes shards one after the other in this process. Unlike `cluster.run`, a crash ends the run.
 
-    The device is idle while a shard is committed.
+    The device is idle while a shard is committed. With a Walk, several processes share a plan.
     """
     engine = job.make_engine()
     for shard in shards:
-        for progress in process_shard(job, engine, shard):
-            if progress.status is not None:
-                on_progress(progress)
+        for record in process_shard(job, engine, shard):
+            if isinstance(record, Overtaken):
+                if isinstance(shards, Walk):
+                    shards.jump()
+            elif record.status is not None:
+                on_progress(record)
         on_commit(shard)
 
 
@@ -74,32 +78,39 @@ def process_shard(
     attempt: Attempt = Attempt(),
     device_lock: DeviceLock | None = None,
     ahead: int = AHEAD,
-) -> Iterator[Progress]:
+) -> Iterator[Progress | Overtaken]:
     """Commits the part of a shard. Yields the progress of each image, in the order of the source.
 
     Shards of one engine share the `device_lock` and hold it from the first inference to the last. While one shard
     holds it, the next shard fetches and prepares up to `ahead` images, and the previous shard is encoded and committed.
 
     An image that cannot be fetched, decoded or inferred becomes a failed row. If another worker commits the shard
-    first, that is not an error. Raises StorageError if the source or the output cannot be reached, and
-    EngineFailedError if another shard with the same `device_lock` raised. Any exception after which the device no
-    longer computes is raised too.
+    first, that is not an error: the last record is Overtaken. Raises StorageError if the source or the output cannot
+    be reached, and EngineFailedError if another shard with the same `device_lock` raised. Any exception after which the
+    device no longer computes is raised too.
     """
-    if not job.ledger.is_committed(shard):
+    overtaken = job.ledger.is_committed(shard)
+    if not overtaken:
         left_out = Counter[str]()
         fetched = fetch(job, shard, left_out)
         reading = (
             decode_on_demand(job, engine, fetched) if attempt.isolated else decode_ahead(job, engine, fetched, ahead)
         )
         with reading as images, device_lock or DeviceLock():
+            # Another driver may have committed it while it waited for the device.
+            overtaken = job.ledger.is_committed(shard)
             began = job.wall_clock()
-            results = yield from _infer_all(engine, shard, images, attempt)
-        missing = shard.missing([result.image_id for result in results])
-        results += (_missing_result(shard, image_id, attempt) for image_id in missing)
-        work = Work(job.worker_name(), began, job.wall_clock())
-        job.ledger.commit(shard, encode_part(shard, results, job.ledger.identity, left_out, work))
+            results = [] if overtaken else (yield from _infer_all(engine, shard, images, attempt))
+        if not overtaken:
+            missing = shard.missing([result.image_id for result in results])
+            results += (_missing_result(shard, image_id, attempt) for image_id in missing)
+            work = Work(job.worker_name(), began, job.wall_clock())
+            part = encode_part(shard, results, job.ledger.identity, left_out, work)
+            overtaken = not job.ledger.commit(shard, part)
     # Also if another worker committed the shard: it may have died before it published the images.
     job.ledger.publish_images(shard.name)
+    if overtaken:
+        yield Overtaken(shard.index)
 
 
 def _infer_all(

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.job import Job
 from maskmill.pipeline.ledger import Ledger
 from maskmill.pipeline.parts import images_key, masks_key
-from maskmill.pipeline.progress import Attempt, Progress
+from maskmill.pipeline.progress import Attempt, Overtaken, Progress
 from maskmill.pipeline.records import DecodedImage, Failure, ImageMasks, ImageRecord, Shard, StepTimer
 from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage, open_storage
@@ -77,8 +77,12 @@ def with_images(job: Job, images: dict[str, bytes | Failure]) -> Job:
     return replace(job, source=FakeSource(images))
 
 
-def process(job: Job, **arguments: Any) -> list[Progress]:
+def process(job: Job, **arguments: Any) -> list[Progress | Overtaken]:
     return list(process_shard(job, job.make_engine(), SHARD, **arguments))
+
+
+def of_images(records: Iterable[Progress | Overtaken]) -> list[Progress]:
+    return [record for record in records if isinstance(record, Progress)]
 
 
 def image_rows(job: Job) -> dict[str, dict[str, Any]]:
@@ -282,7 +286,7 @@ def test_next_shard_is_read_and_the_last_one_committed_while_a_shard_has_its_tur
     )
     next(first)  # it has its turn
     with ThreadPoolExecutor(2) as threads:
-        for told in [threads.submit(list, first), threads.submit(list, second)]:
+        for told in [threads.submit(of_images, first), threads.submit(of_images, second)]:
             assert told.result()[-1].status == "ok"
     assert all(ledger.is_committed(Shard(index, "/photographs")) for index in range(2))
 
@@ -298,7 +302,7 @@ def test_engine_gets_as_many_images_at_once_as_it_takes(job: Job):
 
     names = [f"{seed}.png" for seed in range(6)]
     job = with_images(job, {name: picture(seed) for seed, name in enumerate(names)})
-    told = list(process_shard(job, Meeting(Path(), at_once=2), SHARD))
+    told = of_images(process_shard(job, Meeting(Path(), at_once=2), SHARD))
     assert [(progress.image_id, progress.status) for progress in told if progress.status] == [
         (name, "ok") for name in names
     ]
@@ -319,7 +323,7 @@ def test_after_a_loss_the_engine_gets_one_image_at_a_time(job: Job):
             return masks
 
     job = with_images(job, {f"{seed}.png": picture(seed) for seed in range(4)})
-    told = list(process_shard(job, Alone(Path(), at_once=2), SHARD, Attempt(2)))
+    told = of_images(process_shard(job, Alone(Path(), at_once=2), SHARD, Attempt(2)))
     assert [progress.status for progress in told if progress.status] == ["ok"] * 4
 
 
@@ -341,7 +345,7 @@ def test_commit_of_somebody_else_stands(job: Job):
     next(progress)
     theirs = encode_part(SHARD, [], "id")
     job.ledger.commit(SHARD, theirs)
-    list(progress)
+    assert list(progress)[-1] == Overtaken(0)
     assert part(job) == theirs
 
 
@@ -349,7 +353,7 @@ def test_nothing_is_read_when_the_shard_is_done(job: Job):
     job = with_images(job, {"a": picture(1)})
     theirs = encode_part(SHARD, [], "id")
     job.ledger.commit(SHARD, theirs)
-    assert process(job) == []
+    assert process(job) == [Overtaken(0)]
     assert isinstance(job.source, FakeSource)
     assert job.source.read_ids == []
     assert job.ledger.storage.read(images_key("00000")) == images_part(theirs), "its worker may have died before this"
