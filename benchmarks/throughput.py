@@ -42,6 +42,7 @@ from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.job import Job
 from maskmill.pipeline.ledger import Ledger
+from maskmill.pipeline.progress import Overtaken
 from maskmill.pipeline.records import ImageRecord, Shard
 from maskmill.pipeline.sources import PlannedSource
 from maskmill.pipeline.storage import LocalStorage
@@ -137,6 +138,7 @@ def _run(engine: Engine, source: Copies) -> tuple[list[float], int, list[float]]
         job = Job(source, ledger, lambda: engine, DECODING)
         with _busy_shares() as samples:
             for progress in process_shard(job, engine, Shard(0, source.uri), ahead=os.cpu_count() or 1):
+                assert not isinstance(progress, Overtaken), "nobody else has this folder"
                 if progress.status is not None:
                     assert progress.status == "ok", "the photograph failed"
                     ends.append(time.monotonic())

@@ -88,12 +88,7 @@ class Plan:
 
     def starting_at(self, index: int) -> Iterator[Shard]:
         """The shards from this number on, also those that are left out."""
-        file = _open(self.data)
-        first = int(np.searchsorted(self.groups, index, "right")) - 1
-        for group in range(first, file.num_row_groups):
-            for shard in _shards(_read_group(file, group)):
-                if shard.index >= index:
-                    yield self._relocated(shard)
+        return replace(self, left_out=np.zeros_like(self.left_out)).shards_from(index)
 
     @property
     def n_images(self) -> int | None:
