@@ -86,15 +86,6 @@ class Plan:
                         yield self._relocated(_shard(rows.slice(starts[shard], starts[shard + 1] - starts[shard])))
             group += step
 
-    def starting_at(self, index: int) -> Iterator[Shard]:
-        """The shards from this number on, also those that are left out."""
-        file = _open(self.data)
-        first = int(np.searchsorted(self.groups, index, "right")) - 1
-        for group in range(first, file.num_row_groups):
-            for shard in _shards(_read_group(file, group)):
-                if shard.index >= index:
-                    yield self._relocated(shard)
-
     @property
     def n_images(self) -> int | None:
         """The number of images; None if it is not known before the shards are read."""
