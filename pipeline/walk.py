@@ -62,7 +62,8 @@ class Walk:
                 raise StopIteration
             self._go_to_longest_gap()
         self._closed[self._position] = True
-        return self._step()
+        self._position += 1
+        return next(self._following)
 
     def jump(self) -> None:
         """Makes the next shard come from another place."""
@@ -73,7 +74,9 @@ class Walk:
         while self._position < len(self._closed) and not self._others[self._position]:
             if not self._closed[self._position]:
                 return True
-            self._step()
+            if not self._plan.left_out[self._position]:
+                next(self._following)
+            self._position += 1
         return False
 
     def _close_committed(self) -> None:
@@ -90,9 +93,5 @@ class Walk:
 
     def _go_to(self, position: int) -> None:
         self._position = position
-        self._following = self._plan.starting_at(position)
+        self._following = self._plan.shards_from(position)
         self._must_jump = False
-
-    def _step(self) -> Shard:
-        self._position += 1
-        return next(self._following)
