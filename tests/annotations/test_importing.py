@@ -16,8 +16,9 @@ from pycocotools import mask as coco
 
 from maskmill.annotations import AnnotationError
 from maskmill.annotations.importing import open_import, write_import
+from maskmill.annotations.pairs import index_run, pair_images
 from maskmill.annotations.selection import read_masks, select
-from maskmill.evaluation.compare import compare_images, index_run, pair_images
+from maskmill.evaluation.compare import compare_images
 from maskmill.pipeline.config import PRESETS, RunConfig
 from maskmill.pipeline.errors import RunMismatchError
 from maskmill.pipeline.finished import open_finished_run
