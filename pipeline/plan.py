@@ -86,10 +86,6 @@ class Plan:
                         yield self._relocated(_shard(rows.slice(starts[shard], starts[shard + 1] - starts[shard])))
             group += step
 
-    def starting_at(self, index: int) -> Iterator[Shard]:
-        """The shards from this number on, also those that are left out."""
-        return replace(self, left_out=np.zeros_like(self.left_out)).shards_from(index)
-
     @property
     def n_images(self) -> int | None:
         """The number of images; None if it is not known before the shards are read."""
