@@ -105,7 +105,7 @@ def main() -> None:
         figures = measure(pool, chosen, arguments.images, arguments.masks, arguments.repeats)
         for way, speed in figures.items():
             ratio = speed / figures[REFERENCE]
-            print(f"| {name}: {100 * share[chosen].mean():.1f} % of the image | `{way}` | {speed:,.0f} | {ratio:.1f} |")
+            print(f"| {name}: {100 * share[chosen].mean():.1f} % of the image | `{way}` | {speed:,.0f} | {ratio:.2g} |")
 
 
 if __name__ == "__main__":
