@@ -24,7 +24,7 @@ from maskmill.pipeline.records import ImageMasks, StepTimer
 
 # Thresholds below the preset's: more masks to compare.
 CONFIG = GeneratorConfig(
-    points_per_side=4, pred_iou_thresh=0.15, stability_score_thresh=0.3, crop_n_layers=1, points_per_batch=16
+    points_per_side=6, pred_iou_thresh=0.05, stability_score_thresh=0.1, crop_n_layers=1, points_per_batch=16
 )
 CAT = skimage.data.chelsea()[60:200, 100:300]
 COFFEE = skimage.data.coffee()[120:320, :260]
