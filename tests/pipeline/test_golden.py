@@ -117,7 +117,7 @@ def generate(network: Network, config: GeneratorConfig, pixels: Pixels) -> Image
 def assert_same(
     masks: ImageMasks, published: list[dict], point_tolerance: float = 1e-9, score_tolerance: float = 1e-4
 ) -> None:
-    """Row by row the same: scores to 1e-4 or two pixels; masks to the pixel or, where float32 rounds otherwise, IoU 0.999.
+    """Row by row: scores to 1e-4 or two pixels; masks to the pixel or, where float32 rounds differently, IoU 0.999.
 
     With another `score_tolerance`, masks may differ accordingly more.
     """
