@@ -251,7 +251,11 @@ def test_run_goes_on_when_it_was_stopped(photographs: Path, tmp_path: Path, how:
         [sys.executable, "-c", DRIVER, str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 240
-    while not (tmp_path / "hung").exists() and time.monotonic() < deadline:
+
+    def others_are_committed() -> bool:
+        return (tmp_path / "hung").exists() and len(list((tmp_path / "out" / "masks").glob("part-*"))) == 2
+
+    while not others_are_committed() and time.monotonic() < deadline:
         time.sleep(0.05)
     if how == signal.SIGINT:
         for _ in range(2):  # the second time, because one shard would never end
