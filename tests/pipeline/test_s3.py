@@ -99,7 +99,8 @@ def test_odd_keys_are_listed_in_order_and_read(store: S3Storage):
 
 
 def test_list_raises_when_the_store_does_not_sort(store: S3Storage, proxy: FaultProxy):
-    keys = "".join(f"<Contents><Key>a/b/{key}</Key><Size>0</Size></Contents>" for key in "ba")
+    rest = "<Size>0</Size><LastModified>2026-01-01T00:00:00Z</LastModified>"
+    keys = "".join(f"<Contents><Key>a/b/{key}</Key>{rest}</Contents>" for key in "ba")
     proxy.behave(first(Answer(200, f"<ListBucketResult>{keys}</ListBucketResult>".encode()), is_get))
     with pytest.raises(StorageError, match="the store lists a after b"):
         list(store.list())
