@@ -76,7 +76,7 @@ def test_sdist_holds_files_where_the_clone_has_links_and_makes_the_same_wheel(bu
         members = archive.getmembers()
     assert all(member.isreg() or member.isdir() for member in members)
     paths = {member.name.partition("/")[2] for member in members}
-    assert {"src/maskmill/model/sam.py", "src/maskmill/model/weights/mini.safetensors", "LICENSE"} <= paths
+    assert {"src/maskmill/model/network.py", "src/maskmill/model/weights/mini.safetensors", "LICENSE"} <= paths
     (from_clone,), (from_sdist,) = ((built / name).iterdir() for name in ("from_clone", "from_sdist"))
     assert _content(from_sdist) == _content(from_clone)
 
