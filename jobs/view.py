@@ -70,3 +70,5 @@ def view(
     console.print(f"view      http://localhost:{listening.getsockname()[1]}")
     console.print("stop      Ctrl-C")
     server(contents).run(sockets=[listening])
+    # The server ends by Ctrl-C only. asyncio does not always pass it on.
+    raise KeyboardInterrupt
