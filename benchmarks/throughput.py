@@ -138,7 +138,7 @@ def _run(engine: Engine, source: Copies) -> tuple[list[float], int, list[float]]
         job = Job(source, ledger, lambda: engine, DECODING)
         with _busy_shares() as samples:
             for progress in process_shard(job, engine, Shard(0, source.uri), ahead=os.cpu_count() or 1):
-                assert not isinstance(progress, Overtaken), "nobody else has this folder"
+                assert not isinstance(progress, Overtaken), "no other worker uses this folder"
                 if progress.status is not None:
                     assert progress.status == "ok", "the photograph failed"
                     ends.append(time.monotonic())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maskmill.jobs.run import MovedTo
+from maskmill.jobs.run import MovedTo, RunOutput
 
 if TYPE_CHECKING:
     from maskmill.annotations.export import Format
@@ -44,9 +44,7 @@ class Layout(StrEnum):
 
 
 def export(
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The output of a run, finished or not.", show_default=False)
-    ],
+    out: RunOutput,
     dest: Annotated[
         str, typer.Argument(metavar="DEST", help="An empty folder, or s3://bucket/prefix.", show_default=False)
     ],

@@ -1,4 +1,4 @@
-"""An output file that gets its name when it is complete."""
+"""Where output files go by default, and an output file that gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from maskmill.pipeline.errors import StorageError
+
+
+def beside(out: str, name: str) -> Path:
+    """The file `name` next to OUT, or in the working directory if OUT is on S3."""
+    return (Path.cwd() if "://" in out else Path(out).absolute().parent) / name
 
 
 @contextmanager

@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-from maskmill.jobs.run import MovedTo
+from maskmill.jobs.output_file import beside
+from maskmill.jobs.run import MovedTo, RunOutput
 
 
 def preview(
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The output of a run, finished or not.", show_default=False)
-    ],
+    out: RunOutput,
     image_ids: Annotated[
         list[str] | None,
         typer.Argument(metavar="[IMAGE_ID]...", help="Images to draw. Default: the first ones.", show_default=False),
@@ -54,7 +53,7 @@ def preview(
         picture = drawn[0].pixels
     else:
         picture = contact_sheet([(overlay.caption, overlay.pixels) for overlay in drawn])
-    path = to or (Path.cwd() if "://" in out else Path(out).absolute().parent) / "preview.png"
+    path = to or beside(out, "preview.png")
     write_picture(path, picture)
     console = plain_console()
     console.print(f"images    {len(drawn)}, with {sum(overlay.n_masks for overlay in drawn)} masks")

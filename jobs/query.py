@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from maskmill.jobs.run import RunOutput
+
 
 class Format(StrEnum):
     """The formats of tables.results."""
@@ -21,9 +23,7 @@ class Format(StrEnum):
 
 
 def query(
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The output of a run, finished or not.", show_default=False)
-    ],
+    out: RunOutput,
     sql: Annotated[
         str, typer.Argument(metavar="SQL", help="A query over the views masks and images.", show_default=False)
     ],

@@ -8,15 +8,14 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from maskmill.jobs.run import MovedTo
+from maskmill.jobs.output_file import beside
+from maskmill.jobs.run import MovedTo, RunOutput
 
 T = TypeVar("T")
 
 
 def report(
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The output of a run, finished or not.", show_default=False)
-    ],
+    out: RunOutput,
     to: Annotated[
         Path | None,
         typer.Option(
@@ -48,7 +47,7 @@ def report(
         with ProgressBar(what, unit, total) as bar:
             yield from bar.track(items)
 
-    path = to or (Path.cwd() if "://" in out else Path(out).absolute().parent) / "report.html"
+    path = to or beside(out, "report.html")
     text = write_report(open_finished_run(open_storage(out), moved_to), track)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

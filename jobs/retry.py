@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 
 from maskmill.jobs.log import LogFormat, LogFormatOption, log
-from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, MovedTo, check_device, run_job
+from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, MovedTo, RunOutput, check_device, run_job
 
 
 def retry(
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The output of a run, finished or not.", show_default=False)
-    ],
+    out: RunOutput,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Weights of the run. Not needed for mini.", show_default=False),

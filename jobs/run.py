@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 IMAGE_TIMEOUT = 1800.0
 
+RunOutput = Annotated[
+    str, typer.Argument(metavar="OUT", help="The output of a run, finished or not.", show_default=False)
+]
 MovedTo = Annotated[
     str | None,
     typer.Option(

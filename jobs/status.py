@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from maskmill.jobs.run import RunOutput
+
 if TYPE_CHECKING:
     from maskmill.pipeline.status import Status
 
@@ -21,9 +23,7 @@ MAX_ROWS = 20  # of each table of text; JSON has all
 
 
 def status(
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The output of a run, finished or not.", show_default=False)
-    ],
+    out: RunOutput,
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every 5 seconds until the run ends.")] = False,
     as_json: Annotated[
         bool,

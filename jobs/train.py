@@ -96,7 +96,8 @@ def train(
 ) -> None:
     """Train a model on drawn scenes and, with --data, on photographs with masks.
 
-    Without --data the model is trained on drawn scenes only: no download, no terms of use.
+    Without --data the model is trained on drawn scenes only: no download, and no terms of use but those of --trunk
+    (Apache-2.0).
 
     OUT/model.safetensors is the result, for `maskmill generate --checkpoint`. OUT/log.jsonl has the losses and the
     held-out figures, OUT/step-*.png the masks predicted for held-out images.

@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 
 from maskmill.jobs.extras import require_extra
-from maskmill.jobs.run import MovedTo
+from maskmill.jobs.run import MovedTo, RunOutput
 
 
 def view(
-    out: Annotated[
-        str, typer.Argument(metavar="OUT", help="The output of a run, finished or not.", show_default=False)
-    ],
+    out: RunOutput,
     other: Annotated[
         str | None,
         typer.Argument(metavar="[B]", help="Another run on the same images, shown beside it.", show_default=False),

@@ -68,10 +68,17 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def fast_mlp(mlp: MLPBlock, x: Tensor) -> Tensor:
-    """`mlp` at inference. On a CPU in blocks of rows whose hidden features fit in its cache."""
+    """`mlp` at inference. On a CPU it runs in blocks of rows, so that their hidden features fit in the cache."""
     parts = x.flatten(0, -2).split(ROWS_PER_BLOCK if x.device.type == "cpu" else x.numel())
     hidden = (mlp.activation(fast_linear(part, mlp.lin1.weight, mlp.lin1.bias)) for part in parts)
     return torch.cat([fast_linear(part, mlp.lin2.weight, mlp.lin2.bias) for part in hidden]).view_as(x)
+
+
+def convert_products(module: nn.Module, dtype: torch.dtype) -> None:
+    """Converts the weights of matrix products and convolutions once: autocast would convert them in every call."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            part.to(dtype)
 
 
 def is_float32_on_cpu(x: Tensor) -> bool:

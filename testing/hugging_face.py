@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -111,4 +112,19 @@ def _dimensions(config: VitDetConfig) -> dict[str, Any]:
             # Its default is not that of the published network, 1e-5.
             "layer_norm_eps": 1e-5,
         },
+    }
+
+
+def prompt_arguments(prompt: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
+    """Prompt `i` of the arguments of `Network.decode_prompts`, as arguments of a network of `transformers`."""
+    names = {
+        "input_points": "points_NP2",
+        "input_labels": "labels_NP",
+        "input_boxes": "boxes_N4",
+        "input_masks": "masks_N1hw",
+    }
+    return {
+        name: prompt[key][i : i + 1, None] if key != "masks_N1hw" else prompt[key][i : i + 1]
+        for name, key in names.items()
+        if key in prompt
     }

@@ -60,7 +60,7 @@ def published_mobile_sam(network: Network) -> modeling.Sam:
 
 
 class _TinyVit(modeling.TinyViT):
-    """The published encoder, whose last reshape is for a grid of 64 x 64 cells only, for any grid."""
+    """The published encoder for any grid. Its last reshape is published for a grid of 64 x 64 cells only."""
 
     def __init__(self, config: MobileSamConfig) -> None:
         super().__init__(

@@ -10,6 +10,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from maskmill.model.families.sam2.config import VARIANTS, Sam2Config
 from maskmill.pipeline.config import GeneratorConfig
+from testing import oracles
 from testing.torchvision_stub import batched_nms, box_area, import_with
 
 
@@ -131,28 +133,14 @@ def published_predictor(network: SAM2Base) -> SAM2ImagePredictor:
 
 def published_generator(network: SAM2Base, config: GeneratorConfig) -> SAM2AutomaticMaskGenerator:
     """The generator with our arguments, which gives COCO run lengths. It has no `sa1b` additions."""
-    assert config.max_coverage is None
-    assert not config.drop_small_masks
+    factory = partial(
+        SAM2AutomaticMaskGenerator,
+        mask_threshold=config.mask_threshold,
+        use_m2m=config.use_m2m,
+        multimask_output=config.multimask_output,
+    )
     with _jit_allowed():
-        generator = SAM2AutomaticMaskGenerator(
-            network,
-            points_per_side=config.points_per_side,
-            points_per_batch=config.points_per_batch or 64,
-            pred_iou_thresh=config.pred_iou_thresh,
-            stability_score_thresh=config.stability_score_thresh,
-            stability_score_offset=config.stability_score_offset,
-            mask_threshold=config.mask_threshold,
-            box_nms_thresh=config.box_nms_thresh,
-            crop_n_layers=config.crop_n_layers,
-            crop_nms_thresh=config.crop_nms_thresh,
-            crop_overlap_ratio=config.crop_overlap_ratio,
-            crop_n_points_downscale_factor=config.crop_n_points_downscale_factor,
-            point_grids=None if config.point_grids is None else list(config.point_grids),
-            min_mask_region_area=config.min_mask_region_area,
-            output_mode="coco_rle",
-            use_m2m=config.use_m2m,
-            multimask_output=config.multimask_output,
-        )
+        generator = oracles.published_generator(network, config, factory)
     generator.predictor._bb_feat_sizes = _feature_sizes(network)
     return generator
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model.layers import fast_linear, fast_mlp, is_float32_on_cpu, require_class
+from maskmill.model.layers import convert_products, fast_linear, fast_mlp, is_float32_on_cpu, require_class
 from maskmill.model.vitdet import Attention, Block, join_windows, relative_distances, split_windows
 
 QUERIES_PER_BLOCK = 512  # on a CPU: scores of a block fit in its cache
@@ -37,10 +37,7 @@ def speed_up(encoder: Any, dtype: torch.dtype) -> None:
     for name, block in encoder.blocks.named_children():
         require_class(f"image_encoder.blocks.{name}", block, Block)
     encoder.blocks = nn.ModuleList(FastBlock(cast(Block, block), dtype) for block in encoder.blocks)
-    # Converted once: autocast would convert these weights in every call.
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype)
+    convert_products(encoder, dtype)
 
 
 class FastBlock(nn.Module):
@@ -72,17 +69,14 @@ class FastAttention(nn.Module):
         self.window_size = window_size
         self.heads = attention.heads
         self.qkv, self.proj = attention.qkv, attention.proj
-        query_C, key_C, value_C = self.qkv.bias.detach().chunk(3)
-        derived = {
-            "_qkv_bias": torch.cat([query_C, torch.zeros_like(key_C), torch.zeros_like(value_C)]),
-            "_proj_bias": self.proj(value_C),
-        }
+        qkv_bias, proj_bias = fold_biases(self.qkv, self.proj)
+        derived = {"_qkv_bias": qkv_bias, "_proj_bias": proj_bias}
         self.relative_positions = attention.relative_positions
         if self.relative_positions:
             self.rel_pos_h, self.rel_pos_w = attention.rel_pos_h, attention.rel_pos_w
             side = (len(self.rel_pos_h) + 1) // 2
-            distances = relative_distances(side, value_C.device)
-            unit = torch.eye(side, device=value_C.device)
+            distances = relative_distances(side, self.qkv.bias.device)
+            unit = torch.eye(side, device=self.qkv.bias.device)
             derived["_rows_YDY"] = self.rel_pos_h[distances].mT
             derived["_columns_XDX"] = self.rel_pos_w[distances].mT
             derived["_cells_LE"] = torch.cat([unit.repeat_interleave(side, dim=0), unit.repeat(side, 1)], dim=1)
@@ -113,6 +107,12 @@ class FastAttention(nn.Module):
                 biases = []
         attend = _attend_in_blocks if v_VULD.device.type == "cpu" else _attend_fused
         return attend(q_VULF, k_VULF, v_VULD, *biases).transpose(1, 2).reshape(*q_VYXUD.shape[:3], -1)
+
+
+def fold_biases(qkv: nn.Linear, proj: nn.Linear) -> tuple[Tensor, Tensor]:
+    """The biases of both projections (3C,) and (C,), without those of keys and values: see the top of this file."""
+    query_C, key_C, value_C = qkv.bias.detach().chunk(3)
+    return torch.cat([query_C, torch.zeros_like(key_C), torch.zeros_like(value_C)]), proj(value_C)
 
 
 def _by_head(x_VYXUF: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.config import NetworkConfig
-from maskmill.model.families.mini.encoder import TopDown
+from maskmill.model.families.mini.encoder import MiniEncoder, TopDown
 from maskmill.model.network import Network
 from maskmill.model.transformer import CrossAttention
 from maskmill.model.vitdet import Block
@@ -38,7 +38,7 @@ def initialise(network: Network) -> None:
     nn.init.trunc_normal_(encoder.get_parameter("pos_embed"), std=0.02)
     # In `mini` the skip connections start at zero, so that the first masks depend only on the image embedding, and the
     # attention blocks as the identity, so that they do not change the features of the trunk.
-    if not any(isinstance(module, TopDown) for module in encoder.modules()):
+    if not isinstance(encoder, MiniEncoder):
         return
     for module in encoder.modules():
         if isinstance(module, TopDown):

@@ -16,7 +16,7 @@ from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.families import VARIANTS
 from maskmill.model.families.sam1.config import SamConfig
 from maskmill.model.network import Network
-from testing.hugging_face import random_hugging_face
+from testing.hugging_face import prompt_arguments, random_hugging_face
 from testing.networks import SMALL_CONFIGS
 
 TOLERANCE = 1e-4
@@ -75,16 +75,7 @@ def decode_theirs(
     """The same from `transformers`, one prompt at a time."""
     logits, ious = [], []
     for i in range(3):
-        arguments = {
-            name: prompt[key][i : i + 1, None] if key != "masks_N1hw" else prompt[key][i : i + 1]
-            for name, key in (
-                ("input_points", "points_NP2"),
-                ("input_labels", "labels_NP"),
-                ("input_boxes", "boxes_N4"),
-                ("input_masks", "masks_N1hw"),
-            )
-            if key in prompt
-        }
+        arguments = prompt_arguments(prompt, i)
         single = network(image_embeddings=embedding, multimask_output=False, **arguments)
         several = network(image_embeddings=embedding, multimask_output=True, **arguments)
         logits.append(torch.cat([single.pred_masks, several.pred_masks], dim=2)[0, 0])

@@ -24,7 +24,7 @@ from maskmill.model.network import Network
 from maskmill.model.optimize import optimize
 from maskmill.model.predictor import encode_image
 from maskmill.model.preprocess import preprocess
-from testing.hugging_face import random_hugging_face_sam2
+from testing.hugging_face import prompt_arguments, random_hugging_face_sam2
 from testing.networks import SMALL_SAM2_CONFIGS, randomise
 from testing.sam2_oracles import published_predictor, published_sam2
 from tests.model.test_against_oracles import decode_ours, prompts, relative_error
@@ -89,11 +89,7 @@ def assert_equals_transformers(config: Sam2Config, kinds: list[str], directory: 
         assert score_N is not None
         their_scores = []
         for i in range(3):
-            arguments = {
-                name: prompt[key][i : i + 1, None] if key != "masks_N1hw" else prompt[key][i : i + 1]
-                for name, key in HUGGING_FACE_ARGUMENTS.items()
-                if key in prompt
-            }
+            arguments = prompt_arguments(prompt, i)
             several = theirs(image_embeddings=their_embeddings, multimask_output=True, **arguments)
             for found, found_ious in ((logits, ious), (fast_logits, fast_ious)):
                 assert relative_error(found[i, 1:], several.pred_masks[0, 0]) < TOLERANCE, kind
@@ -102,12 +98,6 @@ def assert_equals_transformers(config: Sam2Config, kinds: list[str], directory: 
         assert relative_error(score_N, torch.stack(their_scores)) < TOLERANCE, kind
 
 
-HUGGING_FACE_ARGUMENTS = {
-    "input_points": "points_NP2",
-    "input_labels": "labels_NP",
-    "input_boxes": "boxes_N4",
-    "input_masks": "masks_N1hw",
-}
 PROMPTS: dict[str, dict[str, Any]] = {
     "click": {"points": [[20, 9]]},
     "clicks": {"points": [[20, 9], [3, 25.5], [40, 12]], "labels": [1, 0, 1]},

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from maskmill.model.families.mobile_sam.encoder import ConvNorm, TinyVit, WindowAttention, WindowBlock
-from maskmill.model.layers import fast_linear, require_class
+from maskmill.model.layers import convert_products, fast_linear, require_class
 from maskmill.model.vitdet import join_windows, split_windows
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -35,9 +35,7 @@ def speed_up(encoder: TinyVit, dtype: torch.dtype) -> None:
     """
     _replace(encoder, ConvNorm, fold)
     _replace(encoder, WindowBlock, lambda block: FastWindowBlock(block, dtype))
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype)
+    convert_products(encoder, dtype)
 
 
 def _replace(encoder: TinyVit, kind: type[Layer], fast_form: Callable[[Layer], nn.Module]) -> None:

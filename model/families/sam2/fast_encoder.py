@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.families.sam2.encoder import Attention, Block, Hiera, Sam2Encoder, pool
-from maskmill.model.layers import fast_linear, fast_mlp, require_class
+from maskmill.model.inference.fast_vitdet import fold_biases
+from maskmill.model.layers import convert_products, fast_linear, fast_mlp, require_class
 from maskmill.model.vitdet import join_windows, split_windows
 
 
@@ -31,9 +32,7 @@ def speed_up(encoder: Sam2Encoder, dtype: torch.dtype) -> None:
     for name, block in trunk.blocks.named_children():
         require_class(f"image_encoder.trunk.blocks.{name}", block, Block)
     encoder.trunk = FastHiera(trunk, dtype)
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.to(dtype)
+    convert_products(encoder, dtype)
 
 
 class FastHiera(nn.Module):
@@ -89,10 +88,9 @@ class FastAttention(nn.Module):
         self.window_size = window_size
         self.heads, self.pools = attention.heads, attention.pools
         self.qkv, self.proj = attention.qkv, attention.proj
-        query_C, key_C, value_C = self.qkv.bias.detach().chunk(3)
-        qkv_bias = torch.cat([query_C, torch.zeros_like(key_C), torch.zeros_like(value_C)])
+        qkv_bias, proj_bias = fold_biases(self.qkv, self.proj)
         self.register_buffer("_qkv_bias", qkv_bias.to(dtype), persistent=False)
-        self.register_buffer("_proj_bias", self.proj(value_C).detach().to(dtype), persistent=False)
+        self.register_buffer("_proj_bias", proj_bias.detach().to(dtype), persistent=False)
 
     def forward(self, x_BYXC: Tensor) -> Tensor:
         x_VYXC = fast_linear(x_BYXC, self.qkv.weight, self._qkv_bias)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from maskmill.model.config import NetworkConfig
 from maskmill.model.families.mobile_sam.config import MobileSamConfig
+from maskmill.model.families.sam1.config import VARIANTS as SAM_VARIANTS
 from maskmill.model.vitdet import VitDetConfig
 
 
@@ -34,29 +35,16 @@ class SamHqTinyVitConfig(SamHqConfig, MobileSamConfig):
 
 
 VARIANTS = (
-    SamHqVitConfig(
-        "hq_vit_b",
-        encoder_width=768,
-        encoder_depth=12,
-        encoder_heads=12,
-        global_attention_blocks=(2, 5, 8, 11),
-        early_width=768,
-    ),
-    SamHqVitConfig(
-        "hq_vit_l",
-        encoder_width=1024,
-        encoder_depth=24,
-        encoder_heads=16,
-        global_attention_blocks=(5, 11, 17, 23),
-        early_width=1024,
-    ),
-    SamHqVitConfig(
-        "hq_vit_h",
-        encoder_width=1280,
-        encoder_depth=32,
-        encoder_heads=16,
-        global_attention_blocks=(7, 15, 23, 31),
-        early_width=1280,
+    *(
+        SamHqVitConfig(
+            f"hq_{sam.name}",
+            encoder_width=sam.encoder_width,
+            encoder_depth=sam.encoder_depth,
+            encoder_heads=sam.encoder_heads,
+            global_attention_blocks=sam.global_attention_blocks,
+            early_width=sam.encoder_width,
+        )
+        for sam in SAM_VARIANTS
     ),
     SamHqTinyVitConfig("hq_vit_tiny", early_width=160),
 )

@@ -21,7 +21,7 @@ from maskmill.model.families.sam_hq.config import SamHqTinyVitConfig, SamHqVitCo
 from maskmill.model.network import Network
 from maskmill.model.optimize import OptimizedNetwork, optimize
 from testing import networks
-from testing.hugging_face import random_hugging_face_hq
+from testing.hugging_face import prompt_arguments, random_hugging_face_hq
 from testing.networks import random_network
 from testing.published_mobile_sam import published_mobile_sam
 from tests.model.families import test_mobile_sam
@@ -54,19 +54,9 @@ def decode_theirs(
     network: transformers.SamHQModel, embedding: Tensor, early_BCYX: Tensor, prompt: dict[str, Tensor], hq_only: bool
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, M, h, w) and predicted IoUs (N, M): the single mask, then the ambiguity masks by falling IoU."""
-    names = {
-        "input_points": "points_NP2",
-        "input_labels": "labels_NP",
-        "input_boxes": "boxes_N4",
-        "input_masks": "masks_N1hw",
-    }
     logits, ious = [], []
     for i in range(3):
-        arguments = {
-            name: prompt[key][i : i + 1, None] if key != "masks_N1hw" else prompt[key][i : i + 1]
-            for name, key in names.items()
-            if key in prompt
-        }
+        arguments = prompt_arguments(prompt, i)
         single, several = (
             network(
                 image_embeddings=embedding,
