@@ -53,7 +53,7 @@ class Status:
 
     shards: int  # planned
     shards_done: int
-    images: int | None  # planned; None if the source has tars, whose images are known after reading them
+    images: int | None  # planned; None if the source has tars: their images are known after reading them
     images_done: int
     ok: int
     failed: int

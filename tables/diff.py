@@ -99,9 +99,9 @@ class ImageChanges:
 def diff_masks(masks: PairedMasks, same: float, moved: float) -> ImageChanges:
     """The changes of one image.
 
-    Masks with an IoU of at least `same` are the same. Of the others, a mask of A is split into two or more masks of B
-    that lie inside it, hardly overlap, and whose union has an IoU of at least `moved` with it; masks are merged if the
-    reverse holds; a pair with an IoU of at least `moved` has moved; what is left died or was born.
+    Masks with an IoU of at least `same` are the same. Of the others, a mask of A is split into two or more masks of B,
+    if these lie inside it and hardly overlap, and if their union has an IoU of at least `moved` with it; masks are
+    merged if the reverse holds; a pair with an IoU of at least `moved` has moved; what is left died or was born.
     """
     image = _Image(masks)
     iou_NK = rle_algebra.iou_matrix(masks.counts_N, masks.counts_K, masks.height, masks.width)

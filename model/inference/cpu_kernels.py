@@ -1,4 +1,4 @@
-"""Numba kernels of `model.fused_ops` for CPUs. Each kernel reads and writes the image tokens once.
+"""Numba kernels of `model.inference.fused_ops` for CPUs. Each kernel reads and writes the image tokens once.
 
 Tensors must be contiguous, in float32 or bfloat16. The arithmetic is float32. The kernels run in the calling thread.
 

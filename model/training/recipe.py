@@ -74,8 +74,7 @@ class TrainingConfig:
         return list(accumulate(stage.steps for stage in self.stages))
 
 
-# Training from random weights for inputs of 512 pixels. With two processes on two CPU cores with AVX512-BF16, it takes
-# about one hour; FROM_CHECKPOINT takes about one and a half hours.
+# Training from random weights.
 FROM_NOTHING = TrainingConfig(
     stages=(
         Stage(128, 900, images=16, clicks=16, boxes=4, learning_rates=(1e-3, 9e-4), second_round_share=0.0),
@@ -84,8 +83,8 @@ FROM_NOTHING = TrainingConfig(
         Stage(512, 500, images=4, clicks=12, boxes=4, learning_rates=(3e-4, 1e-5), iou_weight=4.0),
     )
 )
-# Training from a pretrained trunk and, if there is a checkpoint, its mask decoder. It takes about 75 minutes on the
-# same hardware.
+# Training from a pretrained trunk and, if there is a checkpoint, its mask decoder. With two processes on two CPU cores
+# with AVX512-BF16, `mini` takes about one hour with this recipe and with FROM_CHECKPOINT.
 FROM_TRUNK = TrainingConfig(
     stages=(
         Stage(256, 700, images=8, clicks=16, boxes=4, learning_rates=(8e-4, 4e-4)),

@@ -24,7 +24,7 @@ Counts = NDArray[np.int64]
 
 MOST_MASKS = 10_000  # images with more masks are counted as this many
 CENTRE_CELLS = 48  # per side, of the map of mask centres
-SAMPLE_IMAGES = 200  # whose masks are decoded
+SAMPLE_IMAGES = 200  # the masks of these are decoded
 SAMPLE_MASKS = 5_000
 TIME_BINS = 60
 # Distinct reasons to count and to keep; the others are counted together. Reasons can name files, so each may be new.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Five pictures, one of which cannot be decoded."""
+    """Five pictures. One cannot be decoded."""
     (tmp_path / "source").mkdir()
     for seed, name in enumerate("abcde"):
         (tmp_path / "source" / f"{name}.png").write_bytes(picture(seed) if name != "b" else b"no image")

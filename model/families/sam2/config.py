@@ -9,7 +9,7 @@ from maskmill.model.config import NetworkConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Sam2Config(NetworkConfig):
-    """Dimensions of one variant. The image encoder is a Hiera, whose width and heads double with each stage.
+    """Dimensions of one variant. The image encoder is a Hiera: width and heads double with each stage.
 
     Source: Ravi et al. 2024, Appendix D; `configs/sam2.1` of sam2.
     """

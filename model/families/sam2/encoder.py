@@ -92,7 +92,7 @@ def make_blocks(config: Sam2Config) -> nn.ModuleList:
 
 
 class PatchEmbed(nn.Module):
-    """A strided convolution whose patches overlap."""
+    """A strided convolution with overlapping patches."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

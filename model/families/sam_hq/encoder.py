@@ -15,7 +15,7 @@ from maskmill.model.families.sam_hq.config import SamHqVitConfig
 
 
 class HqImageEncoder(ImageEncoder):
-    """Maps images to embeddings whose only skip (B, C, Y, X) is the output of the first global attention block."""
+    """Maps images to embeddings with one skip (B, C, Y, X), the output of the first global attention block."""
 
     def __init__(self, config: SamHqVitConfig) -> None:
         super().__init__(config)
@@ -31,7 +31,7 @@ class HqImageEncoder(ImageEncoder):
 
 
 class HqTinyVit(TinyVit):
-    """Maps images to embeddings whose only skip (B, C, Y, X) is the output of the second stage."""
+    """Maps images to embeddings with one skip (B, C, Y, X), the output of the second stage."""
 
     def forward(self, images_B3SS: Tensor) -> ImageEmbedding:
         x_BCYX = self.patch_embed(images_B3SS)
