@@ -2,8 +2,9 @@
 
 Tensors must be contiguous, in float32 or bfloat16. The arithmetic is float32. The kernels run in the calling thread.
 
-Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, M masks per prompt, K
-chosen masks, Y X embedding grid, F attention weights of an image token, E pixels of an upscaled image, grouped by cell (E = 16 * L after both steps).
+Shapes: B images (1 if all prompts share one, else N), N prompts, T tokens of a prompt, L image tokens, C channels, U
+heads, D features per head, F = U*T attention weights of an image token, M masks per prompt, K chosen masks, Y X
+embedding grid, E pixels of an upscaled image, grouped by cell (E = 16 * L after both steps).
 """
 
 from __future__ import annotations

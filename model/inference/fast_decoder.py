@@ -27,7 +27,6 @@ from maskmill.model.layers import fast_bmm, fast_linear, require_same_classes
 from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
 from maskmill.model.transformer import TwoWayTransformer
 
-
 # The largest tensor of the prompts that a CPU upscales together: a fraction of its caches.
 CPU_BLOCK_BYTES = 8 * 2**20
 

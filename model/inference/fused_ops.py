@@ -3,8 +3,9 @@
 On a CPU each is one Numba kernel that reads and writes memory once. On other devices it is several torch operations.
 All operations may overwrite their first argument: use only the returned tensors.
 
-Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, M masks per prompt, K
-chosen masks, Y X embedding grid, F attention weights of an image token, E pixels of an upscaled image, grouped by cell (E = 16 * L after both steps).
+Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, F attention weights of an
+image token, M masks per prompt, K chosen masks, Y X embedding grid, E pixels of an upscaled image, grouped by cell (E =
+16 * L after both steps).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from maskmill.model.inference.token_side import (
     split_heads,
 )
 from maskmill.model.layers import fast_bmm, fast_linear, fast_mlp
-from maskmill.model.transformer import CrossAttention, TwoWayBlock, TwoWayTransformer
+from maskmill.model.transformer import TwoWayBlock, TwoWayTransformer
 
 
 class Projected(NamedTuple):
