@@ -10,7 +10,7 @@ Shapes: N points, G points per side of a grid, M = 3 ambiguity masks, h w mask s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import mean
 from typing import Any
 
@@ -162,6 +162,7 @@ class Replay:
 
 @dataclass(frozen=True, kw_only=True)
 class _ReplayedPrompts(DecodedPrompts):
+    computed: DecodedPrompts
     rows_N: Tensor
 
 
@@ -188,13 +189,14 @@ class ReplayedNetwork(Network):
         decoded = self._sam.decode_points(embedding, points_N2)
         rows_N = self._replay.rows(points_N2)
         iou_NM = torch.cat([decoded.predicted_iou_NM[:, [SINGLE_MASK]], self._replay.predicted_iou(rows_N)], dim=1)
-        columns: dict[str, Any] = vars(decoded) | {"predicted_iou_NM": iou_NM}
-        return _ReplayedPrompts(**columns, rows_N=rows_N)
+        names = [column.name for column in fields(DecodedPrompts)]
+        columns: dict[str, Any] = {name: getattr(decoded, name) for name in names} | {"predicted_iou_NM": iou_NM}
+        return _ReplayedPrompts(**columns, computed=decoded, rows_N=rows_N)
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
         # The replayed IoUs select the masks, so the number of upscaled masks is the same as with a trained network.
-        self._sam.decode_masks(decoded, keep_NM)
         assert isinstance(decoded, _ReplayedPrompts)
+        self._sam.decode_masks(decoded.computed, keep_NM)
         return self._replay.chosen_logits(decoded.rows_N, keep_NM[:, AMBIGUITY_MASKS])
 
 

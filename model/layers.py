@@ -1,6 +1,6 @@
 """Small layers used by several parts of the network.
 
-Shapes: B images, C channels, Y X grid in cells, D features, E rows per image in `fast_linear`.
+Shapes: B images, C channels, Y X grid in cells, D features, N products, I O outer axes of a product, K its inner axis.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS_PER_BLOCK = 1024
+# Multiply-accumulates of a product below which a call of oneDNN costs more than it saves.
+LEAST_ONEDNN_WORK = 2**19
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -57,14 +59,23 @@ class MLP(nn.Module):
 
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, faster for many rows of float32 on a CPU."""
-    rows = x.numel() // x.shape[-1]
-    if not is_float32_on_cpu(x) or rows % 16 or rows == 0:
+    """`torch.nn.functional.linear` for inference, faster for float32 on a CPU."""
+    if not is_float32_on_cpu(x) or not torch.backends.mkldnn.is_available():
         return F.linear(x, weight, bias)
-    # PyTorch computes float32 matrix products with MKL, which takes twice as long as oneDNN on AMD processors. It uses
-    # oneDNN for convolutions of at least 16 images, so the product is computed as a 1 x 1 convolution.
-    x_16C1E = x.reshape(16, 1, rows // 16, -1).permute(0, 3, 1, 2)
-    return F.conv2d(x_16C1E, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+    # PyTorch computes float32 matrix products with MKL, which takes twice as long as oneDNN on AMD processors. This
+    # operator, which `torch.compile` uses, always calls oneDNN. Weights with gaps in memory would take it 1000 times as
+    # long.
+    if not weight.mT.is_contiguous():
+        weight = weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def fast_bmm(x_NIK: Tensor, y_NKO: Tensor) -> Tensor:
+    """Matrix products (N, I, O) for inference, faster for large products of float32 on a CPU."""
+    work = x_NIK.shape[1] * x_NIK.shape[2] * y_NKO.shape[2]
+    if not is_float32_on_cpu(x_NIK) or len(x_NIK) == 0 or work < LEAST_ONEDNN_WORK:
+        return x_NIK @ y_NKO
+    return torch.stack([fast_linear(x_IK, y_KO.mT) for x_IK, y_KO in zip(x_NIK, y_NKO, strict=True)])
 
 
 def fast_mlp(mlp: MLPBlock, x: Tensor) -> Tensor:

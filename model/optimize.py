@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from maskmill.model.errors import DeviceError
 from maskmill.model.families import FAMILIES
 from maskmill.model.layers import require_same_classes
 from maskmill.model.network import Network
+from maskmill.model.prompts import AMBIGUITY_MASKS, choose
+
+MEASURED_PROMPTS = 4
 
 
 def optimize(network: Network, precision: str, device: torch.device | str) -> Network:
@@ -26,7 +30,8 @@ def optimize(network: Network, precision: str, device: torch.device | str) -> Ne
     "exact" computes everything in float32. "fast" differs on devices with native half-precision multiplication:
 
     - a GPU encodes images in float16;
-    - a network in half precision (float16 on a GPU, bf16 on a CPU) screens the prompts, see `Network.screen`.
+    - a network in half precision (float16 on a GPU, bf16 on a CPU) screens the prompts, see `Network.screen`. On a CPU
+      it is measured first, which takes a fraction of a second: where screening would not save time, "fast" is "exact".
 
     Embeddings, predicted IoUs and logits are float32 in both.
 
@@ -41,7 +46,41 @@ def optimize(network: Network, precision: str, device: torch.device | str) -> Ne
     half = half_precision(device) if precision == "fast" else None
     # With TF32 cuDNN would round the operands of convolutions to 10 bits of mantissa. No effect on other devices.
     torch.backends.cudnn.allow_tf32 = False
-    return OptimizedNetwork(network.to(device), encoder_precision(half), half)
+    optimized = OptimizedNetwork(network.to(device), encoder_precision(half), half)
+    if device.type == "cpu" and half is not None and not screening_saves_time(optimized):
+        optimized.screen_dtype = None
+    return optimized
+
+
+@torch.inference_mode()
+def screening_saves_time(network: Network) -> bool:
+    """Measures on this machine whether screening a prompt takes at most half the time of the exact computation.
+
+    The other half pays for the prompts that are computed twice: 21 to 65 % of them (docs/0008).
+    """
+    screen, config = network.screen(), network.config
+    assert screen is not None
+    with torch.device("meta"):  # the shapes of an embedding, without computing one
+        encoder = FAMILIES[config.family].build_encoder(config)
+        shapes = encoder(torch.empty(1, 3, config.image_size, config.image_size))
+    embedding = shapes.map(lambda x: torch.randn(x.shape))
+    points_N2 = torch.rand(MEASURED_PROMPTS, 2) * config.image_size
+    keep_NM = choose(AMBIGUITY_MASKS, torch.empty(MEASURED_PROMPTS, config.multimask_outputs + 1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # like each thread of a generator
+
+    def seconds(network: Network) -> float:
+        times = []
+        for _ in range(3):  # the first one compiles the kernels
+            start = time.perf_counter()
+            network.decode_masks(network.decode_points(embedding, points_N2), keep_NM)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    try:
+        return seconds(screen) <= seconds(network) / 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -122,21 +161,21 @@ class OptimizedNetwork(Network):
         self.load_state_dict(network.state_dict(), assign=True)
         require_same_classes(network, self)
         self.eval()
-        self._encoder_dtype, self._screen_dtype = encoder_dtype, screen_dtype
+        self._encoder_dtype, self.screen_dtype = encoder_dtype, screen_dtype
         family = FAMILIES[self.config.family]
         family.speed_up(self.image_encoder, encoder_dtype)
         self.mask_decoder = family.fast_decoder(network.config, self.mask_decoder, torch.float32)
         self._grid_positions = self.prompt_encoder.grid_positions().detach()
 
     def screen(self) -> Network | None:
-        if self._screen_dtype is None:
+        if self.screen_dtype is None:
             return None
         screen = copy.copy(self)
         screen._modules = dict(self._modules)  # all submodules except the decoder are shared
         # Rounding can change which mask of a prompt is the best: the exact network chooses.
         screen.config = replace(self.config, best_candidate_only=False)
         fast_decoder = FAMILIES[self.config.family].fast_decoder
-        screen.mask_decoder = fast_decoder(self.config, self.mask_decoder, self._screen_dtype)
+        screen.mask_decoder = fast_decoder(self.config, self.mask_decoder, self.screen_dtype)
         return screen
 
     def grid_positions(self) -> Tensor:

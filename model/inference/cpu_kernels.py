@@ -2,8 +2,9 @@
 
 Tensors must be contiguous, in float32 or bfloat16. The arithmetic is float32. The kernels run in the calling thread.
 
-Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, M masks per prompt, K
-chosen masks, Y X embedding grid, E pixels of an upscaled image, grouped by cell (E = 16 * L after both steps).
+Shapes: B images (1 if all prompts share one, else N), N prompts, T tokens of a prompt, L image tokens, C channels, U
+heads, D features per head, F = U*T attention weights of an image token, M masks per prompt, K chosen masks, Y X
+embedding grid, E pixels of an upscaled image, grouped by cell (E = 16 * L after both steps).
 """
 
 from __future__ import annotations
@@ -20,19 +21,52 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from maskmill.compiled import njit
+from maskmill.model.layers import fast_linear
 
 # These options let LLVM vectorise the loops: sums in any order, and IEEE division (no ZeroDivisionError).
 _options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 
 
-def add_and_norm(
-    attended_NLC: Tensor, image_BLC: Tensor, positions_1LC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
-) -> Tensor:
-    """Overwrites `attended_NLC` with the layer norm of attended + image. Returns that result plus positions."""
-    placed_NLC = torch.empty_like(attended_NLC)
-    tensors = attended_NLC, image_BLC, positions_1LC[0], weight_C, bias_C, placed_NLC
-    _add_and_norm(np.float32(eps), *map(_array, tensors))
-    return placed_NLC
+def update_and_norm(
+    weights_NFL: Tensor,
+    values_NFC: Tensor,
+    image_BLC: Tensor,
+    positions_1LC: Tensor,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """See `fused_ops.update_and_norm`."""
+    N, L = len(weights_NFL), weights_NFL.shape[2]
+    image_NLC = image_BLC.new_empty(N, L, values_NFC.shape[2])
+    placed_NLC = torch.empty_like(image_NLC)
+    shared = [_array(x) for x in (positions_1LC[0], weight_C, bias_C)]
+    for n in range(N):
+        # Prompt by prompt: the product is still in the cache when the kernel reads it.
+        update_LC = fast_linear(weights_NFL[n].mT, values_NFC[n].mT)
+        own = [_array(x) for x in (update_LC, image_BLC[n % len(image_BLC)], image_NLC[n], placed_NLC[n])]
+        _add_and_norm(np.float32(eps), *own, *shared)
+    return image_NLC, placed_NLC
+
+
+def add_scores(
+    scores_FL: Tensor, token_FD: Tensor, shared_UDL: Tensor | None, placed_UDL: Tensor, scale_L: Tensor
+) -> None:
+    """Adds the products of tokens with scale * shared + placed, head by head, to `scores_FL`, in place."""
+    shared_UDL = placed_UDL[:0] if shared_UDL is None else shared_UDL
+    _add_scores(*map(_array, (scores_FL, token_FD, shared_UDL, placed_UDL, scale_L)))
+
+
+def add_squares(
+    coefficients_FL: Tensor,
+    products_FL: Tensor,
+    value_FD: Tensor,
+    overlaps_UDL: Tensor,
+    scale_L: Tensor,
+    squares_L: Tensor,
+) -> None:
+    """Adds the sum over F of coefficient * (product + 2 * scale * value @ overlap) to `squares_L`, in place."""
+    _add_squares(*map(_array, (coefficients_FL, products_FL, value_FD, overlaps_UDL, scale_L, squares_L)))
 
 
 def norm_and_gelu(x_NLC: Tensor, skip_BLC: Tensor | None, weight_C: Tensor, bias_C: Tensor, eps: float) -> None:
@@ -145,20 +179,87 @@ def _normalise(row_C, eps):
 
 
 @njit(**_options)
-def _add_and_norm(eps, attended_NLC, image_BLC, positions_LC, weight_C, bias_C, placed_NLC):
-    N, L, C = attended_NLC.shape
+def _add_and_norm(eps, update_LC, image_LC, normed_LC, placed_LC, positions_LC, weight_C, bias_C):
+    L, C = update_LC.shape
     row_C = np.empty(C, np.float32)
-    for n in range(N):
-        for i in range(L):
-            x_C, image_C = attended_NLC[n, i], image_BLC[n % len(image_BLC), i]
-            position_C, placed_C = positions_LC[i], placed_NLC[n, i]
-            for c in range(np.uint64(C)):
-                row_C[c] = _load(x_C[c]) + _load(image_C[c])
-            _normalise(row_C, eps)
-            for c in range(np.uint64(C)):
-                value = row_C[c] * weight_C[c] + bias_C[c]
-                _store(x_C, c, value)
-                _store(placed_C, c, value + _load(position_C[c]))
+    for i in range(L):
+        for c in range(np.uint64(C)):
+            row_C[c] = _load(update_LC[i, c]) + _load(image_LC[i, c])
+        _normalise(row_C, eps)
+        for c in range(np.uint64(C)):
+            value = row_C[c] * weight_C[c] + bias_C[c]
+            _store(normed_LC[i], c, value)
+            _store(placed_LC[i], c, value + _load(positions_LC[i, c]))
+
+
+@njit(**_options)
+def _add_weighted_rows(sums_2L, weights_2D, row_DL, start, stop):
+    """Adds weights_2D @ row_DL to a range of two rows. Two at a time, to read `row_DL` less often."""
+    D = weights_2D.shape[1]
+    sum_0, sum_1, weight_0, weight_1 = sums_2L[0], sums_2L[-1], weights_2D[0], weights_2D[-1]
+    is_one = len(sums_2L) == 1
+    whole = 0 if is_one else D - D % 4
+    for d in range(0, whole, 4):
+        a0, b0, c0, d0 = weight_0[d], weight_0[d + 1], weight_0[d + 2], weight_0[d + 3]
+        a1, b1, c1, d1 = weight_1[d], weight_1[d + 1], weight_1[d + 2], weight_1[d + 3]
+        for x in range(np.uint64(start), np.uint64(stop)):
+            a, b, c, e = row_DL[d, x], row_DL[d + 1, x], row_DL[d + 2, x], row_DL[d + 3, x]
+            sum_0[x] += a0 * a + b0 * b + c0 * c + d0 * e
+            sum_1[x] += a1 * a + b1 * b + c1 * c + d1 * e
+    for d in range(whole, D):
+        for x in range(np.uint64(start), np.uint64(stop)):
+            sum_0[x] += weight_0[d] * row_DL[d, x]
+        if not is_one:
+            for x in range(np.uint64(start), np.uint64(stop)):
+                sum_1[x] += weight_1[d] * row_DL[d, x]
+
+
+_BLOCK = 1024  # image tokens: their features of one head fit in the caches of a core
+
+
+@njit(**_options)
+def _add_scores(scores_FL, token_FD, shared_UDL, placed_UDL, scale_L):
+    rows, L = scores_FL.shape
+    U = len(placed_UDL)
+    T = rows // U
+    sums_2L = np.empty((2, L), np.float32)
+    for u in range(U):
+        for start in range(0, L, _BLOCK):
+            stop = min(start + _BLOCK, L)
+            for i in range(u * T, u * T + T, 2):
+                pair = slice(i, min(i + 2, u * T + T))
+                score_2L, token_2D = scores_FL[pair], token_FD[pair]
+                if len(shared_UDL) > 0:
+                    sum_2L = sums_2L[: len(score_2L)]
+                    sum_2L[:, start:stop] = 0
+                    _add_weighted_rows(sum_2L, token_2D, shared_UDL[u], start, stop)
+                    for k in range(len(score_2L)):
+                        score_L, sum_L = score_2L[k], sum_2L[k]
+                        for x in range(np.uint64(start), np.uint64(stop)):
+                            score_L[x] += scale_L[x] * sum_L[x]
+                _add_weighted_rows(score_2L, token_2D, placed_UDL[u], start, stop)
+
+
+@njit(**_options)
+def _add_squares(coefficients_FL, products_FL, value_FD, overlaps_UDL, scale_L, squares_L):
+    rows, L = coefficients_FL.shape
+    U = len(overlaps_UDL)
+    T = rows // U
+    sums_2L = np.empty((2, L), np.float32)
+    two = np.float32(2)
+    for u in range(U):
+        for start in range(0, L, _BLOCK):
+            stop = min(start + _BLOCK, L)
+            for i in range(u * T, u * T + T, 2):
+                pair = slice(i, min(i + 2, u * T + T))
+                value_2D = value_FD[pair]
+                sum_2L = sums_2L[: len(value_2D)]
+                sum_2L[:, start:stop] = 0
+                _add_weighted_rows(sum_2L, value_2D, overlaps_UDL[u], start, stop)
+                for k in range(len(value_2D)):
+                    coefficient_L, product_L, sum_L = coefficients_FL[i + k], products_FL[i + k], sum_2L[k]
+                    for x in range(np.uint64(start), np.uint64(stop)):
+                        squares_L[x] += coefficient_L[x] * (product_L[x] + two * scale_L[x] * sum_L[x])
 
 
 @njit(**_options)

@@ -20,18 +20,30 @@ from torch import Tensor, nn
 
 from maskmill.model.config import NetworkConfig
 from maskmill.model.embedding import ImageEmbedding
-from maskmill.model.inference import fused_ops
-from maskmill.model.inference.token_side import PreparedImage, TokenSideTransformer
-from maskmill.model.layers import fast_linear, require_same_classes
+from maskmill.model.inference import fused_ops, low_rank, token_side
+from maskmill.model.inference.low_rank import FactoredTokens, LowRankTransformer
+from maskmill.model.inference.token_side import TokenSideTransformer
+from maskmill.model.layers import fast_bmm, fast_linear, require_same_classes
 from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
 from maskmill.model.transformer import TwoWayTransformer
+
+# The largest tensor of the prompts that a CPU upscales together: a fraction of its caches.
+CPU_BLOCK_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class FactoredPrompts(DecodedPrompts):
+    """Decoded prompts with image tokens in factored form. `image_tokens_NCYX` is empty except for its grid."""
+
+    factored: FactoredTokens | None = None
 
 
 @dataclass(frozen=True)
 class _Prepared:
     """Features of an embedding that all prompts without a mask share."""
 
-    image: PreparedImage
+    image: token_side.PreparedImage | None
+    factored: low_rank.PreparedImage | None
     skips: tuple[Tensor, ...]  # (B, 4L, C/4) and (B, 16L, C/8), pixels grouped by cell
 
 
@@ -43,6 +55,10 @@ class FastMaskDecoder(MaskDecoder):
     than in `MaskDecoder`.
     """
 
+    # From this size of an embedding, prompts on one image are decoded in factored form (`low_rank.py`), in float32 on a
+    # CPU. In smaller embeddings its many calls cost more than the products that it saves.
+    LEAST_FACTORED_CELLS = 2048
+
     def __init__(self, config: NetworkConfig, decoder: MaskDecoder, dtype: torch.dtype) -> None:
         with torch.device("meta"):
             super().__init__(config)
@@ -51,8 +67,13 @@ class FastMaskDecoder(MaskDecoder):
         self._dtype = dtype
         assert isinstance(self.transformer, TwoWayTransformer)
         self._token_side = TokenSideTransformer(self.transformer, dtype)
+        self._low_rank = None
+        if dtype == torch.float32 and config.grid_size**2 >= self.LEAST_FACTORED_CELLS:
+            self._low_rank = LowRankTransformer(self.transformer)
         upscale_1, _, _, upscale_2, _ = self.output_upscaling
         self._upscale_1, self._upscale_2 = (_as_linear(layer, dtype) for layer in (upscale_1, upscale_2))
+        bytes_per_prompt = 4 * config.mask_size**2 * config.embed_dim // 8
+        self._cpu_block = max(1, CPU_BLOCK_BYTES // bytes_per_prompt)
         self._prepared: WeakKeyDictionary[ImageEmbedding, _Prepared] = WeakKeyDictionary()
 
     def decode_prompts(
@@ -65,14 +86,24 @@ class FastMaskDecoder(MaskDecoder):
             prepared = self._prepare(embedding, positions_1CYX, dense_NCYX)
             if without_mask:
                 self._prepared[embedding] = prepared
-        tokens_NTC, image_NLC = self._token_side(self.prepend_output_tokens(sparse_NTC), prepared.image)
-        image_NCYX = image_NLC.transpose(1, 2).unflatten(2, embedding.grid_BCYX.shape[-2:])
-        return self.read_output_tokens(tokens_NTC, image_NCYX, prepared.skips)
+        tokens_NTC, (Y, X) = self.prepend_output_tokens(sparse_NTC), embedding.grid_BCYX.shape[-2:]
+        if prepared.factored is not None:
+            assert self._low_rank is not None
+            tokens_NTC, factored = self._low_rank(tokens_NTC, prepared.factored)
+            no_tokens = tokens_NTC.new_empty(len(tokens_NTC), 0, Y, X)
+            decoded = self.read_output_tokens(tokens_NTC, no_tokens, prepared.skips)
+            return FactoredPrompts(**vars(decoded), factored=factored)
+        assert prepared.image is not None
+        tokens_NTC, image_NLC = self._token_side(tokens_NTC, prepared.image)
+        return self.read_output_tokens(tokens_NTC, image_NLC.transpose(1, 2).unflatten(2, (Y, X)), prepared.skips)
 
     def _prepare(self, embedding: ImageEmbedding, positions_1CYX: Tensor, dense_NCYX: Tensor) -> _Prepared:
         image_BLC = (embedding.grid_BCYX + dense_NCYX).flatten(2).transpose(1, 2)
-        image = self._token_side.prepare(image_BLC, positions_1CYX.flatten(2).transpose(1, 2))
-        return _Prepared(image, self._prepare_skips(embedding))
+        positions_1LC = positions_1CYX.flatten(2).transpose(1, 2)
+        skips = self._prepare_skips(embedding)
+        if self._low_rank is not None and len(image_BLC) == 1 and image_BLC.device.type == "cpu":
+            return _Prepared(None, self._low_rank.prepare(image_BLC, positions_1LC, self._upscale_1[0]), skips)
+        return _Prepared(self._token_side.prepare(image_BLC, positions_1LC), None, skips)
 
     def _prepare_skips(self, embedding: ImageEmbedding) -> tuple[Tensor, ...]:
         Y, X = embedding.grid_BCYX.shape[-2:]
@@ -87,21 +118,31 @@ class FastMaskDecoder(MaskDecoder):
 
     def decode_masks(self, decoded: DecodedPrompts, keep_NM: Tensor) -> Tensor:
         """See `MaskDecoder`. Logits are float32."""
-        device = decoded.mask_tokens_NMC.device
         rows = keep_NM.any(dim=1).nonzero()[:, 0]
-        chosen_K2 = keep_NM[rows].nonzero().to(device, non_blocking=True)
-        rows = rows.to(device, non_blocking=True)
-        tokens_ZLC = decoded.image_tokens_NCYX.flatten(2).transpose(1, 2)[rows]
-        skips = [skip if len(skip) == 1 else skip[rows] for skip in decoded.skips]
+        block = self._cpu_block if decoded.mask_tokens_NMC.device.type == "cpu" else max(1, len(rows))
+        blocks = [self._decode_block(decoded, some, keep_NM[some]) for some in rows.split(block)]
+        return torch.cat(blocks)
+
+    def _decode_block(self, decoded: DecodedPrompts, rows_Z: Tensor, keep_ZM: Tensor) -> Tensor:
+        """The logits (K, h, w) of the chosen masks of some prompts."""
+        device = decoded.mask_tokens_NMC.device
+        chosen_K2 = keep_ZM.nonzero().to(device, non_blocking=True)
+        rows_Z = rows_Z.to(device, non_blocking=True)
+        skips = [skip if len(skip) == 1 else skip[rows_Z] for skip in decoded.skips]
         half_skip, full_skip = self._upscaling_skips(skips) or (None, None)
-        half_ZEC = fast_linear(tokens_ZLC, *self._upscale_1).unflatten(2, (4, -1)).flatten(1, 2)
+        if isinstance(decoded, FactoredPrompts):
+            assert decoded.factored is not None
+            half_ZLE = decoded.factored.project(rows_Z, *self._upscale_1)
+        else:
+            half_ZLE = fast_linear(decoded.image_tokens_NCYX.flatten(2).transpose(1, 2)[rows_Z], *self._upscale_1)
+        half_ZEC = half_ZLE.unflatten(2, (4, -1)).flatten(1, 2)
         norm = self.output_upscaling[1]
         assert isinstance(norm, nn.LayerNorm | nn.GroupNorm)
         half_ZEC = fused_ops.norm_and_gelu(half_ZEC, half_skip, norm)
         full_ZEC = fast_linear(half_ZEC, *self._upscale_2).unflatten(2, (4, -1)).flatten(1, 2)
         full_ZEC = fused_ops.gelu(full_ZEC, full_skip)
-        mask_tokens_ZMC = decoded.mask_tokens_NMC[rows]
-        logits_ZEM = full_ZEC @ self.mask_weights(mask_tokens_ZMC).mT.to(self._dtype)
+        mask_tokens_ZMC = decoded.mask_tokens_NMC[rows_Z]
+        logits_ZEM = fast_bmm(full_ZEC, self.mask_weights(mask_tokens_ZMC).mT.to(self._dtype))
         logits_Khw = fused_ops.to_pixels(logits_ZEM, chosen_K2, decoded.image_tokens_NCYX.shape[-2:])
         return self._add_details(logits_Khw, full_ZEC, mask_tokens_ZMC, skips, prompts_K=chosen_K2[:, 0])
 

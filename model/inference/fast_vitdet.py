@@ -11,7 +11,7 @@ and the (L, L) bias is never stored.
 
 Shapes: B images, V windows (or whole images for global attention), Y X grid or window in cells, L = Y*X, C channels, U
 heads, D features per head, E = Y + X relative position terms, F = D + E for extended queries and keys and D otherwise,
-Q queries of one block, I O inner and outer axis of a product.
+Q queries of one block.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskmill.model.layers import convert_products, fast_linear, fast_mlp, is_float32_on_cpu, require_class
+from maskmill.model.layers import convert_products, fast_bmm, fast_linear, fast_mlp, is_float32_on_cpu, require_class
 from maskmill.model.vitdet import Attention, Block, join_windows, relative_distances, split_windows
 
 QUERIES_PER_BLOCK = 512  # on a CPU: scores of a block fit in its cache
@@ -105,7 +105,7 @@ class FastAttention(nn.Module):
                 q_VULF = torch.cat([q_VULF, *biases], dim=-1)
                 k_VULF = torch.cat([k_VULF, self._cells_LE.expand(*k_VULF.shape[:2], -1, -1)], dim=-1)
                 biases = []
-        attend = _attend_in_blocks if v_VULD.device.type == "cpu" else _attend_fused
+        attend = attend_in_blocks if v_VULD.device.type == "cpu" else _attend_fused
         return attend(q_VULF, k_VULF, v_VULD, *biases).transpose(1, 2).reshape(*q_VYXUD.shape[:3], -1)
 
 
@@ -126,28 +126,26 @@ def _attend_fused(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q_VULF, k_VULF, v_VULF, scale=1.0)[..., : v_VULD.shape[-1]]
 
 
-def _attend_in_blocks(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor, *biases: Tensor) -> Tensor:
-    """Returns (V, U, L, D). On CPUs plain matrix products are twice as fast as PyTorch's fused kernel at this size."""
-    tensors = [q_VULF, k_VULF, v_VULD.mT, *biases]
+def attend_in_blocks(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor, *biases: Tensor) -> Tensor:
+    """Returns (V, U, L, D). On CPUs plain matrix products are twice as fast as PyTorch's fused kernel at this size.
+
+    There may be fewer queries than keys.
+    """
+    tensors = [q_VULF, k_VULF, v_VULD, *biases]
     if v_VULD.shape[2] > QUERIES_PER_BLOCK:
         tensors = [x.contiguous().flatten(0, 1).unsqueeze(1) for x in tensors]  # one head at a time
-    return torch.stack([_attend_window(*window) for window in zip(*tensors, strict=True)]).view_as(v_VULD)
+    return torch.stack([_attend_window(*window) for window in zip(*tensors, strict=True)]).view(*q_VULF.shape[:3], -1)
 
 
-def _attend_window(q_ULF: Tensor, k_ULF: Tensor, v_UDL: Tensor, *biases: Tensor) -> Tensor:
+def _attend_window(q_ULF: Tensor, k_ULF: Tensor, v_ULD: Tensor, *biases: Tensor) -> Tensor:
     """Returns (U, L, D)."""
     parts = []
     for q_UQF, *biases_UQ in zip(*(x.split(QUERIES_PER_BLOCK, dim=1) for x in (q_ULF, *biases)), strict=True):
-        score_UQL = _multiply(q_UQF, k_ULF)
+        score_UQL = fast_bmm(q_UQF, k_ULF.mT)
         if biases_UQ:
             by_row_UQY, by_column_UQX = biases_UQ
             score_UQYX = score_UQL.unflatten(-1, (by_row_UQY.shape[-1], -1))
             score_UQYX += by_row_UQY[..., :, None]
             score_UQYX += by_column_UQX[..., None, :]
-        parts.append(_multiply(score_UQL.softmax(dim=-1), v_UDL))
+        parts.append(fast_bmm(score_UQL.softmax(dim=-1), v_ULD))
     return torch.cat(parts, dim=1)
-
-
-def _multiply(x_UQI: Tensor, y_UOI: Tensor) -> Tensor:
-    """Matrix products (U, Q, O) over the inner axis I."""
-    return fast_linear(x_UQI[0], y_UOI[0])[None] if len(x_UQI) == 1 else x_UQI @ y_UOI.mT

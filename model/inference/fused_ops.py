@@ -3,8 +3,9 @@
 On a CPU each is one Numba kernel that reads and writes memory once. On other devices it is several torch operations.
 All operations may overwrite their first argument: use only the returned tensors.
 
-Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, M masks per prompt, K
-chosen masks, Y X embedding grid, E pixels of an upscaled image, grouped by cell (E = 16 * L after both steps).
+Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, F attention weights of an
+image token, M masks per prompt, K chosen masks, Y X embedding grid, E pixels of an upscaled image, grouped by cell (E =
+16 * L after both steps).
 """
 
 from __future__ import annotations
@@ -15,17 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def add_and_norm(
-    attended_NLC: Tensor, image_BLC: Tensor, positions_1LC: Tensor, norm: nn.LayerNorm
+def update_and_norm(
+    weights_NFL: Tensor, values_NFC: Tensor, image_BLC: Tensor, positions_1LC: Tensor, norm: nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:
-    """Returns the layer norm of attended + image, and the same plus positions."""
-    if _has_kernels(attended_NLC):
+    """Returns the layer norm of image + weights^T values (N, L, C), and the same plus positions."""
+    if _has_kernels(image_BLC):
         from maskmill.model.inference import cpu_kernels
 
-        return attended_NLC, cpu_kernels.add_and_norm(
-            attended_NLC, image_BLC, positions_1LC, norm.weight, norm.bias, norm.eps
-        )
-    image_NLC = _normalise(image_BLC + attended_NLC, norm).to(attended_NLC.dtype)
+        tensors = weights_NFL, values_NFC, image_BLC, positions_1LC, norm.weight, norm.bias
+        return cpu_kernels.update_and_norm(*tensors, norm.eps)
+    image_NLC = _normalise(image_BLC + weights_NFL.mT @ values_NFC, norm).to(image_BLC.dtype)
     return image_NLC, image_NLC + positions_1LC
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.inference import fused_ops
-from maskmill.model.layers import require_class
+from maskmill.model.layers import fast_bmm, fast_mlp, require_class
 from maskmill.model.transformer import CrossAttention, TwoWayBlock, TwoWayTransformer
 
 
@@ -53,7 +53,7 @@ class TokenSideTransformer:
         for name, layer in transformer.layers.named_children():
             require_class(f"transformer.layers.{name}", layer, TwoWayBlock)
         self._blocks = [_Block(cast(TwoWayBlock, layer), dtype) for layer in transformer.layers]
-        self._tokens_to_image = _TokensToImage(transformer.final_attn_token_to_image, dtype)
+        self._tokens_to_image = TokensToImage(transformer.final_attn_token_to_image, dtype)
 
     def prepare(self, image_BLC: Tensor, positions_1LC: Tensor) -> PreparedImage:
         """Projects the image tokens of the encoder and their positions."""
@@ -62,7 +62,7 @@ class TokenSideTransformer:
         placed_BLC = image_BLC + positions_1LC
         block = self._blocks[0].block
         to_image, to_tokens = block.cross_attn_token_to_image, block.cross_attn_image_to_token
-        # The softmax over keys cancels the key bias. `_project_out` adds the value bias.
+        # The softmax over keys cancels the key bias. `project_out` adds the value bias.
         key_BLD = F.linear(placed_BLC, to_image.k_proj.weight)
         value_BLD = F.linear(image_BLC, to_image.v_proj.weight)
         query_BLD = to_tokens.q_proj(placed_BLC)
@@ -90,8 +90,8 @@ class _Block:
 
     def __init__(self, block: TwoWayBlock, dtype: torch.dtype) -> None:
         self.block = block
-        self._tokens_to_image = _TokensToImage(block.cross_attn_token_to_image, dtype)
-        self._image_to_tokens = _ImageToTokens(block.cross_attn_image_to_token, dtype)
+        self._tokens_to_image = TokensToImage(block.cross_attn_token_to_image, dtype)
+        self._image_to_tokens = ImageToTokens(block.cross_attn_image_to_token, dtype)
 
     def first(self, prompts_NTC: Tensor, image: PreparedImage) -> tuple[Tensor, Tensor, Tensor]:
         """Runs as the first block: its input tokens are the prompt tokens themselves."""
@@ -110,80 +110,79 @@ class _Block:
 
     def _update_tokens(self, x_NTC: Tensor, attended_NTC: Tensor) -> Tensor:
         x_NTC = self.block.norm2(x_NTC + attended_NTC)
-        return self.block.norm3(x_NTC + self.block.mlp(x_NTC))
+        return self.block.norm3(x_NTC + fast_mlp(self.block.mlp, x_NTC))
 
     def _update_image(
         self, image_BLC: Tensor, weights_NFL: Tensor, x_NTC: Tensor, positions_1LC: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The updated image tokens (N, L, C), without and with positions added."""
-        attended_NLC = weights_NFL.transpose(1, 2) @ self._image_to_tokens.values(x_NTC)
-        return fused_ops.add_and_norm(attended_NLC, image_BLC, positions_1LC, self.block.norm4)
+        values_NFC = self._image_to_tokens.values(x_NTC)
+        return fused_ops.update_and_norm(weights_NFL, values_NFC, image_BLC, positions_1LC, self.block.norm4)
 
 
-class _TokensToImage:
+class TokensToImage:
     """`CrossAttention` from prompt tokens (queries) to image tokens (keys and values)."""
 
     def __init__(self, attention: CrossAttention, dtype: torch.dtype) -> None:
-        self._attention, self._dtype = attention, dtype
-        self._key_UDC = _by_head(attention.k_proj, attention.heads)
-        self._value_UCD = _by_head(attention.v_proj, attention.heads).transpose(1, 2).contiguous()
+        self.attention, self._dtype = attention, dtype
+        self.key_UDC = _by_head(attention.k_proj, attention.heads)
+        self.value_UCD = _by_head(attention.v_proj, attention.heads).transpose(1, 2).contiguous()
 
     def __call__(self, query_NTC: Tensor, key_NLC: Tensor, value_NLC: Tensor) -> Tensor:
-        (N, T, _), heads = query_NTC.shape, self._attention.heads
+        N, T, _ = query_NTC.shape
         # With the key projection applied, queries have C channels and are compared with unprojected image tokens.
-        query_NFC = _rows_by_prompt(self._query(query_NTC) @ self._key_UDC, N).to(self._dtype)
-        seen_NFC = (query_NFC @ key_NLC.mT).softmax(dim=-1) @ value_NLC
-        seen_UEC = seen_NFC.float().unflatten(1, (heads, T)).transpose(0, 1).flatten(1, 2)
-        return self._project_out(seen_UEC @ self._value_UCD, N)
+        query_NFC = rows_by_prompt(self.query(query_NTC) @ self.key_UDC, N).to(self._dtype)
+        seen_NFC = fast_bmm(fast_bmm(query_NFC, key_NLC.mT).softmax(dim=-1), value_NLC)
+        return self.project_out(heads_by_prompt(seen_NFC.float(), T) @ self.value_UCD, N)
 
     def prepared(self, query_NTC: Tensor, image: PreparedImage) -> Tensor:
         """The same in the first block, with the projections of `image`."""
-        weights_UEL = _by_image(self._query(query_NTC), image.key_UBDL).softmax(dim=-1)
-        return self._project_out(_by_image(weights_UEL, image.value_UBLD), len(query_NTC))
+        weights_UEL = _by_image(self.query(query_NTC), image.key_UBDL).softmax(dim=-1)
+        return self.project_out(_by_image(weights_UEL, image.value_UBLD), len(query_NTC))
 
-    def _query(self, query_NTC: Tensor) -> Tensor:
-        query_UED = _split_heads(self._attention.q_proj(query_NTC), self._attention.heads)
+    def query(self, query_NTC: Tensor) -> Tensor:
+        query_UED = split_heads(self.attention.q_proj(query_NTC), self.attention.heads)
         return query_UED * query_UED.shape[-1] ** -0.5
 
-    def _project_out(self, x_UED: Tensor, prompts: int) -> Tensor:
-        x_NTD = x_UED.transpose(0, 1).reshape(prompts, -1, self._attention.v_proj.out_features)
-        return self._attention.out_proj(x_NTD + self._attention.v_proj.bias)
+    def project_out(self, x_UED: Tensor, prompts: int) -> Tensor:
+        x_NTD = x_UED.transpose(0, 1).reshape(prompts, -1, self.attention.v_proj.out_features)
+        return self.attention.out_proj(x_NTD + self.attention.v_proj.bias)
 
 
-class _ImageToTokens:
+class ImageToTokens:
     """`CrossAttention` from image tokens (queries) to prompt tokens: the product of `weights` and `values`."""
 
     def __init__(self, attention: CrossAttention, dtype: torch.dtype) -> None:
-        self._attention, self._dtype = attention, dtype
-        self._query_UDC = _by_head(attention.q_proj, attention.heads)
+        self.attention, self._dtype = attention, dtype
+        self.query_UDC = _by_head(attention.q_proj, attention.heads)
         self._query_bias_UD1 = attention.q_proj.bias.view(attention.heads, -1, 1)
         self._out_UDC = attention.out_proj.weight.T.unflatten(0, (attention.heads, -1)).contiguous()
 
     def weights(self, key_NTC: Tensor, query_NLC: Tensor) -> Tensor:
         """Attention weights (N, F, L): the softmax over the T tokens of a head, for each image token."""
-        N, key_UED = len(key_NTC), self._key(key_NTC)
-        key_NFC = _rows_by_prompt(key_UED @ self._query_UDC, N).to(self._dtype)
-        bias_NF1 = _rows_by_prompt(key_UED @ self._query_bias_UD1, N).to(self._dtype)
-        score_NFL = (key_NFC @ query_NLC.transpose(1, 2)).add_(bias_NF1)
-        return score_NFL.unflatten(1, (self._attention.heads, -1)).softmax(dim=2).flatten(1, 2)
+        N, key_UED = len(key_NTC), self.key(key_NTC)
+        key_NFC = rows_by_prompt(key_UED @ self.query_UDC, N).to(self._dtype)
+        bias_NF1 = rows_by_prompt(key_UED @ self._query_bias_UD1, N).to(self._dtype)
+        score_NFL = fast_bmm(key_NFC, query_NLC.mT).add_(bias_NF1)
+        return score_NFL.unflatten(1, (self.attention.heads, -1)).softmax(dim=2).flatten(1, 2)
 
     def prepared_weights(self, key_NTC: Tensor, image: PreparedImage) -> Tensor:
         """The same in the first block, with the projections of `image`."""
-        score_UNTL = _by_image(self._key(key_NTC), image.query_UBDL).unflatten(1, key_NTC.shape[:2])
-        return _rows_by_prompt(score_UNTL.softmax(dim=2).flatten(1, 2).to(self._dtype), len(key_NTC))
+        score_UNTL = _by_image(self.key(key_NTC), image.query_UBDL).unflatten(1, key_NTC.shape[:2])
+        return rows_by_prompt(score_UNTL.softmax(dim=2).flatten(1, 2).to(self._dtype), len(key_NTC))
 
     def values(self, value_NTC: Tensor) -> Tensor:
         """Values (N, F, C) with value and output projection applied."""
-        value_UEC = _split_heads(self._attention.v_proj(value_NTC), self._attention.heads) @ self._out_UDC
+        value_UEC = split_heads(self.attention.v_proj(value_NTC), self.attention.heads) @ self._out_UDC
         # The weights of a head sum to one, so the output bias is added to the values of one head.
-        value_UEC[0] += self._attention.out_proj.bias
-        return _rows_by_prompt(value_UEC, len(value_NTC)).to(self._dtype)
+        value_UEC[0] += self.attention.out_proj.bias
+        return rows_by_prompt(value_UEC, len(value_NTC)).to(self._dtype)
 
-    def _key(self, key_NTC: Tensor) -> Tensor:
+    def key(self, key_NTC: Tensor) -> Tensor:
         # A constant added to all keys of a head does not change the softmax. Subtracting their mean
         # reduces the rounding errors of the scores.
-        key_NTD = self._attention.k_proj(key_NTC)
-        key_UED = _split_heads(key_NTD - key_NTD.mean(dim=1, keepdim=True), self._attention.heads)
+        key_NTD = self.attention.k_proj(key_NTC)
+        key_UED = split_heads(key_NTD - key_NTD.mean(dim=1, keepdim=True), self.attention.heads)
         return key_UED * key_UED.shape[-1] ** -0.5
 
 
@@ -192,17 +191,23 @@ def _by_head(projection: nn.Linear, heads: int) -> Tensor:
     return projection.weight.unflatten(0, (heads, -1))
 
 
-def _split_heads(x_NTC: Tensor, heads: int) -> Tensor:
+def split_heads(x_NTC: Tensor, heads: int) -> Tensor:
     """Returns (U, E, D)."""
     return x_NTC.flatten(0, 1).unflatten(-1, (heads, -1)).transpose(0, 1)
 
 
-def _rows_by_prompt(x_UEC: Tensor, prompts: int) -> Tensor:
+def rows_by_prompt(x_UEC: Tensor, prompts: int) -> Tensor:
     """Returns (N, F, C)."""
     return x_UEC.unflatten(1, (prompts, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def heads_by_prompt(x_NFC: Tensor, tokens: int) -> Tensor:
+    """Returns (U, E, C), the inverse of `rows_by_prompt`."""
+    return x_NFC.unflatten(1, (-1, tokens)).transpose(0, 1).flatten(1, 2)
 
 
 def _by_image(x_UEI: Tensor, y_UBIO: Tensor) -> Tensor:
     """Matrix products (U, E, O) over I: one large product per head if all prompts share an image."""
     images = y_UBIO.shape[1]
-    return (x_UEI.unflatten(1, (images, -1)) @ y_UBIO).flatten(1, 2)
+    x_UBEI = x_UEI.unflatten(1, (images, -1))
+    return fast_bmm(x_UBEI.flatten(0, 1), y_UBIO.flatten(0, 1)).view(len(x_UEI), x_UEI.shape[1], -1)

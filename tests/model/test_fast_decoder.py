@@ -52,12 +52,21 @@ def error(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item() if expected.numel() else 0.0
 
 
+class FactoredDecoder(FastMaskDecoder):
+    """Decodes prompts on embeddings of any size in factored form."""
+
+    LEAST_FACTORED_CELLS = 0
+
+
+@pytest.mark.parametrize("decoder", [FastMaskDecoder, FactoredDecoder])
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 @torch.no_grad()
-def test_equals_the_published_decoder(config: SamConfig, shared: bool, with_mask: bool) -> None:
-    compare(config, shared, with_mask, torch.device("cpu"))
+def test_equals_the_published_decoder(
+    config: SamConfig, shared: bool, with_mask: bool, decoder: type[FastMaskDecoder]
+) -> None:
+    compare(config, shared, with_mask, torch.device("cpu"), decoder)
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
@@ -65,10 +74,12 @@ def test_equals_the_published_decoder(config: SamConfig, shared: bool, with_mask
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 @torch.no_grad()
 def test_equals_the_published_decoder_on_a_gpu(config: SamConfig, shared: bool, with_mask: bool, gpu: str) -> None:
-    compare(config, shared, with_mask, torch.device(gpu))
+    compare(config, shared, with_mask, torch.device(gpu), FastMaskDecoder)
 
 
-def compare(config: SamConfig, shared: bool, with_mask: bool, device: torch.device) -> None:
+def compare(
+    config: SamConfig, shared: bool, with_mask: bool, device: torch.device, decoder: type[FastMaskDecoder]
+) -> None:
     """Asserts that the decoder on a device equals the published one on the CPU."""
     network = random_network(config)
     embedding = embeddings(config, 1 if shared else 3)
@@ -77,7 +88,7 @@ def compare(config: SamConfig, shared: bool, with_mask: bool, device: torch.devi
     keep_NM[2] = False
     expected = decode(network, embedding, with_mask, keep_NM)
     network.to(device)
-    network.mask_decoder = FastMaskDecoder(config, network.mask_decoder, torch.float32)
+    network.mask_decoder = decoder(config, network.mask_decoder, torch.float32)
     embedding = embedding.map(lambda x: x.to(device))
     for found, tensor in zip(decode(network, embedding, with_mask, keep_NM), expected, strict=True):
         assert error(found.cpu(), tensor) < (5e-6 if device.type == "cpu" else 1e-4)
@@ -85,14 +96,15 @@ def compare(config: SamConfig, shared: bool, with_mask: bool, device: torch.devi
     assert empty.shape == (0, config.mask_size, config.mask_size)
 
 
+@pytest.mark.parametrize("decoder", [FastMaskDecoder, FactoredDecoder])
 @torch.no_grad()
-def test_what_it_keeps_of_an_embedding_is_not_taken_for_another() -> None:
+def test_what_it_keeps_of_an_embedding_is_not_taken_for_another(decoder: type[FastMaskDecoder]) -> None:
     config = CONFIGS["grid5, other skips"]
     network, keep_NM = random_network(config), torch.ones(2, config.multimask_outputs + 1, dtype=torch.bool)
     first, second = embeddings(config, 1, seed=1), embeddings(config, 1, seed=2)
     cases = [(first, False), (second, False), (first, True), (first, False), (second, True), (second, False)]
     expected = [decode(network, embedding, with_mask, keep_NM) for embedding, with_mask in cases]
-    network.mask_decoder = FastMaskDecoder(config, network.mask_decoder, torch.float32)
+    network.mask_decoder = decoder(config, network.mask_decoder, torch.float32)
     for (embedding, with_mask), tensors in zip(cases, expected, strict=True):
         for found, tensor in zip(decode(network, embedding, with_mask, keep_NM), tensors, strict=True):
             assert error(found, tensor) < 5e-6
@@ -110,8 +122,9 @@ def test_kernels_are_torchs_formulas(channels: int, dtype: torch.dtype, toleranc
         return F.layer_norm(y.float(), (channels,), weight, bias, 1e-6)
 
     for other in (shared, x.flip(0)):
-        found = x.clone()
-        placed = cpu_kernels.add_and_norm(found, other, positions, weight, bias, 1e-6)
+        # One value vector per channel, weighted by the update itself.
+        weights, values = x.mT.contiguous(), torch.eye(channels, dtype=dtype).expand(3, -1, -1)
+        found, placed = cpu_kernels.update_and_norm(weights, values, other, positions, weight, bias, 1e-6)
         assert error(found.float(), norm(x.float() + other.float())) < tolerance
         assert error(placed.float(), norm(x.float() + other.float()) + positions.float()) < tolerance
     for skip in (None, shared, x.flip(0)):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.families import FAMILIES, VARIANTS
 from maskmill.model.families.sam1.encoder import ImageEncoder
-from maskmill.model.inference.fast_vitdet import _attend_fused, _attend_in_blocks, speed_up
+from maskmill.model.inference.fast_vitdet import _attend_fused, attend_in_blocks, speed_up
 from maskmill.model.vitdet import Block, VitDetConfig
 from testing.networks import SMALL_CONFIGS, randomise
 
@@ -120,7 +120,7 @@ def test_block_of_an_unknown_class_is_refused() -> None:
 def test_fused_kernel_equals_blocks(cells: int) -> None:
     generator = torch.Generator().manual_seed(cells)
     q, k, v = (torch.randn(2, 3, cells, length, generator=generator) for length in (12, 12, 8))
-    torch.testing.assert_close(_attend_fused(q, k, v), _attend_in_blocks(q, k, v))
+    torch.testing.assert_close(_attend_fused(q, k, v), attend_in_blocks(q, k, v))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.families.sam2.encoder import Attention, Block, Hiera, Sam2Encoder, pool
-from maskmill.model.inference.fast_vitdet import fold_biases
-from maskmill.model.layers import convert_products, fast_linear, fast_mlp, require_class
+from maskmill.model.inference.fast_vitdet import attend_in_blocks, fold_biases
+from maskmill.model.layers import convert_products, fast_linear, fast_mlp, is_float32_on_cpu, require_class
 from maskmill.model.vitdet import join_windows, split_windows
 
 
@@ -110,4 +110,8 @@ class FastAttention(nn.Module):
         q_VULD, k_VULD, v_VULD = (
             x.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q_VYXC, k_VYXC, v_VYXC)
         )
-        return F.scaled_dot_product_attention(q_VULD, k_VULD, v_VULD).transpose(1, 2).reshape(q_VYXC.shape)
+        if is_float32_on_cpu(q_VULD):
+            x_VULD = attend_in_blocks(q_VULD * q_VULD.shape[-1] ** -0.5, k_VULD, v_VULD)
+        else:
+            x_VULD = F.scaled_dot_product_attention(q_VULD, k_VULD, v_VULD)
+        return x_VULD.transpose(1, 2).reshape(q_VYXC.shape)
