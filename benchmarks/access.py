@@ -15,24 +15,22 @@ import io
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 import maskmill
 from benchmarks.access_readers import Coco, Nested, Reader, Sa1b, Tables
 from benchmarks.machine import RESULTS, describe_machine
+from benchmarks.rle_encodings import MASKS, Encoded, measure_encodings
 from maskmill.jobs.cli import main as cli
 from maskmill.pipeline.storage import open_storage
+from maskmill.pipeline.table import RLE_ZSTD_LEVEL
 from testing.synthetic_runs import MaskPool, mask_pool, write_run
 
 LARGE = 1_000_000  # images that the figures are scaled to
@@ -51,21 +49,6 @@ QUESTIONS = {
     "join": "images smaller than the total area of their masks: areas of masks, sizes of images",
     "scan": "all fields of all masks",
     IOU: "tables: `rle_algebra.iou_matrix`; others: `pycocotools.mask.iou`",
-}
-# Variants of the column rle_counts: name -> options of pyarrow.parquet.write_table.
-CHOSEN = "zstd 9"
-ENCODINGS: dict[str, dict[str, Any]] = {
-    **{f"zstd {level}": {"compression_level": level} for level in (1, 3, 6, 9, 12, 15, 17, 19)},
-    "snappy": {"compression": "snappy"},
-    "lz4": {"compression": "lz4"},
-    "gzip": {"compression": "gzip"},
-    "brotli 5": {"compression": "brotli", "compression_level": 5},
-    "none": {"compression": "none"},
-    "zstd 9, dictionary": {"compression_level": 9, "use_dictionary": True},
-    "zstd 9, DELTA_LENGTH_BYTE_ARRAY": {"compression_level": 9, "column_encoding": "DELTA_LENGTH_BYTE_ARRAY"},
-    "zstd 9, DELTA_BYTE_ARRAY": {"compression_level": 9, "column_encoding": "DELTA_BYTE_ARRAY"},
-    "zstd 9, pages of 1 MiB": {"compression_level": 9, "data_page_size": 1 << 20},
-    "zstd 9, masks of an image sorted by area": {"compression_level": 9},
 }
 
 
@@ -88,9 +71,9 @@ class Result:
 
     bytes_per_mask: dict[str, float]  # by format
     seconds: dict[str, dict[str, float]]  # question -> format -> seconds
-    more: dict[str, float]  # further ways for the IoUs
+    more_ious: dict[str, float]  # further ways for the IoUs of the tables
     wide: dict[str, dict[str, float]]  # look-ups among ten times the images, with one mask each
-    encodings: dict[str, tuple[float, float, float]]  # share of the bytes of the RLEs; MB/s written, read
+    encodings: dict[str, Encoded]
 
 
 def measure(folder: Path, sizes: Sizes) -> Result:
@@ -125,7 +108,7 @@ def measure(folder: Path, sizes: Sizes) -> Result:
         "scan": lambda reader: reader.scan(),
     }
     ids = list(some)
-    seconds = _look_ups(tables, nested, ids[:: -(-len(ids) // LOOK_UPS)], sizes.repeats, sa1b, coco)
+    seconds = _look_ups(tables, nested, _spread(ids), sizes.repeats, sa1b, coco)
     seconds[ONE_IMAGE]["coco"] *= scale
     for question, ask in questions.items():
         complete: dict[str, Reader] = {"tables": tables, "nested": nested}
@@ -137,10 +120,14 @@ def measure(folder: Path, sizes: Sizes) -> Result:
         seconds[question] = times[0] | {name: scale * value for name, value in times[1].items()}
         print(f"measured: {question}", file=sys.stderr)
 
-    seconds[IOU], more = _ious(tables, nested, sa1b, coco, sizes, ids)
-    one = list(maskmill.open_run(str(wide)))[:: 10 * sizes.images // LOOK_UPS or 1][:LOOK_UPS]
-    wide_seconds = _look_ups(Tables(maskmill.open_run(str(wide))), Nested(folder / "nested-wide"), one, sizes.repeats)
-    return Result(bytes_per_mask, seconds, more, wide_seconds, measure_encodings(pool.counts, pool, sizes.masks))
+    seconds[IOU], more_ious = _ious(tables, nested, sa1b, coco, ids)
+    wide_run = maskmill.open_run(str(wide))
+    wide_seconds = _look_ups(Tables(wide_run), Nested(folder / "nested-wide"), _spread(list(wide_run)), sizes.repeats)
+    return Result(bytes_per_mask, seconds, more_ious, wide_seconds, measure_encodings(pool, sizes.masks))
+
+
+def _spread(ids: list[str]) -> list[str]:
+    return ids[:: -(-len(ids) // LOOK_UPS)]
 
 
 def _write(out: Path, images: int, masks: int, pool: MaskPool) -> None:
@@ -194,19 +181,19 @@ def _look_ups(
 
 
 def _ious(
-    tables: Tables, nested: Nested, sa1b: Sa1b, coco: Coco, sizes: Sizes, ids: list[str]
+    tables: Tables, nested: Nested, sa1b: Sa1b, coco: Coco, ids: list[str]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds for IOU_IMAGES images by format, and of further ways."""
+    """Seconds for IOU_IMAGES images by format, and of further ways for the tables."""
     tables.ious(1)  # compiles
-    images, fewer = min(IOU_IMAGES, sizes.images), min(IOU_IMAGES, sizes.json_images)
-    tenth = ids[: max(1, fewer // 10)]
+    images = min(IOU_IMAGES, len(ids))
+    tenth = ids[: max(1, images // 10)]
     ways: dict[str, tuple[int, Callable[[], int]]] = {
         "tables": (images, lambda: tables.ious(images)),
         "nested": (images, lambda: nested.ious(images)),
-        "sa1b": (fewer, lambda: sa1b.ious(fewer)),
-        "coco": (fewer, lambda: coco.ious(fewer)),
-        "tables, with pycocotools": (fewer, lambda: tables.ious_with_pycocotools(fewer)),
-        "tables, `mask_iou` in SQL": (len(tenth), lambda: tables.ious_in_sql(tenth)),
+        "sa1b": (images, lambda: sa1b.ious(images)),
+        "coco": (images, lambda: coco.ious(images)),
+        "`pycocotools.mask.iou`": (images, lambda: tables.ious_with_pycocotools(images)),
+        "`mask_iou` in SQL": (len(tenth), lambda: tables.ious_in_sql(tenth)),
     }
     seconds: dict[str, float] = {}
     found: dict[int, set[int]] = {}
@@ -219,151 +206,127 @@ def _ious(
     return {name: seconds[name] for name in NAMES}, {name: s for name, s in seconds.items() if name not in NAMES}
 
 
-def measure_encodings(
-    counts: list[bytes], pool: MaskPool, per_image: int, rows: int = 8192, repeats: int = 3
-) -> dict[str, tuple[float, float, float]]:
-    """Writes and reads the first RLEs as a column of their own, in row groups of 4096 as in a part."""
-    counts, area = counts[:rows], pool.area_K[:rows]
-    image = np.arange(len(counts)) // per_image
-    by_area = [counts[k] for k in np.lexsort((area, image))]
-    length = sum(map(len, counts))
-    figures: dict[str, tuple[float, float, float]] = {}
-    for name, given in ENCODINGS.items():
-        table = pa.table({"rle_counts": pa.array(by_area if "sorted" in name else counts, pa.binary())})
-        options = {"compression": "zstd", "use_dictionary": False, "data_page_size": 64 << 10} | given
-        if encoding := options.pop("column_encoding", None):
-            options["column_encoding"] = {"rle_counts": encoding}
-        data = b""
-        writing: list[float] = []
-        reading: list[float] = []
-        for _ in range(repeats):
-            sink = pa.BufferOutputStream()
-            started = time.process_time()
-            pq.write_table(table, sink, row_group_size=4096, write_statistics=False, **options)
-            writing.append(time.process_time() - started)
-            data = sink.getvalue().to_pybytes()
-            started = time.process_time()
-            pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-            reading.append(time.process_time() - started)
-        figures[name] = len(data) / length, length / min(writing) / 1e6, length / min(reading) / 1e6
-    return figures
-
-
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:,.3g} s"
-        if 1 <= seconds < 1000
-        else f"{seconds:,.0f} s"
-        if seconds > 1
-        else f"{1000 * seconds:.3g} ms"
-    )
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
 
 
 def _times(ratio: float) -> str:
     return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}"
 
 
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    cells = [list(head), *map(list, rows)]
+    cells.insert(1, ["---", *["---:"] * (len(cells[0]) - 1)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _against(seconds: Mapping[str, float], names: Iterable[str]) -> list[str]:
+    """The time of the tables, and for each other format its time and ratio; empty if it was not measured."""
+    cells = [_duration(seconds["tables"])]
+    for name in names:
+        there = name in seconds
+        cells += [_duration(seconds[name]), _times(seconds[name] / seconds["tables"])] if there else ["", ""]
+    return cells
+
+
+def _list(items: Mapping[str, object]) -> str:
+    return "\n".join(f"- {name}: {text}" for name, text in items.items())
+
+
 def report(result: Result, sizes: Sizes, machine: Mapping[str, str | float]) -> str:
     """The result as Markdown."""
-    masks = sizes.images * sizes.masks
     sa1b = result.bytes_per_mask["sa1b"]
-    of_large = LARGE / sizes.images
+    gigabytes = {name: size * LARGE * sizes.masks / 1e9 for name, size in result.bytes_per_mask.items()}
+    size = _table(
+        ["format", "bytes per mask", "of SA-1B JSON", f"{LARGE:,} images, GB"],
+        (
+            [NAMES[name], f"{size:.0f}", f"{100 * size / sa1b:.0f} %", f"{gigabytes[name]:,.3g}"]
+            for name, size in result.bytes_per_mask.items()
+        ),
+    )
     others = [name for name in NAMES if name != "tables"]
-    lines = [
-        f"# Size and access time of the tables, {datetime.date.today()}",
-        "",
-        f"{sizes.images:,} synthetic images of {sizes.width} x {sizes.height} pixels with {sizes.masks} masks each: "
-        f"{masks:,} masks, exported by maskmill to the other formats. The JSON files have the first "
-        f"{sizes.json_images:,} images; their times are multiplied by {sizes.images / sizes.json_images:.3g}, except "
-        "for one image of SA-1B.",
-        "",
-        f"Times are CPU seconds of all threads of one process: medians of {sizes.repeats}, the IoUs once. The files "
-        "were in the cache of the operating system, so the times leave out the disk.",
-        "",
-        *(f"- {name}: {value}" for name, value in machine.items()),
-        "",
-        "## Size",
-        "",
-        f"| format | bytes per mask | of SA-1B JSON | {LARGE:,} images, GB |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, size in result.bytes_per_mask.items():
-        large = size * LARGE * sizes.masks / 1e9
-        lines.append(f"| {NAMES[name]} | {size:.0f} | {100 * size / sa1b:.0f} % | {large:,.3g} |")
-    lines += [
-        "",
-        "## Time",
-        "",
-        "| question | tables | " + " | ".join(f"{NAMES[name]} | times as long" for name in others) + " |",
-        "|---|---:" + 2 * len(others) * "|---:" + "|",
-    ]
-    for question, seconds in result.seconds.items():
-        ours = seconds["tables"]
-        cells = [
-            f"{_duration(seconds[name])} | {_times(seconds[name] / ours)}" if name in seconds else "|"
-            for name in others
-        ]
-        lines.append(f"| {question} | {_duration(ours)} | {' | '.join(cells)} |")
-    lines += ["", *(f"- {question}: {meaning}" for question, meaning in QUESTIONS.items()), ""]
-    lines += ["Further ways for the IoUs: " + "; ".join(f"{n}: {_duration(s)}" for n, s in result.more.items()) + "."]
-    lines += [
-        "",
-        "pyarrow reads nested Parquet, because it can read single fields of the structs. JSON is parsed for each "
-        "question.",
-        "",
-        "### One image among more images",
-        "",
-        f"{10 * sizes.images:,} images with one mask each:",
-        "",
-        "| question | tables | nested Parquet | times as long |",
-        "|---|---:|---:|---:|",
-    ]
-    for question, seconds in result.wide.items():
-        ratio = _times(seconds["nested"] / seconds["tables"])
-        lines.append(f"| {question} | {_duration(seconds['tables'])} | {_duration(seconds['nested'])} | {ratio} |")
-    lines += [
-        "",
-        f"### {LARGE:,} images with {sizes.masks} masks each, by scaling",
-        "",
-        f"Not measured: the times above multiplied by {of_large:.3g}.",
-        "",
-        "| question | " + " | ".join(NAMES.values()) + " |",
-        "|---|" + len(NAMES) * "---:|",
-    ]
-    for question, seconds in result.seconds.items():
-        if question not in (ONE_IMAGE, ONE_IMAGE_IN_SQL, IOU):
-            lines.append(f"| {question} | {' | '.join(_duration(of_large * seconds[name]) for name in NAMES)} |")
-    lines += ["", "## Aims", "", "| aim | measured | |", "|---|---|---|", *_aims(result), "", "## RLEs", ""]
-    lines += [
-        f"The column `rle_counts` alone. All variants hold COCO's compressed RLE. Chosen: {CHOSEN}, plain encoding, in "
-        "the order of the generator.",
-        "",
-        "| variant | bytes, % of the RLEs | written, MB/s | read, MB/s |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, (share, written, read) in result.encodings.items():
-        lines.append(f"| {name} | {100 * share:.1f} | {written:,.0f} | {read:,.0f} |")
-    return "\n".join([*lines, ""])
+    time_table = _table(
+        ["question", "tables", *(cell for name in others for cell in (NAMES[name], "times as long"))],
+        ([question, *_against(seconds, others)] for question, seconds in result.seconds.items()),
+    )
+    wide = _table(
+        ["question", "tables", NAMES["nested"], "times as long"],
+        ([question, *_against(seconds, ["nested"])] for question, seconds in result.wide.items()),
+    )
+    of_large = LARGE / sizes.images
+    scaled = _table(
+        ["question", *NAMES.values()],
+        (
+            [question, *(_duration(of_large * seconds[name]) for name in NAMES)]
+            for question, seconds in result.seconds.items()
+            if question not in (ONE_IMAGE, ONE_IMAGE_IN_SQL, IOU)
+        ),
+    )
+    encodings = _table(
+        ["variant", "bytes, % of the RLEs", "written, MB/s", "read, MB/s"],
+        (
+            [name, f"{100 * e.share:.1f}", f"{e.written_mb:,.0f}", f"{e.read_mb:,.0f}"]
+            for name, e in result.encodings.items()
+        ),
+    )
+    more_ious = "; ".join(f"{name} {_duration(seconds)}" for name, seconds in result.more_ious.items())
+    return f"""# Size and access time of the tables, {datetime.date.today()}
+
+{sizes.images:,} synthetic images of {sizes.width} x {sizes.height} pixels with {sizes.masks} masks each, exported by
+maskmill to the other formats. The JSON files have the first {sizes.json_images:,} images; their times are multiplied by
+{sizes.images / sizes.json_images:.3g}, except for one image of SA-1B. Times are CPU seconds of all threads of one
+process, medians of {sizes.repeats}. The files were in the cache of the operating system, so the times leave out the
+disk.
+
+{_list(machine)}
+
+## Size
+
+{size}
+
+## Time
+
+{time_table}
+
+{_list(QUESTIONS)}
+
+pyarrow reads nested Parquet, because it can read single fields of the structs. JSON is parsed for each question. The
+IoUs are measured once, on {min(IOU_IMAGES, sizes.json_images):,} images, and multiplied. Further ways for the tables:
+{more_ious}.
+
+One image among {10 * sizes.images:,} images with one mask each:
+
+{wide}
+
+By scaling, not measured: {LARGE:,} images with {sizes.masks} masks each, the times above multiplied by {of_large:.3g}.
+
+{scaled}
+
+## Aims
+
+{_table(["aim", "measured", "result"], _aims(result))}
+
+## RLEs
+
+The column `rle_counts` alone, at most {MASKS:,} masks. All variants hold COCO's compressed RLE. Parts have zstd
+{RLE_ZSTD_LEVEL} with plain encoding, in the order of the generator.
+
+{encodings}
+"""
 
 
-def _aims(result: Result) -> list[str]:
-    def slowest(questions: tuple[str, ...], name: str) -> float:
-        of = [result.seconds[question] for question in questions]
-        return min(seconds[name] / seconds["tables"] for seconds in of if name in seconds)
-
+def _aims(result: Result) -> Iterator[list[str]]:
     share = result.bytes_per_mask["tables"] / result.bytes_per_mask["sa1b"]
-    rows = [("less than half of the bytes of SA-1B JSON", f"{100 * share:.0f} %", share < 0.5)]
-    for what, questions in (
-        ("filters", FILTERS),
-        ("one image", (ONE_IMAGE,)),
-        ("one image, in SQL", (ONE_IMAGE_IN_SQL,)),
-    ):
-        for name, least in (("sa1b", 20), ("coco", 20), ("nested", 1)):
-            if any(name in result.seconds[question] for question in questions):
-                ratio = slowest(questions, name)
+    yield ["less than half of the bytes of SA-1B JSON", f"{100 * share:.0f} %", "met" if share < 0.5 else "missed"]
+    for question in (ONE_IMAGE, ONE_IMAGE_IN_SQL, *FILTERS):
+        for name, least in (("nested", 1), ("sa1b", 20), ("coco", 20)):
+            if name in (seconds := result.seconds[question]):
+                ratio = seconds[name] / seconds["tables"]
                 aim = f"at least {least} times as fast as" if least > 1 else "at least as fast as"
-                rows.append((f"{what}: {aim} {NAMES[name]}", f"{_times(ratio)} times", ratio >= least))
-    return [f"| {aim} | {measured} | {'met' if met else 'missed'} |" for aim, measured, met in rows]
+                verdict = "met" if ratio >= least else "missed"
+                yield [f"{question}: {aim} {NAMES[name]}", f"{_times(ratio)} times", verdict]
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from benchmarks.access import ENCODINGS, FILTERS, IOU, NAMES, QUESTIONS, Sizes, measure, report
+from benchmarks.access import FILTERS, IOU, NAMES, QUESTIONS, Sizes, measure, report
+from benchmarks.rle_encodings import ENCODINGS
 
 SIZES = Sizes(images=12, masks=9, json_images=7, repeats=1, height=60, width=90, pool=200)
 
