@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 import maskmill
@@ -44,6 +45,10 @@ class Reader(Protocol):
         ...
 
     def area_filter(self, least: int) -> int:
+        """Finds the ids of masks with more than `least` pixels. Returns how many there are."""
+        ...
+
+    def large_masks(self, least: int) -> int:
         """Reads the RLEs of masks with more than `least` pixels. Returns their total length."""
         ...
 
@@ -88,12 +93,15 @@ class Tables:
     """A run of maskmill. Views and data sets are open; each question reads the files again."""
 
     def __init__(self, run: maskmill.Run) -> None:
-        self._run, self._sql = run, connect(run)
+        self._run, self._masks, self._sql = run, run.masks, connect(run)
 
     def _select(self, sql: str) -> pa.Table:
         return self._sql.sql(sql).to_arrow_table()
 
     def one_image(self, image_id: str) -> int:
+        return _sum(self._masks.to_table(filter=pc.field("image_id") == image_id)["area"])
+
+    def one_image_checked(self, image_id: str) -> int:
         return int(self._run[image_id].area.sum())
 
     def one_image_in_sql(self, image_id: str) -> int:
@@ -108,6 +116,9 @@ class Tables:
         )
 
     def area_filter(self, least: int) -> int:
+        return len(self._select(f"SELECT image_id, mask_id FROM masks WHERE area > {least}"))
+
+    def large_masks(self, least: int) -> int:
         rows = self._select(f"SELECT image_id, mask_id, rle_counts FROM masks WHERE area > {least}")
         return _length(rows["rle_counts"])
 
@@ -181,25 +192,31 @@ class Nested:
             lists = rows["annotations"].combine_chunks()
             yield rows, lists, lists.flatten()
 
-    def score_filter(self) -> int:
-        found = 0
-        for rows, lists, masks in self._read(["image_id"], ["id", "predicted_iou", "stability_score"]):
-            kept = masks.field("predicted_iou").to_numpy() > PREDICTED_IOU
-            kept &= masks.field("stability_score").to_numpy() > STABILITY_SCORE
-            where = pa.array(np.flatnonzero(kept))
+    def _find(
+        self, fields: list[str], condition: Callable[[pa.StructArray], NDArray[np.bool_]]
+    ) -> Iterator[tuple[pa.Table, pa.StructArray]]:
+        """The ids of the masks that meet the condition, and these masks with the given fields, of each file."""
+        for rows, lists, masks in self._read(["image_id"], ["id", *fields]):
+            where = pa.array(np.flatnonzero(condition(masks)))
             image_ids = rows["image_id"].take(_call("list_parent_indices", lists).take(where))
-            found += len(pa.table([image_ids, masks.field("id").take(where)], ["image_id", "mask_id"]))
-        return found
+            found = masks.take(where)
+            yield pa.table([image_ids, found.field("id")], ["image_id", "mask_id"]), found
+
+    def score_filter(self) -> int:
+        def high(masks: pa.StructArray) -> NDArray[np.bool_]:
+            scores = (masks.field(name).to_numpy() for name in ("predicted_iou", "stability_score"))
+            return np.logical_and(
+                *(score > least for score, least in zip(scores, (PREDICTED_IOU, STABILITY_SCORE), strict=True))
+            )
+
+        return sum(len(ids) for ids, _ in self._find(["predicted_iou", "stability_score"], high))
 
     def area_filter(self, least: int) -> int:
-        length = 0
-        for rows, lists, masks in self._read(["image_id"], ["id", "area", "segmentation.counts"]):
-            where = pa.array(np.flatnonzero(masks.field("area").to_numpy() > least))
-            image_ids = rows["image_id"].take(_call("list_parent_indices", lists).take(where))
-            counts = masks.field("segmentation").field("counts").take(where)
-            found = pa.table([image_ids, masks.field("id").take(where), counts], ["image_id", "mask_id", "counts"])
-            length += _length(found["counts"])
-        return length
+        return sum(len(ids) for ids, _ in self._find(["area"], lambda masks: masks.field("area").to_numpy() > least))
+
+    def large_masks(self, least: int) -> int:
+        found = self._find(["area", "segmentation.counts"], lambda masks: masks.field("area").to_numpy() > least)
+        return sum(_length(masks.field("segmentation").field("counts")) for _, masks in found)
 
     def counts(self) -> int:
         lengths = (_call("list_value_length", lists).to_numpy() for _, lists, _ in self._read(["image_id"], ["id"]))
@@ -250,6 +267,15 @@ class _Json:
         return len(found)
 
     def area_filter(self, least: int) -> int:
+        found = [
+            (image["file_name"], mask["id"])
+            for image, masks in self._contents()
+            for mask in masks
+            if mask["area"] > least
+        ]
+        return len(found)
+
+    def large_masks(self, least: int) -> int:
         found = [
             (image["file_name"], mask["id"], mask["segmentation"]["counts"])
             for image, masks in self._contents()

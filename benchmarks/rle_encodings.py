@@ -19,7 +19,7 @@ from maskmill.pipeline.table import PAGE_BYTES, RLE_ZSTD_LEVEL, ROWS_PER_GROUP
 from testing.synthetic_runs import MaskPool
 
 MASKS = 8192
-REPEATS = 3
+REPEATS = 2
 _CHOSEN = {"compression": "zstd", "compression_level": RLE_ZSTD_LEVEL}
 SORTED = f"zstd {RLE_ZSTD_LEVEL}, masks of an image sorted by area"
 # Name -> options of pyarrow.parquet.write_table.
