@@ -83,8 +83,8 @@ ROWS_PER_GROUP = 4096
 PAGE_BYTES = 64 * 1024
 # Columns with few repeated values: dictionary encoding would not shrink them.
 _UNIQUE_COLUMNS = ("area", "predicted_iou", "stability_score", "rle_counts")
-# RLEs take 9 % fewer bytes than at level 1, the default of pyarrow, and readers are as fast. Writing takes 10 us more
-# per mask. Level 19 would take 190 us more (benchmarks/results/2026-11-29-access.md).
+# RLEs take 8 % fewer bytes than at level 1, the default of pyarrow, and readers are as fast. Writing takes 10 us more
+# per mask. Level 19 would take 190 us more and slow down readers (benchmarks/results/2026-11-29-access.md).
 RLE_ZSTD_LEVEL = 9
 
 
