@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = (
-    "torch", "numpy", "pillow", "opencv-python-headless", "pycocotools", "pyarrow", "numba", "triton",
+    "torch", "numpy", "pillow", "opencv-python-headless", "pycocotools", "pyarrow", "duckdb", "numba", "triton",
     "segment-anything", "transformers", "torchvision",
 )  # fmt: skip
 

@@ -83,6 +83,9 @@ ROWS_PER_GROUP = 4096
 PAGE_BYTES = 64 * 1024
 # Columns with few repeated values: dictionary encoding would not shrink them.
 _UNIQUE_COLUMNS = ("area", "predicted_iou", "stability_score", "rle_counts")
+# RLEs take 8 % fewer bytes than at level 1, the default of pyarrow, and readers are as fast. Writing takes 10 us more
+# per mask. Level 19 would take 190 us more and slow down readers (benchmarks/results/2026-11-29-access.md).
+RLE_ZSTD_LEVEL = 9
 
 
 def encode_part(
@@ -225,6 +228,9 @@ def _to_parquet(table: pa.Table, sorted_by: list[str], n_images: int, metadata: 
         sink,
         schema,
         compression="zstd",
+        compression_level={"rle_counts": RLE_ZSTD_LEVEL},
+        # No query compares RLEs. Their minimum and maximum would take a third of the footer.
+        write_statistics=[name for name in schema.names if name != "rle_counts"],  # pyright: ignore[reportArgumentType]
         use_dictionary=[name for name in schema.names if name not in _UNIQUE_COLUMNS],  # pyright: ignore[reportArgumentType]
         write_page_index=True,
         write_page_checksum=True,  # detects flipped bits in scores

@@ -24,6 +24,7 @@ from maskmill.pipeline.storage import Storage, open_storage
 from maskmill.pipeline.table import encode_part, images_part
 
 SOURCE = "/photographs"
+GRID = 32  # point prompts per side of an image, as in SA-1B
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ class MaskPool:
             boxes=self.boxes_K4[chosen],
             predicted_iou=rng.uniform(0.7, 1.05, masks).astype(np.float32),
             stability_score=rng.uniform(0.9, 1.0, masks).astype(np.float32),
-            points=rng.uniform(0, (self.width, self.height), (masks, 2)),
+            points=(rng.integers(GRID, size=(masks, 2)) + 0.5) * (self.width, self.height) / GRID,
             crop_boxes=np.tile(np.array([[0, 0, self.width, self.height]], np.int64), (masks, 1)),
             rle_counts=tuple(self.counts[k] for k in chosen),
             dropped={name: int(rng.integers(50)) for name in FILTERS},
@@ -55,7 +56,11 @@ class MaskPool:
 
 
 def mask_pool(masks: int, height: int, width: int, seed: int = 0) -> MaskPool:
-    """Masks of blobs with uneven outlines. The logarithm of their size is uniform, as it nearly is in SA-1B."""
+    """Masks of blobs with uneven outlines. The logarithm of their size is uniform, as it nearly is in SA-1B.
+
+    In images of 2250x1500 zstd compresses their RLEs to the same share as those of 762 masks that `mini` found in
+    photographs: 47 % at level 1, 44 % at level 9. They have 3.9 bytes per square root of the area; those of `mini` 3.7.
+    """
     rng = np.random.default_rng(seed)
     counts = [rle.encode(_blob(height, width, rng)) for _ in range(masks)]
     sizes = (np.full(masks, side) for side in (height, width))
@@ -64,8 +69,8 @@ def mask_pool(masks: int, height: int, width: int, seed: int = 0) -> MaskPool:
 
 
 def _blob(height: int, width: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    angles = np.linspace(0, 2 * np.pi, 128, endpoint=False)
-    waves = sum(rng.normal(0, 0.3 / k) * np.sin(k * angles + rng.uniform(0, 6)) for k in range(1, 12))
+    angles = np.linspace(0, 2 * np.pi, 256, endpoint=False)
+    waves = sum(rng.normal(0, 0.3 / k) * np.sin(k * angles + rng.uniform(0, 6)) for k in range(1, 24))
     radius = np.exp(rng.uniform(np.log(4), np.log(min(height, width) / 2))) * np.maximum(0.2, 1 + waves)
     centre = rng.uniform(0, (width, height))
     outline = centre + np.stack([np.cos(angles), np.sin(angles)], 1) * radius[:, None] * rng.uniform(0.5, 1, 2)

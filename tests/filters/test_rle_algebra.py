@@ -113,10 +113,10 @@ def test_matrix_of_ious_is_that_of_pycocotools(drawn: list[Mask]):
 
 
 def test_matrix_of_masks_of_objects_is_that_of_pycocotools():
-    pool = mask_pool(40, 300, 400)
+    pool = mask_pool(60, 300, 400)
     rles: list[Any] = [{"size": [300, 400], "counts": counts} for counts in pool.counts]
     ious = algebra.iou_matrix(pool.counts, pool.counts, 300, 400)
-    np.testing.assert_array_equal(ious, coco.iou(rles, rles, [0] * 40))
+    np.testing.assert_array_equal(ious, coco.iou(rles, rles, [0] * 60))
     assert (ious > 0).sum() > 200
 
 

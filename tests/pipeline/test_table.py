@@ -25,6 +25,7 @@ from maskmill.pipeline.table import (
     images_part,
     read_footer,
 )
+from testing.synthetic_runs import mask_pool
 from tests.fakes import image_result
 
 SHARD = Shard(7, "/photographs")
@@ -179,6 +180,22 @@ def test_one_image_is_found_without_reading_all_row_groups():
         assert all(group.column(index).has_offset_index for index in range(group.num_columns))
         assert group.column(0).has_column_index
         assert group.column(0).compression == "ZSTD"
+
+
+def test_footer_has_no_minimum_and_maximum_of_rles():
+    metadata = pq.read_metadata(io.BytesIO(encode_part(SHARD, results(), "id"))).row_group(0)
+    columns = {metadata.column(index).path_in_schema: metadata.column(index) for index in range(metadata.num_columns)}
+    assert [name for name, column in columns.items() if not column.is_stats_set] == ["rle_counts"]
+
+
+def test_rles_take_fewer_bytes_than_at_the_default_level():
+    pool = mask_pool(200, 480, 640)
+    masks = pool.draw(200, np.random.default_rng(0))
+    part = encode_part(SHARD, [ImageResult("a.jpg", "/photographs/a.jpg", None, masks, {}, "ok")], "id")
+    default = io.BytesIO()
+    pq.write_table(masks_of(part).select(["rle_counts"]), default, compression="zstd", use_dictionary=False)
+    column, at_default = (pq.read_metadata(io.BytesIO(data)).row_group(0) for data in (part, default.getvalue()))
+    assert column.column(17).total_compressed_size < 0.95 * at_default.column(0).total_compressed_size
 
 
 def test_bloom_filter_excludes_images_between_the_first_and_the_last(tmp_path: Path):
