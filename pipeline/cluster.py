@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import ray
 import torch
+from ray._private.state import state
 from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
@@ -43,6 +44,7 @@ MAX_AHEAD = 8  # upper limit, on machines with many CPUs, for the images of a sh
 DRAIN_SECONDS = 25.0  # containers are usually killed 30 seconds after SIGTERM
 PROGRESS_SECONDS = 1.0  # between two reports of a worker
 PLACEMENT_SECONDS = 5.0  # between two checks for new machines
+DRAINING_SECONDS = 1.0  # between two checks for machines that will be removed; clouds give notice 30 s or more ahead
 WARNINGS_PER_TIMEOUT = 6  # warnings about a silent worker before it is replaced
 # This many consecutive failures end the run, because the shards are then not the cause.
 MAX_FAILED_STARTS = 3  # per worker
@@ -104,8 +106,19 @@ def run(
 
 
 def _machines() -> dict[str, Machine]:
-    """The alive machines, by Ray node id."""
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    """The machines that can have workers, by Ray node id: alive and not draining."""
+    draining = _draining()
+    return {
+        node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining
+    }
+
+
+def _draining() -> set[str]:
+    """The Ray node ids of the machines that will be removed: Ray places no more actors on them.
+
+    A cloud's notice of preemption, KubeRay and `ray drain-node` make a machine draining.
+    """
+    return set(state.get_draining_nodes())
 
 
 @contextmanager
@@ -166,8 +179,9 @@ class _Worker:
     """The actor: one engine that its shards use one after the other. Ray calls it from SHARDS_PER_WORKER threads."""
 
     def __init__(self, job: Job, placement: Placement) -> None:
-        machine, _ = self.place()
-        threads = placement.threads_on(_machines()[machine])
+        here, _ = self.place()
+        (machine,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+        threads = placement.threads_on(machine)
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
         self._job = job
@@ -219,15 +233,15 @@ class _WorkerHandle:
     started: float | None = None  # time of the result of `start`
     leases: dict[Reference, Lease] = field(default_factory=dict[Reference, Lease])
     unconfirmed: list[Lease] = field(default_factory=list[Lease])  # its shards when Ray reported it unavailable
+    finishing: set[Lease] | None = None  # its machine is draining: the shards in progress when the driver noticed it
     last_progress: float = field(default_factory=time.monotonic)  # time of the last record, or of its first shard
     last_report: float = field(default_factory=time.monotonic)  # time of the last record or warning
 
     @property
     def is_ready(self) -> bool:
         """Whether it accepts another shard: not while one waits for the device or is an isolated attempt."""
-        return not self.starting and all(
-            lease.has_begun and not lease.attempt.isolated for lease in self.leases.values()
-        )
+        is_accepting = not self.starting and self.finishing is None
+        return is_accepting and all(lease.has_begun and not lease.attempt.isolated for lease in self.leases.values())
 
 
 class _Driver:
@@ -242,6 +256,8 @@ class _Driver:
         self._image_timeout = image_timeout
         self._summary = summary
         self._placed = time.monotonic()
+        self._draining: set[str] = set()
+        self._looked_for_draining = -math.inf
         # Consecutive failures:
         self._failed_starts = 0
         self._failed_attempts = 0  # since the last finished image
@@ -250,6 +266,7 @@ class _Driver:
 
     def run(self, signals: StopSignals) -> None:
         while self._schedule.unfinished:
+            self._leave_draining_machines()
             self._assign_shards()
             self._handle_results()
             self._handle_silent_workers()
@@ -336,7 +353,7 @@ class _Driver:
             if worker.unconfirmed:
                 self._handle_worker_death(worker, error)
                 return
-            self._failed_starts += 1
+            self._failed_starts += not _is_preempted(error)
             if self._failed_starts == MAX_FAILED_STARTS * len(self._workers):
                 raise RunFailedError(f"the workers cannot start: {_reason(error)}") from error
             self._replace(worker)
@@ -388,9 +405,9 @@ class _Driver:
         if isinstance(error, ActorUnavailableError):
             # Ray does not know yet whether the worker or its machine is dead. The result of this call will show it.
             worker.starting = worker.actor.place.remote()
-        elif (isinstance(error, RayActorError) and error.preempted) or worker.machine not in _machines():
+        elif _is_preempted(error) or worker.machine not in _machines():
             logger.warning("a machine is gone: its shards are tried again", extra={"worker": worker.name})
-            self._summary.preemptions += 1
+            self._summary.preemptions += worker.finishing is None
             self._replace(worker)
         else:
             # Any of these shards may be the cause: while one is inferred, others are decoded or committed.
@@ -398,7 +415,10 @@ class _Driver:
             self._replace(worker, suspects, _reason(error))
 
     def _replace(self, worker: _WorkerHandle, suspects: Sequence[Lease] = (), reason: str = "") -> None:
-        """Replaces a worker by a new one. Records a failure for each suspect, and requeues the other shards."""
+        """Replaces a worker by a new one, unless that was started before.
+
+        Records a failure for each suspect, and requeues the other shards.
+        """
         for lease in suspects:
             self._record_failure(lease, reason)
         if suspects:
@@ -407,7 +427,9 @@ class _Driver:
                 raise RunFailedError(f"the workers fail before they end an image: {reason}")
         self._requeue_leases(worker)
         self._end(worker)
-        self._workers[self._workers.index(worker)] = self._new_worker()
+        self._workers.remove(worker)
+        if worker.finishing is None:
+            self._workers.append(self._new_worker())
 
     def _record_failure(self, lease: Lease, reason: str) -> None:
         self._summary.retries += 1
@@ -434,11 +456,30 @@ class _Driver:
                 extra = worker.leases[suspect].log_fields if suspect else {}
                 logger.warning("%s: no progress for %.0f s", what, now - worker.last_progress, extra=extra)
 
+    def _leave_draining_machines(self) -> None:
+        """Replaces workers on draining machines. They end once their shards in progress are finished.
+
+        A shard that still waits for the device is requeued then.
+        """
+        now = time.monotonic()
+        if now - self._looked_for_draining >= DRAINING_SECONDS:
+            self._looked_for_draining = now
+            self._draining = _draining()
+        for worker in [worker for worker in self._workers if worker.machine in self._draining]:
+            if worker.finishing is None:
+                worker.finishing = {lease for lease in worker.leases.values() if lease.has_begun}
+                self._workers.append(self._new_worker())  # Ray keeps it pending until another machine has room
+                self._summary.preemptions += 1
+                logger.warning("a machine will be removed: it gets no more shards", extra={"worker": worker.name})
+            if worker.finishing.isdisjoint(worker.leases.values()):
+                self._replace(worker)
+
     def _use_new_machines(self) -> None:
         now = time.monotonic()
         if now - self._placed < PLACEMENT_SECONDS:
             return
         self._placed = now
+        self._end_surplus_workers()
         with suppress(DeviceError, RunFailedError):  # no machine is available: the workers wait
             # Keeps the device of the start of the run, also for "auto": a run that began on GPUs waits for GPUs.
             self._placement = place(list(_machines().values()), "cuda" if self._placement.gpus else "cpu")
@@ -448,6 +489,22 @@ class _Driver:
                     self._replace(worker)
             room = min(self._placement.workers, self._schedule.unfinished)
             self._workers += [self._new_worker() for _ in range(room - len(self._workers))]
+
+    def _end_surplus_workers(self) -> None:
+        """Ends workers without shards if more workers than unfinished shards exist, so that machines can be removed.
+
+        Workers that wait for a machine come first: the autoscaler would start one for them.
+        """
+        surplus = max(0, len(self._workers) - self._schedule.unfinished)
+        without_shards = [worker for worker in self._workers if not (worker.leases or worker.unconfirmed)]
+        for worker in sorted(without_shards, key=lambda worker: bool(worker.machine))[:surplus]:
+            self._end(worker)
+            self._workers.remove(worker)
+
+
+def _is_preempted(error: RayError) -> bool:
+    """Whether a worker died because its machine was removed after a notice."""
+    return isinstance(error, RayActorError) and error.preempted
 
 
 def _reason(error: RayError) -> str:

@@ -47,7 +47,7 @@ class Summary:
     worker_seconds: float = 0.0  # the sum over all workers of the time from their start to their end
     gpu_seconds: float = 0.0  # the same, for GPUs that workers held; idle GPUs count
     retries: int = 0  # attempts at a shard that failed; the shard was tried again unless it failed too often
-    preemptions: int = 0  # workers lost with their machine
+    preemptions: int = 0  # workers lost with their machine, or ended because it was draining
     versions: dict[str, str] = field(default_factory=_versions)
 
     def add_image(self, progress: Progress) -> None:

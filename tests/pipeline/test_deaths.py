@@ -20,8 +20,8 @@ from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.summary import read_summaries
 from maskmill.pipeline.table import read_parquet
 from testing.ray_cluster import this_machine
-from tests.fakes import HOG, HOG_BYTES, LOSE_DEVICE, WAIT, FakeEngine, picture, poison_decoder
-from tests.machines import machines, start_driver
+from tests.fakes import HOG, HOG_BYTES, KILL_ONCE, LOSE_DEVICE, WAIT, FakeEngine, picture, poison_decoder
+from tests.machines import SHARD, machines, start_driver
 from tests.runs import begin
 from tests.soak import soak
 
@@ -59,15 +59,58 @@ def test_machines_that_come_are_used_and_machines_that_go_blame_nobody(tmp_path:
         cluster.add()
         wait_until(lambda: len(workers_that_worked(tmp_path)) == 2)
         if notice:
-            cluster.give_notice(0)
+            cluster.give_notice(0, seconds=1)
         cluster.kill_machine(0)
-        wait_until(lambda: "a machine is gone" in log.read_text())
+        wait_until(lambda: "a machine is gone" in log.read_text() or "a machine will be removed" in log.read_text())
         (tmp_path / "released").touch()
         assert driver.wait(120) == 0, log.read_text()
     assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 80}
     (summary,) = read_summaries(open_storage(str(tmp_path / "out")))
     assert (summary["preemptions"], summary["retries"], summary["images"]["ok"]) == (1, 0, 80)
     assert summary["gpu_seconds"] == summary["worker_seconds"] > 0
+
+
+def test_draining_machine_finishes_its_shard_gets_no_other_and_is_free_to_go(tmp_path: Path):
+    (tmp_path / "photographs").mkdir()
+    for number in range(80):
+        command = WAIT if number == 4 else (0, 0, 0)  # of the first shard
+        (tmp_path / "photographs" / f"{number:03d}.png").write_bytes(picture(number, command))
+    log = tmp_path / "driver.log"
+    with machines(1) as cluster:
+        driver = start_driver(cluster.address, tmp_path / "photographs", str(tmp_path / "out"), 0.1, log)
+        wait_until(lambda: len(workers_that_worked(tmp_path)) == 1)
+        (draining,) = workers_that_worked(tmp_path)
+        cluster.give_notice(0, seconds=3600)
+        wait_until(lambda: "a machine will be removed" in log.read_text())
+        cluster.add()
+        wait_until(lambda: len(workers_that_worked(tmp_path)) == 2)
+        (tmp_path / "released").touch()
+        assert driver.wait(120) == 0, log.read_text()
+        wait_until(lambda: not cluster.is_alive(0))
+    assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 80}
+    (summary,) = read_summaries(open_storage(str(tmp_path / "out")))
+    assert (summary["preemptions"], summary["retries"], summary["images"]["ok"]) == (1, 0, 80)
+    assert SHARD <= workers_that_worked(tmp_path)[draining] < 2 * SHARD, "no other shard was finished there"
+
+
+def test_machine_without_shards_is_free_to_go_before_the_run_ends_and_all_are_after_it(tmp_path: Path):
+    (tmp_path / "photographs").mkdir()
+    for number in range(12):
+        # After a failed attempt no second worker gets a copy of the first shard.
+        command = {0: KILL_ONCE, 1: WAIT}.get(number, (0, 0, 0))
+        (tmp_path / "photographs" / f"{number:03d}.png").write_bytes(picture(number, command))
+    log = tmp_path / "driver.log"
+    with machines(2) as cluster:
+        driver = start_driver(cluster.address, tmp_path / "photographs", str(tmp_path / "out"), 0.01, log)
+        wait_until(lambda: "attempt 1 failed" in log.read_text())
+        removed: list[int] = []
+        wait_until(lambda: bool(removed.extend(filter(cluster.remove_if_idle, range(2))) or removed))
+        assert driver.poll() is None, "the other machine works on"
+        (tmp_path / "released").touch()
+        assert driver.wait(120) == 0, log.read_text()
+        (other,) = {0, 1} - {*removed}
+        assert cluster.remove_if_idle(other)
+    assert Counter(row["status"] for row in image_rows(tmp_path)) == {"ok": 12}
 
 
 @dataclass(frozen=True)
