@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maskmill.jobs.log import LogFormat, LogFormatOption, log
-from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, MovedTo, check_device, run_job
+from maskmill.jobs.run import (
+    IMAGE_TIMEOUT,
+    Address,
+    Device,
+    GpusPerWorker,
+    ImageTimeout,
+    Labels,
+    MovedTo,
+    check_device,
+    run_job,
+)
 
 if TYPE_CHECKING:
     from maskmill.pipeline.config import DecodingConfig, RunConfig
@@ -130,6 +140,8 @@ def generate(
         ),
     ] = None,
     address: Address = None,
+    gpus_per_worker: GpusPerWorker = 1,
+    labels: Labels = None,
     image_timeout: ImageTimeout = IMAGE_TIMEOUT,
     moved_to: MovedTo = None,
     log_format: LogFormatOption = LogFormat.text,
@@ -173,6 +185,8 @@ def generate(
         device=device,
         images_per_shard=images_per_shard,
         address=address,
+        gpus_per_worker=gpus_per_worker,
+        labels=labels or (),
         image_timeout=image_timeout,
         moved_to=moved_to,
     )
@@ -193,6 +207,8 @@ def generate_masks(
     device: str = "auto",
     images_per_shard: int | None = None,
     address: str | None = None,
+    gpus_per_worker: float = 1,
+    labels: Sequence[str] = (),
     image_timeout: float = IMAGE_TIMEOUT,
     moved_to: str | None = None,
 ) -> None:
@@ -207,6 +223,7 @@ def generate_masks(
     from maskmill.pipeline.errors import ConfigError
     from maskmill.pipeline.job import Job
     from maskmill.pipeline.ledger import Identity, open_run
+    from maskmill.pipeline.placement import parse_labels
     from maskmill.pipeline.plan import PLAN_KEY
     from maskmill.pipeline.sources import NameFilter, open_planned, open_source, source_uri
     from maskmill.pipeline.storage import open_storage
@@ -220,6 +237,7 @@ def generate_masks(
     if decoding is not None:
         config = replace(config, decoding=decoding)
     check_device(device)
+    selectors = [parse_labels(text) for text in labels]
     # Checked before any worker starts, so that a wrong checkpoint fails at once.
     weights_sha256 = load_model(model, checkpoint).sha256
     storage = open_storage(out, make=True)
@@ -227,10 +245,10 @@ def generate_masks(
     ledger, plan = open_run(storage, identity, new_source, images_per_shard)
     plan = plan.at(moved_to)
     checkpoint = checkpoint and checkpoint.absolute()
-    engine = GeneratorFactory(config, checkpoint, weights_sha256, device)
+    engine = GeneratorFactory(config, checkpoint, weights_sha256, device, gpus_per_worker)
     left = plan.without(ledger.committed())
     job = Job(open_planned(plan.source), ledger, engine, config.decoding)
-    run_job(job, left, device, address, image_timeout)
+    run_job(job, left, device, address, image_timeout, gpus_per_worker, selectors)
 
 
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:

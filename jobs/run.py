@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,7 @@ from maskmill.jobs.log import log
 if TYPE_CHECKING:
     from maskmill.pipeline.job import Job
     from maskmill.pipeline.ledger import Ledger
+    from maskmill.pipeline.placement import LabelSelector
     from maskmill.pipeline.plan import Plan
     from maskmill.pipeline.records import Shard
 
@@ -36,6 +38,19 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Address = Annotated[
     str | None,
     typer.Option(help="Address of a Ray cluster (host:port or auto). Default: this machine.", show_default=False),
+]
+GpusPerWorker = Annotated[
+    float,
+    typer.Option(min=0.01, max=1, help="GPUs of a worker: 0.5 places two workers on each GPU. Each loads the model."),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE,...",
+        help="Only machines with these Ray labels, such as ray.io/accelerator-type=in(L4,A10G). Repeat it for a second "
+        "choice if no machine of the first has room; an empty one matches every machine.",
+        show_default=False,
+    ),
 ]
 ImageTimeout = Annotated[
     float,
@@ -60,6 +75,8 @@ def run_job(
     device: str = "auto",
     address: str | None = None,
     image_timeout: float = IMAGE_TIMEOUT,
+    gpus_per_worker: float = 1,
+    labels: Sequence[LabelSelector] = (),
 ) -> None:
     """Processes shards, with a progress bar on stderr and a summary of the whole run on stdout.
 
@@ -69,7 +86,8 @@ def run_job(
 
     started = time.monotonic()
     try:
-        ended = _run_with_progress_bar(job, shards, device, address, image_timeout) if len(shards) else 0
+        options = (device, address, image_timeout, gpus_per_worker, labels)
+        ended = _run_with_progress_bar(job, shards, *options) if len(shards) else 0
     except RunStoppedError as stopped:
         log.write("info", str(stopped))
         raise typer.Exit(128 + stopped.signal_number) from None
@@ -79,7 +97,13 @@ def run_job(
 
 
 def _run_with_progress_bar(
-    job: Job, shards: Plan | list[Shard], device: str, address: str | None, image_timeout: float
+    job: Job,
+    shards: Plan | list[Shard],
+    device: str,
+    address: str | None,
+    image_timeout: float,
+    gpus_per_worker: float,
+    labels: Sequence[LabelSelector],
 ) -> int:
     """Returns the number of processed images. The bar counts images if their number is known, otherwise shards."""
     from maskmill.jobs.progress import ProgressBar
@@ -104,7 +128,7 @@ def _run_with_progress_bar(
         def on_commit(_: object) -> None:
             bar.update(advance=0 if unit == "images" else 1)
 
-        cluster.run(job, shards, on_progress, on_commit, device, address, image_timeout)
+        cluster.run(job, shards, on_progress, on_commit, device, address, image_timeout, gpus_per_worker, labels)
     return ended
 
 

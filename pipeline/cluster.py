@@ -29,7 +29,7 @@ from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError, exception_line, failure_reason
 from maskmill.pipeline.job import Job, process_name
 from maskmill.pipeline.local_ray import local_environment
-from maskmill.pipeline.placement import Machine, Placement, place
+from maskmill.pipeline.placement import LabelSelector, Machine, Placement, has_labels, place
 from maskmill.pipeline.plan import Plan
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Overtaken, Progress
 from maskmill.pipeline.records import Shard
@@ -66,8 +66,12 @@ def run(
     device: str = "auto",
     address: str | None = None,
     image_timeout: float = 1800.0,
+    gpus_per_worker: float = 1,
+    labels: Sequence[LabelSelector] = (),
 ) -> None:
     """Commits a part for every shard. Without an address, starts a local Ray cluster and stops it at the end.
+
+    With `labels`, only machines that match one of the selectors get workers, those that match an earlier one first.
 
     If a worker dies, raises or reports no progress for `image_timeout` seconds, its shards are tried again, one image
     at a time. An image that ends two such isolated attempts is quarantined. The loss of a machine does not count as a
@@ -95,22 +99,34 @@ def run(
             summary.add_image(progress)
             on_progress(progress)
 
-        placement = place(list(_machines().values()), device)
+        machines = list(_machines(labels).values())
+        if labels and not machines:
+            raise RunFailedError(f"no machine of this cluster has the labels of --labels; there are {_all_labels()}")
+        placement = place(machines, device, gpus_per_worker)
         ledger = job.ledger
         walk = Walk(shards, ledger.committed, from_start=ledger.is_new) if isinstance(shards, Plan) else shards
-        driver = _Driver(job, placement, Schedule(walk, count, on_commit), image_timeout, summary)
+        driver = _Driver(job, placement, Schedule(walk, count, on_commit), image_timeout, summary, labels)
         try:
             driver.run(signals)
         finally:
             driver.close()
 
 
-def _machines() -> dict[str, Machine]:
-    """The machines that can have workers, by Ray node id: alive and not draining."""
+def _machines(labels: Sequence[LabelSelector] = ()) -> dict[str, Machine]:
+    """The machines that can have workers, by Ray node id: alive, not draining, and matching one of `labels` if any."""
     draining = _draining()
     return {
-        node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining
+        node["NodeID"]: node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
+        if not labels or any(has_labels(node["Labels"], selector) for selector in labels)
     }
+
+
+def _all_labels() -> str:
+    """The labels of all machines, for messages. Without the label for the id of a node, which Ray sets."""
+    found = {f"{key}={value}" for node in ray.nodes() for key, value in node["Labels"].items()}
+    return ", ".join(sorted(label for label in found if not label.startswith("ray.io/node-id="))) or "none"
 
 
 def _draining() -> set[str]:
@@ -248,13 +264,20 @@ class _Driver:
     """Starts the workers of a run, assigns shards to them and handles their results and failures."""
 
     def __init__(
-        self, job: Job, placement: Placement, schedule: Schedule, image_timeout: float, summary: Summary
+        self,
+        job: Job,
+        placement: Placement,
+        schedule: Schedule,
+        image_timeout: float,
+        summary: Summary,
+        labels: Sequence[LabelSelector] = (),
     ) -> None:
         self._job = job
         self._placement = placement
         self._schedule = schedule
         self._image_timeout = image_timeout
         self._summary = summary
+        self._labels = labels
         self._placed = time.monotonic()
         self._draining: set[str] = set()
         self._looked_for_draining = -math.inf
@@ -305,7 +328,10 @@ class _Driver:
 
     def _new_worker(self) -> _WorkerHandle:
         actor_class: Any = ray.remote(_Worker)
+        first, *others = self._labels or [{}]
+        by_label = {"label_selector": first, "fallback_strategy": [{"label_selector": other} for other in others]}
         actor = actor_class.options(
+            **(by_label if self._labels else {}),
             num_cpus=self._placement.cpus,
             num_gpus=self._placement.gpus,
             max_restarts=0,  # the driver replaces dead workers itself, to know when and on which machine they start
@@ -450,7 +476,7 @@ class _Driver:
                 self._replace(worker, [worker.leases.pop(suspect)], f"no progress for {self._image_timeout:.0f} s")
             elif (suspect or worker.starting) and now - worker.last_report > self._image_timeout / WARNINGS_PER_TIMEOUT:
                 worker.last_report = now
-                request = f"{worker.placement.cpus} CPUs and {worker.placement.gpus} GPUs"
+                request = f"{worker.placement.cpus} CPUs and {worker.placement.gpus:g} GPUs"
                 starting = f"a worker is starting: does any machine have {request} free?"
                 what = worker.leases[suspect].description if suspect else starting
                 extra = worker.leases[suspect].log_fields if suspect else {}
@@ -482,7 +508,11 @@ class _Driver:
         self._end_surplus_workers()
         with suppress(DeviceError, RunFailedError):  # no machine is available: the workers wait
             # Keeps the device of the start of the run, also for "auto": a run that began on GPUs waits for GPUs.
-            self._placement = place(list(_machines().values()), "cuda" if self._placement.gpus else "cpu")
+            self._placement = place(
+                list(_machines(self._labels).values()),
+                "cuda" if self._placement.gpus else "cpu",
+                self._placement.gpus,
+            )
             for worker in list(self._workers):
                 # This worker waits for more CPUs per worker than a new machine has.
                 if not worker.machine and worker.placement.cpus > self._placement.cpus:

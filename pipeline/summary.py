@@ -57,7 +57,7 @@ class Summary:
         self.masks += progress.n_masks
         self.image_seconds += progress.milliseconds / 1000
 
-    def add_worker(self, seconds: float, gpus: int) -> None:
+    def add_worker(self, seconds: float, gpus: float) -> None:
         """Counts a worker that has ended."""
         self.worker_seconds += seconds
         self.gpu_seconds += seconds * gpus

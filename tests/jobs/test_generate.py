@@ -94,6 +94,7 @@ def test_small_sources_are_spread_over_shards(tmp_path: Path, images: int, size:
         (["--checkpoint", "/no/such/file"], "/no/such/file"),
         (["--bands", "0,1,2"], "'0,1,2' are no bands"),
         (["--value-range", "9,3"], "the value range 9,3 is empty"),
+        (["--labels", "spot"], "--labels 'spot': write KEY=VALUE"),
     ],
 )
 def test_nothing_is_written_when_a_flag_is_wrong(

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-import ray
-import torch
 
 from maskmill.pipeline import cluster
 from maskmill.pipeline.storage import LocalStorage, open_storage
@@ -24,15 +19,9 @@ from tests.fakes import HOG, HOG_BYTES, KILL_ONCE, LOSE_DEVICE, WAIT, FakeEngine
 from tests.machines import SHARD, machines, start_driver
 from tests.runs import begin
 from tests.soak import soak
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.05)
 
 
 def workers_that_worked(folder: Path) -> Counter[str]:
@@ -111,40 +100,6 @@ def test_machine_without_shards_is_free_to_go_before_the_run_ends_and_all_are_af
         (other,) = {0, 1} - {*removed}
         assert cluster.remove_if_idle(other)
     assert Counter(row["status"] for row in image_rows(tmp_path)) == {"ok": 12}
-
-
-@dataclass(frozen=True)
-class CountingEngine(FakeEngine):
-    """Writes down the process, the threads that torch has in it, and the CPUs that Ray reserved for it."""
-
-    def __call__(self) -> CountingEngine:
-        cpus = ray.get_runtime_context().get_assigned_resources()["CPU"]
-        with (self.folder / "threads").open("a") as stream:
-            stream.write(f"{torch.get_num_threads()} threads, {cpus:g} CPUs\n")
-        return self
-
-
-def test_worker_has_as_many_threads_as_cpus_reserved_and_no_more_than_its_share_of_its_machine(tmp_path: Path):
-    """The CPUs of machines without a GPU do not count; Ray places a worker on each GPU."""
-    (tmp_path / "photographs").mkdir()
-    for number in range(6):
-        (tmp_path / "photographs" / f"{number}.png").write_bytes(picture(number, WAIT))
-    engine = CountingEngine(tmp_path, seconds=0.01)
-    job, plan = begin(tmp_path / "photographs", tmp_path / "out", images_per_shard=1, engine=engine)
-    with machines(0) as cluster_of_three:
-        cluster_of_three.add(num_cpus=4, num_gpus=2)
-        cluster_of_three.add(num_cpus=6, num_gpus=1)
-        cluster_of_three.add(num_cpus=64, num_gpus=0)
-
-        def release() -> None:
-            wait_until(lambda: len(workers_that_worked(tmp_path)) == 3)
-            (tmp_path / "released").touch()
-
-        with ThreadPoolExecutor(1) as threads:
-            released = threads.submit(release)
-            cluster.run(job, plan, lambda _: None, address=cluster_of_three.address, device="cuda")
-            released.result()
-    assert (tmp_path / "threads").read_text().splitlines() == ["2 threads, 2 CPUs"] * 3
 
 
 @dataclass(frozen=True)
