@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,6 +104,15 @@ def generate(
             "the masks that are kept are computed in float32."
         ),
     ] = "exact",
+    audit: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Process this share of the images again in exact precision, to check --precision fast. 0.001: one in "
+            "a thousand, and at least one image of each of the first ten shards. The rows of the run do not change.",
+        ),
+    ] = 0,
     bands: Annotated[
         str | None,
         typer.Option(
@@ -181,6 +191,7 @@ def generate(
         preset=preset,
         overrides={name: value for name, value in overrides.items() if value is not None},
         precision=precision,
+        audit=audit,
         decoding=decoding_config(bands, value_range, max_image_pixels),
         device=device,
         images_per_shard=images_per_shard,
@@ -203,6 +214,7 @@ def generate_masks(
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     precision: str = "exact",
+    audit: float = 0,
     decoding: DecodingConfig | None = None,
     device: str = "auto",
     images_per_shard: int | None = None,
@@ -219,6 +231,7 @@ def generate_masks(
     """
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import load_model
+    from maskmill.pipeline.audit import FIRST_SHARDS, Audit
     from maskmill.pipeline.engine import GeneratorFactory
     from maskmill.pipeline.errors import ConfigError
     from maskmill.pipeline.job import Job
@@ -247,7 +260,13 @@ def generate_masks(
     checkpoint = checkpoint and checkpoint.absolute()
     engine = GeneratorFactory(config, checkpoint, weights_sha256, device, gpus_per_worker)
     left = plan.without(ledger.committed())
-    job = Job(open_planned(plan.source), ledger, engine, config.decoding)
+    audited = None
+    if audit and config.precision == "exact":
+        log.write("info", "there is nothing to audit: the run has exact precision")
+    elif audit:
+        exact = replace(engine, config=replace(config, precision="exact"))
+        audited = Audit(audit, frozenset(shard.index for shard in islice(left, FIRST_SHARDS)), exact)
+    job = Job(open_planned(plan.source), ledger, engine, config.decoding, audit=audited)
     run_job(job, left, device, address, image_timeout, gpus_per_worker, selectors)
 
 

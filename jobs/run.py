@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from maskmill.pipeline.placement import LabelSelector
     from maskmill.pipeline.plan import Plan
     from maskmill.pipeline.records import Shard
+    from maskmill.pipeline.summary import Summary
 
 IMAGE_TIMEOUT = 1800.0
 
@@ -87,13 +88,15 @@ def run_job(
     started = time.monotonic()
     try:
         options = (device, address, image_timeout, gpus_per_worker, labels)
-        ended = _run_with_progress_bar(job, shards, *options) if len(shards) else 0
+        summary = _run_with_progress_bar(job, shards, *options) if len(shards) else None
     except RunStoppedError as stopped:
         log.write("info", str(stopped))
         raise typer.Exit(128 + stopped.signal_number) from None
     except StorageError as error:
         raise RunFailedError(f"{error}. Finished work is kept: run the same command again to resume") from error
-    _print_summary(job.ledger, ended, time.monotonic() - started)
+    _print_summary(job.ledger, sum(summary.images.values()) if summary else 0, time.monotonic() - started)
+    if job.audit:
+        _print_audit(summary)
 
 
 def _run_with_progress_bar(
@@ -104,8 +107,8 @@ def _run_with_progress_bar(
     image_timeout: float,
     gpus_per_worker: float,
     labels: Sequence[LabelSelector],
-) -> int:
-    """Returns the number of processed images. The bar counts images if their number is known, otherwise shards."""
+) -> Summary:
+    """Returns what the driver did. The bar counts images if their number is known, otherwise shards."""
     from maskmill.jobs.progress import ProgressBar
     from maskmill.pipeline import cluster
     from maskmill.pipeline.progress import Progress as ImageProgress
@@ -128,8 +131,7 @@ def _run_with_progress_bar(
         def on_commit(_: object) -> None:
             bar.update(advance=0 if unit == "images" else 1)
 
-        cluster.run(job, shards, on_progress, on_commit, device, address, image_timeout, gpus_per_worker, labels)
-    return ended
+        return cluster.run(job, shards, on_progress, on_commit, device, address, image_timeout, gpus_per_worker, labels)
 
 
 def _count_images(shards: Plan | list[Shard]) -> int | None:
@@ -166,6 +168,29 @@ def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
     elif "\\" in out:
         typer.echo(
             "note      run queries in the output folder, because DuckDB reads the backslash in its path as a slash"
+        )
+
+
+def _print_audit(summary: Summary | None) -> None:
+    """Prints the agreement of the run with exact precision, and a warning if it is less than documented."""
+    from maskmill.pipeline.audit import MATCH_IOU, MIN_MATCHED, MIN_SAME_COUNT
+
+    if summary is None or summary.audit is None:
+        typer.echo("audit     no image of this command was audited")
+        return
+    audit = summary.audit
+    matched = audit.shares["matched"]
+    matched = 1.0 if matched is None else matched  # no masks in either
+    same_count = audit.same_count / audit.images
+    typer.echo(
+        f"audit     {audit.images} images again in exact precision: {100 * matched:.2f} % of the masks matched at IoU "
+        f"{MATCH_IOU:g}, {100 * same_count:.2f} % of the images with the same count"
+    )
+    if matched < MIN_MATCHED or same_count < MIN_SAME_COUNT:
+        log.write(
+            "warning",
+            f"the audit found less agreement than fast precision should have ({100 * MIN_MATCHED:g} % of the masks, "
+            f"{100 * MIN_SAME_COUNT:g} % of the images): use --precision exact on these machines",
         )
 
 

@@ -25,6 +25,7 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 from ray.util import metrics
 
 from maskmill.model.errors import CheckpointError, DeviceError
+from maskmill.pipeline.audit import Auditor
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError, exception_line, failure_reason
 from maskmill.pipeline.job import Job, process_name
@@ -68,8 +69,10 @@ def run(
     image_timeout: float = 1800.0,
     gpus_per_worker: float = 1,
     labels: Sequence[LabelSelector] = (),
-) -> None:
-    """Commits a part for every shard. Without an address, starts a local Ray cluster and stops it at the end.
+) -> Summary:
+    """Commits a part for every shard. Returns what this driver did.
+
+    Without an address, starts a local Ray cluster and stops it at the end.
 
     With `labels`, only machines that match one of the selectors get workers, those that match an earlier one first.
 
@@ -80,7 +83,7 @@ def run(
 
     After SIGINT or SIGTERM no more shards are assigned. Shards in progress have DRAIN_SECONDS to finish, then
     RunStoppedError is raised. A second signal stops at once. Committed shards stay committed: another run continues
-    from there. What this driver did is written to the output at its end (see summary.py).
+    from there. The summary of this driver is written to the output at its end (see summary.py).
 
     Raises:
         RunFailedError: after all other shards are done, if shards failed; at once, if the cluster cannot be reached or
@@ -110,6 +113,7 @@ def run(
             driver.run(signals)
         finally:
             driver.close()
+    return summary
 
 
 def _machines(labels: Sequence[LabelSelector] = ()) -> dict[str, Machine]:
@@ -204,6 +208,7 @@ class _Worker:
         self._ahead = min(max(2, threads), MAX_AHEAD)
         self._device_lock = DeviceLock()
         self._engine: Engine | None = None
+        self._auditor = job.audit and Auditor(job.audit)
         self._images = metrics.Counter("maskmill_images", "Finished images, by status.", tag_keys=("status",))
         self._masks = metrics.Counter("maskmill_masks", "Masks found.")
 
@@ -225,7 +230,8 @@ class _Worker:
         assert self._engine is not None, "started"
         unsent: list[Progress | Overtaken] = []
         last = -math.inf
-        for record in process_shard(self._job, self._engine, shard, attempt, self._device_lock, self._ahead):
+        arguments = (self._device_lock, self._ahead, self._auditor)
+        for record in process_shard(self._job, self._engine, shard, attempt, *arguments):
             if isinstance(record, Progress) and record.status is not None:
                 self._images.inc(tags={"status": record.status})
                 if record.n_masks > 0:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+from maskmill.filters.agreement import Agreement
+from maskmill.pipeline.audit import Auditor
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import StorageError, failure_reason
 from maskmill.pipeline.job import Job
@@ -61,8 +63,9 @@ def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_com
     The device is idle while a shard is committed. With a Walk, several processes share a plan.
     """
     engine = job.make_engine()
+    auditor = job.audit and Auditor(job.audit)
     for shard in shards:
-        for record in process_shard(job, engine, shard):
+        for record in process_shard(job, engine, shard, auditor=auditor):
             if isinstance(record, Overtaken):
                 if isinstance(shards, Walk):
                     shards.jump()
@@ -78,6 +81,7 @@ def process_shard(
     attempt: Attempt = Attempt(),
     device_lock: DeviceLock | None = None,
     ahead: int = AHEAD,
+    auditor: Auditor | None = None,
 ) -> Iterator[Progress | Overtaken]:
     """Commits the part of a shard. Yields the progress of each image, in the order of the source.
 
@@ -85,9 +89,9 @@ def process_shard(
     holds it, the next shard fetches and prepares up to `ahead` images, and the previous shard is encoded and committed.
 
     An image that cannot be fetched, decoded or inferred becomes a failed row. If another worker commits the shard
-    first, that is not an error: the last record is Overtaken. Raises StorageError if the source or the output cannot
-    be reached, and EngineFailedError if another shard with the same `device_lock` raised. Any exception after which the
-    device no longer computes is raised too.
+    first, that is not an error: the last record is Overtaken. The `auditor` compares some images with exact precision.
+    Raises StorageError if the source or the output cannot be reached, and EngineFailedError if another shard with the
+    same `device_lock` raised. Any exception after which the device no longer computes is raised too.
     """
     overtaken = job.ledger.is_committed(shard)
     if not overtaken:
@@ -100,7 +104,7 @@ def process_shard(
             # Another driver may have committed it while it waited for the device.
             overtaken = job.ledger.is_committed(shard)
             began = job.wall_clock()
-            results = [] if overtaken else (yield from _infer_all(engine, shard, images, attempt))
+            results = [] if overtaken else (yield from _infer_all(engine, shard, images, attempt, auditor))
         if not overtaken:
             missing = shard.missing([result.image_id for result in results])
             results += (_missing_result(shard, image_id, attempt) for image_id in missing)
@@ -114,19 +118,21 @@ def process_shard(
 
 
 def _infer_all(
-    engine: Engine, shard: Shard, images: Iterator[FetchedImage], attempt: Attempt
+    engine: Engine, shard: Shard, images: Iterator[FetchedImage], attempt: Attempt, auditor: Auditor | None
 ) -> Generator[Progress, None, list[ImageResult]]:
     """Infers the images that the source returned. Yields progress, returns their results in order."""
     results: list[ImageResult] = []
     pending: deque[Future[ImageResult]] = deque()
     at_once = 1 if attempt.isolated else engine.at_once
+    auditor = None if attempt.isolated else auditor  # an image is not blamed for its audit
+    audited = 0
 
     def finish_one() -> Progress:
         results.append(result := pending.popleft().result())
         n_masks = len(result.outcome) if isinstance(result.outcome, ImageMasks) else 0
         step = result.outcome.step if isinstance(result.outcome, Failure) else STEPS[-1]
         total = sum(result.milliseconds.values())
-        return Progress(shard.index, result.image_id, step, result.status, n_masks, total)
+        return Progress(shard.index, result.image_id, step, result.status, n_masks, total, result.audit)
 
     with ThreadPoolExecutor(at_once) as pool:
         # torch keeps a pool of threads for each calling thread, so a single image is inferred in this thread.
@@ -138,7 +144,11 @@ def _infer_all(
             else:
                 image = decode()
                 yield Progress(shard.index, record.image_id, "encode")
-                pending.append(submit(_infer, engine, image, attempt))
+                chosen = None
+                if auditor and not isinstance(image.prepared, Failure):
+                    chosen = auditor if auditor.audit.chooses(shard, record.image_id, audited) else None
+                    audited += chosen is not None
+                pending.append(submit(_infer, engine, image, attempt, chosen))
             if len(pending) == at_once:
                 yield finish_one()
         while pending:
@@ -169,8 +179,9 @@ def _quarantined_result(record: ImageRecord, failure: Failure, attempt: Attempt)
     return ImageResult(record.image_id, record.source_uri, sha256, failure, {}, "quarantined", attempt.number)
 
 
-def _infer(engine: Engine, image: PreparedImage, attempt: Attempt) -> ImageResult:
+def _infer(engine: Engine, image: PreparedImage, attempt: Attempt, auditor: Auditor | None) -> ImageResult:
     outcome: ImageMasks | Failure
+    audit: Agreement | Failure | None = None
     if isinstance(image.prepared, Failure):
         outcome = image.prepared
     else:
@@ -181,6 +192,13 @@ def _infer(engine: Engine, image: PreparedImage, attempt: Attempt) -> ImageResul
             if not engine.device_answers():
                 raise
             outcome = Failure(image.timer.current, failure_reason(error))
+        if auditor and isinstance(outcome, ImageMasks):
+            try:
+                audit = auditor.compare(image.prepared, outcome, image.timer.clock)
+            except Exception as error:
+                if not engine.device_answers():
+                    raise
+                audit = Failure("audit", failure_reason(error))
     return ImageResult(
         image_id=image.record.image_id,
         source_uri=image.record.source_uri,
@@ -189,4 +207,5 @@ def _infer(engine: Engine, image: PreparedImage, attempt: Attempt) -> ImageResul
         milliseconds=image.timer.milliseconds,
         status="failed" if isinstance(outcome, Failure) else "ok",
         attempt=attempt.number,
+        audit=audit,
     )

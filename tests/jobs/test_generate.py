@@ -150,6 +150,26 @@ def test_generate_goes_from_images_to_tables(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("fast", "audit     3 images again in exact precision: 100.00 % of the masks matched at IoU 0.9, 100.00 % of"),
+        ("exact", "maskmill: there is nothing to audit: the run has exact precision"),
+    ],
+)
+def test_images_are_audited_when_the_run_is_fast(
+    photographs: Path, tmp_path: Path, precision: str, expected: str, capsys: pytest.CaptureFixture[str]
+):
+    command = ["generate", str(photographs), str(tmp_path / "out"), "--device", "cpu", "--audit", "0.001"]
+    options = ["--points-per-side", "2", "--pred-iou-thresh", "0", "--stability-score-thresh", "0"]
+    assert main([*command, *options, "--precision", precision]) == 0
+    printed = capsys.readouterr()
+    assert "masks     0," not in printed.out
+    (line,) = (line for line in (printed.out + printed.err).splitlines() if "audit" in line)
+    assert line.startswith(expected)
+
+
+@pytest.mark.ray
 def test_images_are_decoded_as_the_flags_say(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "tiffs").mkdir()
     (tmp_path / "tiffs" / "a.tif").write_bytes(write(noise(7, 16).astype(np.float32), photometric="minisblack"))
