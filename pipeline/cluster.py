@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,16 +35,19 @@ from maskmill.pipeline.local_ray import local_environment
 from maskmill.pipeline.placement import LabelSelector, Machine, Placement, has_labels, place
 from maskmill.pipeline.plan import Plan
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Overtaken, Progress
-from maskmill.pipeline.records import Shard
+from maskmill.pipeline.records import Failure, ImageMasks, ImageResult, Shard, StepTimer
 from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
 from maskmill.pipeline.signals import StopSignals
 from maskmill.pipeline.summary import Summary, summarised
+from maskmill.pipeline.views import ResizedImage
 from maskmill.pipeline.walk import Walk
 from maskmill.pipeline.worker import DeviceLock, EngineFailedError, process_shard
 
 SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and one reads its first images ahead
 MAX_AHEAD = 8  # upper limit, on machines with many CPUs, for the images of a shard that are decoded in advance
 DRAIN_SECONDS = 25.0  # containers are usually killed 30 seconds after SIGTERM
+METRICS_SECONDS = 1.0  # between two updates of the driver's metrics; Ray exports them every few seconds
+MAX_REASONS = 30  # different reasons of failures that a worker exports
 PROGRESS_SECONDS = 1.0  # between two reports of a worker
 PLACEMENT_SECONDS = 5.0  # between two checks for new machines
 DRAINING_SECONDS = 1.0  # between two checks for machines that will be removed; clouds give notice 30 s or more ahead
@@ -195,6 +200,67 @@ def _check_address(address: str) -> None:
             raise RunFailedError(f"no Ray cluster at {address}: {error}") from error
 
 
+class _WorkerMetrics:
+    """What a worker exports to Prometheus, through Ray: see docs/tasks/cluster.md."""
+
+    def __init__(self) -> None:
+        self._images = metrics.Counter("maskmill_images", "Finished images, by status.", ("status",))
+        self._masks = metrics.Counter("maskmill_masks", "Masks found.")
+        self._failures = metrics.Counter("maskmill_failures", "Images without masks, by reason.", ("step", "reason"))
+        self._steps = metrics.Counter("maskmill_step_seconds", "Time spent on images, by step.", ("step",))
+        self._busy = metrics.Counter("maskmill_device_busy_seconds", "Time with at least one image at the engine.")
+        self._reasons: set[str] = set()
+        self._lock = threading.Lock()
+        self._at_engine = 0  # images
+        self._counted_until = 0.0
+
+    def add(self, result: ImageResult) -> None:
+        """Counts a finished image."""
+        self._images.inc(tags={"status": result.status})
+        for step, milliseconds in result.milliseconds.items():
+            if milliseconds > 0:
+                self._steps.inc(milliseconds / 1000, {"step": step})
+        if isinstance(result.outcome, Failure):
+            # The beginning of a reason says its kind. The rest may name a file: each would be a time series.
+            reason = re.sub(r"\d+", "N", result.outcome.reason.partition(":")[0])[:60]
+            if reason not in self._reasons and len(self._reasons) == MAX_REASONS:
+                reason = "other"
+            self._reasons.add(reason)
+            self._failures.inc(tags={"step": result.outcome.step, "reason": reason})
+        elif len(result.outcome):
+            self._masks.inc(len(result.outcome))
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Counts the time of the block. Blocks that overlap, in several threads, count once."""
+        self._count_busy(+1)
+        try:
+            yield
+        finally:
+            self._count_busy(-1)
+
+    def _count_busy(self, change: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self._at_engine and now > self._counted_until:
+                self._busy.inc(now - self._counted_until)
+            self._counted_until = now
+            self._at_engine += change
+
+
+class _MeasuredEngine:
+    """An engine. Exports how long it has images."""
+
+    def __init__(self, engine: Engine, metrics: _WorkerMetrics) -> None:
+        self._engine, self._metrics = engine, metrics
+        self.at_once = engine.at_once
+        self.prepare, self.device_answers = engine.prepare, engine.device_answers
+
+    def generate(self, image: ResizedImage, timer: StepTimer) -> ImageMasks:
+        with self._metrics.busy():
+            return self._engine.generate(image, timer)
+
+
 class _Worker:
     """The actor: one engine that its shards use one after the other. Ray calls it from SHARDS_PER_WORKER threads."""
 
@@ -209,13 +275,12 @@ class _Worker:
         self._device_lock = DeviceLock()
         self._engine: Engine | None = None
         self._auditor = job.audit and Auditor(job.audit)
-        self._images = metrics.Counter("maskmill_images", "Finished images, by status.", tag_keys=("status",))
-        self._masks = metrics.Counter("maskmill_masks", "Masks found.")
+        self._metrics = _WorkerMetrics()
 
     def start(self) -> tuple[str, str]:
         """Builds the engine. Returns `place`."""
         # Not in __init__, because Ray passes exceptions of constructors to the driver as text only.
-        self._engine = self._job.make_engine()
+        self._engine = _MeasuredEngine(self._job.make_engine(), self._metrics)
         return self.place()
 
     def place(self) -> tuple[str, str]:
@@ -230,12 +295,8 @@ class _Worker:
         assert self._engine is not None, "started"
         unsent: list[Progress | Overtaken] = []
         last = -math.inf
-        arguments = (self._device_lock, self._ahead, self._auditor)
+        arguments = (self._device_lock, self._ahead, self._auditor, self._metrics.add)
         for record in process_shard(self._job, self._engine, shard, attempt, *arguments):
-            if isinstance(record, Progress) and record.status is not None:
-                self._images.inc(tags={"status": record.status})
-                if record.n_masks > 0:
-                    self._masks.inc(record.n_masks)
             unsent.append(record)
             if attempt.isolated or time.monotonic() - last >= PROGRESS_SECONDS:
                 yield unsent
@@ -285,6 +346,9 @@ class _Driver:
         self._summary = summary
         self._labels = labels
         self._placed = time.monotonic()
+        self._shards_gauge = metrics.Gauge("maskmill_shards", "Shards that are not finished, by state.", ("state",))
+        self._workers_gauge = metrics.Gauge("maskmill_workers", "Workers, by state.", ("state",))
+        self._exported_metrics = -math.inf
         self._draining: set[str] = set()
         self._looked_for_draining = -math.inf
         # Consecutive failures:
@@ -300,6 +364,7 @@ class _Driver:
             self._handle_results()
             self._handle_silent_workers()
             self._use_new_machines()
+            self._export_metrics()
             if signals.count:
                 self._drain(signals)
                 if self._schedule.unfinished:
@@ -525,6 +590,18 @@ class _Driver:
                     self._replace(worker)
             room = min(self._placement.workers, self._schedule.unfinished)
             self._workers += [self._new_worker() for _ in range(room - len(self._workers))]
+
+    def _export_metrics(self) -> None:
+        now = time.monotonic()
+        if now - self._exported_metrics < METRICS_SECONDS:
+            return
+        self._exported_metrics = now
+        at_workers = {lease.shard.index for worker in self._workers for lease in worker.leases.values()}
+        self._shards_gauge.set(len(at_workers), {"state": "at workers"})
+        self._shards_gauge.set(max(0, self._schedule.unfinished - len(at_workers)), {"state": "waiting"})
+        started = sum(worker.started is not None for worker in self._workers)
+        self._workers_gauge.set(started, {"state": "ready"})
+        self._workers_gauge.set(len(self._workers) - started, {"state": "starting"})
 
     def _end_surplus_workers(self) -> None:
         """Ends workers without shards if more workers than unfinished shards exist, so that machines can be removed.

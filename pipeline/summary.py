@@ -63,7 +63,8 @@ class Summary:
             self.audit = (self.audit or Agreement()) + progress.audit
         elif progress.audit:
             self.audits_failed += 1
-            logger.warning("%s: the audit failed: %s", progress.image_id, progress.audit.reason)
+            extra = {"image_id": progress.image_id}
+            logger.warning("%s: the audit failed: %s", progress.image_id, progress.audit.reason, extra=extra)
 
     def add_worker(self, seconds: float, gpus: float) -> None:
         """Counts a worker that has ended."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -82,6 +82,7 @@ def process_shard(
     device_lock: DeviceLock | None = None,
     ahead: int = AHEAD,
     auditor: Auditor | None = None,
+    on_result: Callable[[ImageResult], None] = lambda _: None,
 ) -> Iterator[Progress | Overtaken]:
     """Commits the part of a shard. Yields the progress of each image, in the order of the source.
 
@@ -90,6 +91,7 @@ def process_shard(
 
     An image that cannot be fetched, decoded or inferred becomes a failed row. If another worker commits the shard
     first, that is not an error: the last record is Overtaken. The `auditor` compares some images with exact precision.
+    `on_result` is called for each image.
     Raises StorageError if the source or the output cannot be reached, and EngineFailedError if another shard with the
     same `device_lock` raised. Any exception after which the device no longer computes is raised too.
     """
@@ -104,10 +106,15 @@ def process_shard(
             # Another driver may have committed it while it waited for the device.
             overtaken = job.ledger.is_committed(shard)
             began = job.wall_clock()
-            results = [] if overtaken else (yield from _infer_all(engine, shard, images, attempt, auditor))
+            results: list[ImageResult] = []
+            for progress in () if overtaken else _infer_all(engine, shard, images, attempt, auditor, results):
+                if progress.status is not None:
+                    on_result(results[-1])
+                yield progress
         if not overtaken:
-            missing = shard.missing([result.image_id for result in results])
-            results += (_missing_result(shard, image_id, attempt) for image_id in missing)
+            for image_id in shard.missing([result.image_id for result in results]):
+                results.append(_missing_result(shard, image_id, attempt))
+                on_result(results[-1])
             work = Work(job.worker_name(), began, job.wall_clock())
             part = encode_part(shard, results, job.ledger.identity, left_out, work)
             overtaken = not job.ledger.commit(shard, part)
@@ -118,10 +125,14 @@ def process_shard(
 
 
 def _infer_all(
-    engine: Engine, shard: Shard, images: Iterator[FetchedImage], attempt: Attempt, auditor: Auditor | None
-) -> Generator[Progress, None, list[ImageResult]]:
-    """Infers the images that the source returned. Yields progress, returns their results in order."""
-    results: list[ImageResult] = []
+    engine: Engine,
+    shard: Shard,
+    images: Iterator[FetchedImage],
+    attempt: Attempt,
+    auditor: Auditor | None,
+    results: list[ImageResult],
+) -> Iterator[Progress]:
+    """Infers the images that the source returned. Yields progress, and appends their results in order."""
     pending: deque[Future[ImageResult]] = deque()
     at_once = 1 if attempt.isolated else engine.at_once
     auditor = None if attempt.isolated else auditor  # an image is not blamed for its audit
@@ -153,7 +164,6 @@ def _infer_all(
                 yield finish_one()
         while pending:
             yield finish_one()
-    return results
 
 
 def _run_now(function: Callable[..., ImageResult], *arguments: object) -> Future[ImageResult]:
