@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,6 @@ import ray
 import torch
 from ray._private.state import state
 from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
-from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
 
@@ -42,6 +41,7 @@ from maskmill.pipeline.summary import Summary, summarised
 from maskmill.pipeline.views import ResizedImage
 from maskmill.pipeline.walk import Walk
 from maskmill.pipeline.worker import DeviceLock, EngineFailedError, process_shard
+from maskmill.pipeline.workers import Actor, Reference, Workers
 
 SHARDS_PER_WORKER = 3  # one is committed, one is inferred, and one reads its first images ahead
 MAX_AHEAD = 8  # upper limit, on machines with many CPUs, for the images of a shard that are decoded in advance
@@ -58,8 +58,6 @@ MAX_FAILED_ATTEMPTS = 10  # per worker, without a finished image in between
 MAX_STORAGE_ERRORS = SHARDS_PER_WORKER + 2  # without a commit in between; all shards of a worker may fail together
 # The object store holds progress records only. Ray's default is a third of the memory, which a container may not have.
 OBJECT_STORE_BYTES = 100 * 2**20
-
-Reference = Any  # ray.ObjectRef or ray.ObjectRefGenerator; ray does not export their types to type checkers
 
 logger = logging.getLogger(__name__)
 
@@ -97,23 +95,34 @@ def run(
         CheckpointError, DeviceError: a worker cannot build its engine.
         RunStoppedError: a signal stopped the run.
     """
-    with (
-        _session(address),
-        StopSignals() as signals,
-        summarised(job.ledger.storage, job.ledger.identity) as summary,
-    ):
+    with _session(address):
+        workers = _RayWorkers(job, labels)
+        if labels and not workers.machines():
+            raise RunFailedError(f"no machine of this cluster has the labels of --labels; there are {_all_labels()}")
+        drive(workers, job, shards, on_progress, on_commit, device, image_timeout, gpus_per_worker)
+
+
+def drive(
+    workers: Workers,
+    job: Job,
+    shards: Plan | list[Shard],
+    on_progress: OnProgress,
+    on_commit: OnCommit,
+    device: str,
+    image_timeout: float,
+    gpus_per_worker: float = 1,
+) -> None:
+    """`run` with these workers."""
+    with StopSignals() as signals, summarised(job.ledger.storage, job.ledger.identity) as summary:
 
         def count(progress: Progress) -> None:
             summary.add_image(progress)
             on_progress(progress)
 
-        machines = list(_machines(labels).values())
-        if labels and not machines:
-            raise RunFailedError(f"no machine of this cluster has the labels of --labels; there are {_all_labels()}")
-        placement = place(machines, device, gpus_per_worker)
+        placement = place(list(workers.machines().values()), device, gpus_per_worker)
         ledger = job.ledger
         walk = Walk(shards, ledger.committed, from_start=ledger.is_new) if isinstance(shards, Plan) else shards
-        driver = _Driver(job, placement, Schedule(walk, count, on_commit), image_timeout, summary, labels)
+        driver = _Driver(workers, placement, Schedule(walk, count, on_commit), image_timeout, summary)
         try:
             driver.run(signals)
         finally:
@@ -304,21 +313,77 @@ class _Worker:
         yield unsent
 
 
+class _RayWorkers:
+    """Workers as actors of the Ray cluster that this process is connected to."""
+
+    def __init__(self, job: Job, labels: Sequence[LabelSelector]) -> None:
+        self._job, self._labels = job, labels
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def machines(self) -> Mapping[str, Machine]:
+        return _machines(self._labels)
+
+    def draining(self) -> Set[str]:
+        return _draining()
+
+    def start(self, placement: Placement) -> tuple[Actor, Reference]:
+        actor_class: Any = ray.remote(_Worker)
+        first, *others = self._labels or [{}]
+        by_label = {"label_selector": first, "fallback_strategy": [{"label_selector": other} for other in others]}
+        actor = actor_class.options(
+            **(by_label if self._labels else {}),
+            num_cpus=placement.cpus,
+            num_gpus=placement.gpus,
+            max_restarts=0,  # the driver replaces dead workers itself, to know when and on which machine they start
+            max_task_retries=0,
+            max_concurrency=SHARDS_PER_WORKER,
+        ).remote(self._job, placement)
+        return actor, actor.start.remote()
+
+    def place(self, actor: Actor) -> Reference:
+        return actor.place.remote()
+
+    def process(self, actor: Actor, shard: Shard, attempt: Attempt) -> Reference:
+        process = actor.process.options(
+            num_returns="streaming",
+            # In an isolated attempt a worker waits until the driver has received each record.
+            _generator_backpressure_num_objects=1 if attempt.isolated else None,
+        )
+        return process.remote(shard, attempt)
+
+    def wait(self, references: Sequence[Reference], timeout: float) -> Sequence[Reference]:
+        references = list(references)
+        ray.wait(references, timeout=timeout, fetch_local=False)
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        return ready
+
+    def result(self, reference: Reference) -> tuple[str, str]:
+        return ray.get(reference)
+
+    def next_records(self, stream: Reference) -> list[Progress | Overtaken]:
+        return ray.get(next(stream))
+
+    def kill(self, actor: Actor) -> None:
+        ray.kill(actor)
+
+
 @dataclass(eq=False)
 class _WorkerHandle:
-    """An actor and its shards, in the order in which it infers them."""
+    """A worker and its shards, in the order in which it infers them."""
 
-    actor: ActorHandle
+    actor: Actor
     placement: Placement  # the resources that it requested
     starting: Reference  # pending result of `start` or `place`; None once it has arrived
+    last_progress: float  # time of the last record, or of its first shard
+    last_report: float  # time of the last record or warning
     machine: str = ""
     name: str = ""
     started: float | None = None  # time of the result of `start`
     leases: dict[Reference, Lease] = field(default_factory=dict[Reference, Lease])
     unconfirmed: list[Lease] = field(default_factory=list[Lease])  # its shards when Ray reported it unavailable
     finishing: set[Lease] | None = None  # its machine is draining: the shards in progress when the driver noticed it
-    last_progress: float = field(default_factory=time.monotonic)  # time of the last record, or of its first shard
-    last_report: float = field(default_factory=time.monotonic)  # time of the last record or warning
 
     @property
     def is_ready(self) -> bool:
@@ -331,25 +396,16 @@ class _Driver:
     """Starts the workers of a run, assigns shards to them and handles their results and failures."""
 
     def __init__(
-        self,
-        job: Job,
-        placement: Placement,
-        schedule: Schedule,
-        image_timeout: float,
-        summary: Summary,
-        labels: Sequence[LabelSelector] = (),
+        self, workers: Workers, placement: Placement, schedule: Schedule, image_timeout: float, summary: Summary
     ) -> None:
-        self._job = job
+        self._calls = workers
         self._placement = placement
         self._schedule = schedule
         self._image_timeout = image_timeout
         self._summary = summary
-        self._labels = labels
-        self._placed = time.monotonic()
-        self._shards_gauge = metrics.Gauge("maskmill_shards", "Shards that are not finished, by state.", ("state",))
-        self._workers_gauge = metrics.Gauge("maskmill_workers", "Workers, by state.", ("state",))
         self._exported_metrics = -math.inf
-        self._draining: set[str] = set()
+        self._placed = workers.now()
+        self._draining: Set[str] = frozenset()
         self._looked_for_draining = -math.inf
         # Consecutive failures:
         self._failed_starts = 0
@@ -381,35 +437,26 @@ class _Driver:
             self._end(worker)
 
     def _end(self, worker: _WorkerHandle) -> None:
-        ray.kill(worker.actor)
+        self._calls.kill(worker.actor)
         if worker.started is not None:
-            self._summary.add_worker(time.monotonic() - worker.started, worker.placement.gpus)
+            self._summary.add_worker(self._calls.now() - worker.started, worker.placement.gpus)
 
     def _drain(self, signals: StopSignals) -> None:
         """Waits up to DRAIN_SECONDS for the shards in progress, but not for shards that wait for the device."""
         logger.warning(
             "stopping: the shards in progress have %.0f s to finish; a second signal stops at once", DRAIN_SECONDS
         )
-        deadline = time.monotonic() + DRAIN_SECONDS
+        deadline = self._calls.now() + DRAIN_SECONDS
         in_progress = {stream for worker in self._workers for stream, lease in worker.leases.items() if lease.has_begun}
-        while signals.count == 1 and time.monotonic() < deadline:
+        while signals.count == 1 and self._calls.now() < deadline:
             if not any(in_progress & worker.leases.keys() for worker in self._workers):
                 break
             self._handle_results()
 
     def _new_worker(self) -> _WorkerHandle:
-        actor_class: Any = ray.remote(_Worker)
-        first, *others = self._labels or [{}]
-        by_label = {"label_selector": first, "fallback_strategy": [{"label_selector": other} for other in others]}
-        actor = actor_class.options(
-            **(by_label if self._labels else {}),
-            num_cpus=self._placement.cpus,
-            num_gpus=self._placement.gpus,
-            max_restarts=0,  # the driver replaces dead workers itself, to know when and on which machine they start
-            max_task_retries=0,
-            max_concurrency=SHARDS_PER_WORKER,
-        ).remote(self._job, self._placement)
-        return _WorkerHandle(actor, self._placement, actor.start.remote())
+        actor, starting = self._calls.start(self._placement)
+        now = self._calls.now()
+        return _WorkerHandle(actor, self._placement, starting, last_progress=now, last_report=now)
 
     def _assign_shards(self) -> None:
         # In rounds: every worker gets its first shard before any gets its second. A worker gets the next shard once the
@@ -420,21 +467,14 @@ class _Driver:
                 if not worker.is_ready or len(worker.leases) != held:
                     continue
                 if lease := self._schedule.take(idle=held == 0, worker=worker.name):
-                    process = worker.actor.process.options(
-                        num_returns="streaming",
-                        # In an isolated attempt a worker waits until the driver has received each record.
-                        _generator_backpressure_num_objects=1 if lease.attempt.isolated else None,
-                    )
-                    worker.leases[process.remote(lease.shard, lease.attempt)] = lease
+                    worker.leases[self._calls.process(worker.actor, lease.shard, lease.attempt)] = lease
                     if held == 0:
-                        worker.last_progress = worker.last_report = time.monotonic()
+                        worker.last_progress = worker.last_report = self._calls.now()
 
     def _handle_results(self) -> None:
         """Waits up to a second for results, then handles one result of each worker start or shard that has one."""
         pending = {ref: worker for worker in self._workers for ref in (worker.starting, *worker.leases) if ref}
-        ray.wait(list(pending), timeout=1.0, fetch_local=False)
-        ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0, fetch_local=False)
-        for reference in ready:
+        for reference in self._calls.wait(list(pending), timeout=1.0):
             worker = pending[reference]
             if reference == worker.starting:
                 self._handle_worker_start(worker)
@@ -443,7 +483,7 @@ class _Driver:
 
     def _handle_worker_start(self, worker: _WorkerHandle) -> None:
         try:
-            worker.machine, worker.name = ray.get(worker.starting)
+            worker.machine, worker.name = self._calls.result(worker.starting)
         except RayError as error:
             if isinstance(error, RayTaskError) and isinstance(error.cause, (CheckpointError, DeviceError)):
                 raise error.cause from None
@@ -456,14 +496,14 @@ class _Driver:
             self._replace(worker)
         else:
             worker.starting = None
-            worker.started = worker.started or time.monotonic()
+            worker.started = worker.started or self._calls.now()
             self._failed_starts = 0
             self._requeue_leases(worker)  # the worker is alive, but its results are lost
 
     def _handle_shard_result(self, worker: _WorkerHandle, stream: Reference) -> None:
         lease = worker.leases[stream]
         try:
-            records: list[Progress | Overtaken] = ray.get(next(stream))
+            records = self._calls.next_records(stream)
         except StopIteration:
             del worker.leases[stream]
             self._schedule.finish(lease)
@@ -471,7 +511,7 @@ class _Driver:
         except RayError as error:
             self._handle_shard_error(worker, stream, error)
         else:
-            worker.last_progress = worker.last_report = time.monotonic()
+            worker.last_progress = worker.last_report = self._calls.now()
             for record in records:
                 if isinstance(record, Overtaken):
                     self._schedule.record_overtaken()
@@ -501,8 +541,8 @@ class _Driver:
     def _handle_worker_death(self, worker: _WorkerHandle, error: RayError) -> None:
         if isinstance(error, ActorUnavailableError):
             # Ray does not know yet whether the worker or its machine is dead. The result of this call will show it.
-            worker.starting = worker.actor.place.remote()
-        elif _is_preempted(error) or worker.machine not in _machines():
+            worker.starting = self._calls.place(worker.actor)
+        elif _is_preempted(error) or worker.machine not in self._calls.machines():
             logger.warning("a machine is gone: its shards are tried again", extra={"worker": worker.name})
             self._summary.preemptions += worker.finishing is None
             self._replace(worker)
@@ -540,7 +580,7 @@ class _Driver:
 
     def _handle_silent_workers(self) -> None:
         """Logs a warning for workers without progress. Replaces a worker after `image_timeout` seconds."""
-        now = time.monotonic()
+        now = self._calls.now()
         for worker in list(self._workers):
             suspect = next(iter(worker.leases), None)
             if suspect and now - worker.last_progress > self._image_timeout:
@@ -558,10 +598,10 @@ class _Driver:
 
         A shard that still waits for the device is requeued then.
         """
-        now = time.monotonic()
+        now = self._calls.now()
         if now - self._looked_for_draining >= DRAINING_SECONDS:
             self._looked_for_draining = now
-            self._draining = _draining()
+            self._draining = self._calls.draining()
         for worker in [worker for worker in self._workers if worker.machine in self._draining]:
             if worker.finishing is None:
                 worker.finishing = {lease for lease in worker.leases.values() if lease.has_begun}
@@ -572,18 +612,15 @@ class _Driver:
                 self._replace(worker)
 
     def _use_new_machines(self) -> None:
-        now = time.monotonic()
+        now = self._calls.now()
         if now - self._placed < PLACEMENT_SECONDS:
             return
         self._placed = now
         self._end_surplus_workers()
         with suppress(DeviceError, RunFailedError):  # no machine is available: the workers wait
             # Keeps the device of the start of the run, also for "auto": a run that began on GPUs waits for GPUs.
-            self._placement = place(
-                list(_machines(self._labels).values()),
-                "cuda" if self._placement.gpus else "cpu",
-                self._placement.gpus,
-            )
+            machines = list(self._calls.machines().values())
+            self._placement = place(machines, "cuda" if self._placement.gpus else "cpu", self._placement.gpus)
             for worker in list(self._workers):
                 # This worker waits for more CPUs per worker than a new machine has.
                 if not worker.machine and worker.placement.cpus > self._placement.cpus:
@@ -592,16 +629,17 @@ class _Driver:
             self._workers += [self._new_worker() for _ in range(room - len(self._workers))]
 
     def _export_metrics(self) -> None:
-        now = time.monotonic()
+        now = self._calls.now()
         if now - self._exported_metrics < METRICS_SECONDS:
             return
         self._exported_metrics = now
         at_workers = {lease.shard.index for worker in self._workers for lease in worker.leases.values()}
-        self._shards_gauge.set(len(at_workers), {"state": "at workers"})
-        self._shards_gauge.set(max(0, self._schedule.unfinished - len(at_workers)), {"state": "waiting"})
-        started = sum(worker.started is not None for worker in self._workers)
-        self._workers_gauge.set(started, {"state": "ready"})
-        self._workers_gauge.set(len(self._workers) - started, {"state": "starting"})
+        waiting = max(0, self._schedule.unfinished - len(at_workers))
+        ready = sum(worker.started is not None for worker in self._workers)
+        self._calls.export(
+            shards={"at workers": len(at_workers), "waiting": waiting},
+            workers={"ready": ready, "starting": len(self._workers) - ready},
+        )
 
     def _end_surplus_workers(self) -> None:
         """Ends workers without shards if more workers than unfinished shards exist, so that machines can be removed.
