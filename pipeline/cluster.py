@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import ray
 import torch
-from ray._private.state import state
+from ray._private.state import state as ray_state
 from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
@@ -49,6 +49,9 @@ DRAIN_SECONDS = 25.0  # containers are usually killed 30 seconds after SIGTERM
 METRICS_SECONDS = 1.0  # between two updates of the driver's metrics; Ray exports them every few seconds
 MAX_REASONS = 30  # different reasons of failures that a worker exports
 PROGRESS_SECONDS = 1.0  # between two reports of a worker
+# The driver waits so long for further results after the first one, per pending call and at most: see Workers.wait.
+PAUSE_SECONDS = 0.001
+MAX_PAUSE_SECONDS = 0.1
 PLACEMENT_SECONDS = 5.0  # between two checks for new machines
 DRAINING_SECONDS = 1.0  # between two checks for machines that will be removed; clouds give notice 30 s or more ahead
 WARNINGS_PER_TIMEOUT = 6  # warnings about a silent worker before it is replaced
@@ -96,10 +99,10 @@ def run(
         RunStoppedError: a signal stopped the run.
     """
     with _session(address):
-        workers = _RayWorkers(job, labels)
+        workers = RayWorkers(job, labels)
         if labels and not workers.machines():
             raise RunFailedError(f"no machine of this cluster has the labels of --labels; there are {_all_labels()}")
-        drive(workers, job, shards, on_progress, on_commit, device, image_timeout, gpus_per_worker)
+        return drive(workers, job, shards, on_progress, on_commit, device, image_timeout, gpus_per_worker)
 
 
 def drive(
@@ -111,7 +114,7 @@ def drive(
     device: str,
     image_timeout: float,
     gpus_per_worker: float = 1,
-) -> None:
+) -> Summary:
     """`run` with these workers."""
     with StopSignals() as signals, summarised(job.ledger.storage, job.ledger.identity) as summary:
 
@@ -152,7 +155,7 @@ def _draining() -> set[str]:
 
     A cloud's notice of preemption, KubeRay and `ray drain-node` make a machine draining.
     """
-    return set(state.get_draining_nodes())
+    return set(ray_state.get_draining_nodes())
 
 
 @contextmanager
@@ -306,18 +309,23 @@ class _Worker:
         last = -math.inf
         arguments = (self._device_lock, self._ahead, self._auditor, self._metrics.add)
         for record in process_shard(self._job, self._engine, shard, attempt, *arguments):
+            is_due = attempt.isolated or time.monotonic() - last >= PROGRESS_SECONDS
+            if isinstance(record, Progress) and record.status is None and not is_due:
+                continue  # the driver needs the steps of isolated attempts, and of others a sign of life
             unsent.append(record)
-            if attempt.isolated or time.monotonic() - last >= PROGRESS_SECONDS:
+            if is_due:
                 yield unsent
                 unsent, last = [], time.monotonic()
         yield unsent
 
 
-class _RayWorkers:
+class RayWorkers:
     """Workers as actors of the Ray cluster that this process is connected to."""
 
-    def __init__(self, job: Job, labels: Sequence[LabelSelector]) -> None:
+    def __init__(self, job: Job, labels: Sequence[LabelSelector] = ()) -> None:
         self._job, self._labels = job, labels
+        self._shards = metrics.Gauge("maskmill_shards", "Shards that are not finished, by state.", ("state",))
+        self._workers = metrics.Gauge("maskmill_workers", "Workers, by state.", ("state",))
 
     def now(self) -> float:
         return time.monotonic()
@@ -353,10 +361,11 @@ class _RayWorkers:
         )
         return process.remote(shard, attempt)
 
-    def wait(self, references: Sequence[Reference], timeout: float) -> Sequence[Reference]:
+    def wait(self, references: Sequence[Reference], timeout: float, pause: float) -> Sequence[Reference]:
         references = list(references)
-        ray.wait(references, timeout=timeout, fetch_local=False)
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        ready, _ = ray.wait(references, timeout=timeout, fetch_local=False)
+        if ready:
+            ready, _ = ray.wait(references, num_returns=len(references), timeout=pause, fetch_local=False)
         return ready
 
     def result(self, reference: Reference) -> tuple[str, str]:
@@ -367,6 +376,11 @@ class _RayWorkers:
 
     def kill(self, actor: Actor) -> None:
         ray.kill(actor)
+
+    def export(self, shards: Mapping[str, int], workers: Mapping[str, int]) -> None:
+        for gauge, counts in ((self._shards, shards), (self._workers, workers)):
+            for state, count in counts.items():
+                gauge.set(count, {"state": state})
 
 
 @dataclass(eq=False)
@@ -464,17 +478,19 @@ class _Driver:
         # ahead.
         for held in range(SHARDS_PER_WORKER):
             for worker in self._workers:
-                if not worker.is_ready or len(worker.leases) != held:
+                if len(worker.leases) != held or not worker.is_ready:
                     continue
-                if lease := self._schedule.take(idle=held == 0, worker=worker.name):
-                    worker.leases[self._calls.process(worker.actor, lease.shard, lease.attempt)] = lease
-                    if held == 0:
-                        worker.last_progress = worker.last_report = self._calls.now()
+                if (lease := self._schedule.take(idle=held == 0, worker=worker.name)) is None:
+                    break  # there is none for the other workers either
+                worker.leases[self._calls.process(worker.actor, lease.shard, lease.attempt)] = lease
+                if held == 0:
+                    worker.last_progress = worker.last_report = self._calls.now()
 
     def _handle_results(self) -> None:
         """Waits up to a second for results, then handles one result of each worker start or shard that has one."""
         pending = {ref: worker for worker in self._workers for ref in (worker.starting, *worker.leases) if ref}
-        for reference in self._calls.wait(list(pending), timeout=1.0):
+        pause = min(PAUSE_SECONDS * len(pending), MAX_PAUSE_SECONDS)
+        for reference in self._calls.wait(list(pending), timeout=1.0, pause=pause):
             worker = pending[reference]
             if reference == worker.starting:
                 self._handle_worker_start(worker)

@@ -41,8 +41,12 @@ class Workers(Protocol):
         """Sends a shard to a worker. Returns the stream of its progress."""
         ...
 
-    def wait(self, references: Sequence[Reference], timeout: float) -> Sequence[Reference]:
-        """Waits up to `timeout` seconds until one has a result. Returns those that have one."""
+    def wait(self, references: Sequence[Reference], timeout: float, pause: float) -> Sequence[Reference]:
+        """Waits up to `timeout` seconds until one has a result, then `pause` seconds for the results of others.
+
+        Returns those that have a result. The pause bounds the number of rounds: the cost of a round grows with the
+        number of workers, and so does the number of results per second.
+        """
         ...
 
     def result(self, reference: Reference) -> tuple[str, str]:
@@ -58,4 +62,8 @@ class Workers(Protocol):
 
     def kill(self, actor: Actor) -> None:
         """Ends a worker and its calls."""
+        ...
+
+    def export(self, shards: Mapping[str, int], workers: Mapping[str, int]) -> None:
+        """Exports metrics: the number of unfinished shards and of workers, by state."""
         ...
