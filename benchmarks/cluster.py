@@ -27,7 +27,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -55,7 +55,7 @@ NOTES = """\
 - Utilisation: the share of the time of all machines that went into images of committed shards. A machine counts from
   the start of its worker to the end of it. The rest: starting workers, workers without a shard, shards that two workers
   processed, and shards that a lost worker had begun.
-- Tail: the time at the end in which some worker had no shard.
+- Tail: from when the driver ended the first worker, because there were no more shards for it, to the end of the run.
 - A worker takes {scenario.start_seconds:g} s to start. A machine is lost after
   {scenario.hours_between_losses:g} hours on average and replaced after {scenario.replacement_seconds:g} s. One of
   {one_in:,.0f} images ends its worker each time. Image times: CPU times of a real run (`service_times.json`), scaled.
@@ -81,7 +81,7 @@ class Measured:
     starting: float  # shares of the same time: from the start of workers to their first image
     idle: float  # without a shard
     repeated: float  # images that another worker committed first
-    tail_seconds: float  # from when some worker had no shard to the end
+    tail_seconds: float  # from when the driver ended the first worker, because it had no more shards, to the end
     losses: int  # machines
     retries: int
     quarantined: int
@@ -114,7 +114,7 @@ def simulate(scenario: Scenario, shards: int, images_per_shard: int, costs: Call
     job = Job(source, ledger, _no_engine, DEFAULT_DECODING)
     cluster.drive(workers, job, plan, count, lambda _: None, "cuda", 1800.0)
     assert counts.total() == images, f"{counts} of {images}"
-    assert len(ledger.committed()) == shards
+    assert sum(key.startswith("masks/") for key in storage.objects) == shards
     summary = json.loads(storage.objects["_summary-0.json"])
     total = workers.machine_seconds
     return Measured(
@@ -126,7 +126,7 @@ def simulate(scenario: Scenario, shards: int, images_per_shard: int, costs: Call
         starting=workers.starting_seconds / total,
         idle=workers.idle_seconds / total,
         repeated=workers.repeated_seconds / total,
-        tail_seconds=0.0 if workers.idle_since is None else workers.now() - workers.idle_since,
+        tail_seconds=workers.now() - (workers.first_end or workers.now()),
         losses=workers.losses,
         retries=summary["retries"],
         quarantined=counts["quarantined"],
@@ -162,7 +162,7 @@ def measure_calls(streams: int = 500, seconds: float = 15.0) -> CallCosts:
                 yield records
                 await asyncio.sleep(self.period)
 
-    workers = cluster.RayWorkers(_no_job())
+    workers = cluster.RayWorkers(cast(Job, None))  # it starts no worker here
     shard = Shard(0, "s3://bucket/photos", tuple(f"000123/{number:03d}_deadbeef.jpg" for number in range(64)))
     with this_machine(num_cpus=2):
 
@@ -192,10 +192,6 @@ def measure_calls(streams: int = 500, seconds: float = 15.0) -> CallCosts:
         used = time.process_time() - began
         workers.kill(reporter)
     return CallCosts(waiting, (used - rounds * streams * waiting) / received, sent / streams)
-
-
-def _no_job() -> Any:
-    return None
 
 
 def count_requests(images: int = 16) -> tuple[float, float, float]:

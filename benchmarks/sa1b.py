@@ -71,11 +71,11 @@ def report(inputs: Inputs, utilisation: Mapping[int, float], requests: Requests)
     largest = utilisation[max(utilisation)]
     for speed in SPEEDS:
         hours = inputs.images / speed.images_per_second / 3600 / largest
-        days = (
-            inputs.images / speed.images_per_second / 86400 / gpus / utilisation.get(gpus, largest) for gpus in GPUS
+        hours_each = (
+            inputs.images / speed.images_per_second / 3600 / gpus / utilisation.get(gpus, largest) for gpus in GPUS
         )
         cells = [speed.what, f"{speed.images_per_second:g}", f"{hours:,.0f}", f"{hours * inputs.gpu_price:,.0f}"]
-        yield f"| {' | '.join([*cells, *(f'{value:.2f} days' for value in days)])} |"
+        yield f"| {' | '.join([*cells, *(f'{value:,.1f} h' for value in hours_each)])} |"
     yield ""
     yield "| engine | images per shard | reads of the source | reads of the output | writes | dollars for requests |"
     yield "|---|---:|---:|---:|---:|---:|"

@@ -107,7 +107,7 @@ class SimulatedWorkers:
         self.losses = 0  # of machines
         self.starting_seconds = 0.0  # of workers that had a machine and not yet an engine
         self.idle_seconds = 0.0  # of workers that the driver has no shard for
-        self.idle_since: float | None = None  # since when there is always such a worker
+        self.first_end: float | None = None  # when the driver ended the first worker that was alive
         self._idle: set[_SimulatedWorker] = set()
         self._ready: dict[_Stream, None] = {}  # streams with results
         self._entered = time.thread_time()
@@ -151,7 +151,6 @@ class SimulatedWorkers:
         self._charge("round", 0.0)
         self._charge("waiting", self._costs.waiting * len(references), len(references))
         began, idle = self._now, len(self._idle)
-        self.idle_since = (self._now if self.idle_since is None else self.idle_since) if idle else None
         deadline = self._now + timeout
         self._run_events(self._now)
         while not self._ready and self._events and self._events[0][0] <= deadline:
@@ -183,6 +182,8 @@ class SimulatedWorkers:
         return result
 
     def kill(self, actor: _SimulatedWorker) -> None:
+        if actor.alive and self.first_end is None:
+            self.first_end = self._now
         self._end(actor)
         for stream in actor.streams:
             self._ready.pop(stream, None)
