@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import ray
 import torch
-from ray._private.state import state as ray_state
+from ray._private.state import state
 from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util import metrics
@@ -155,7 +155,7 @@ def _draining() -> set[str]:
 
     A cloud's notice of preemption, KubeRay and `ray drain-node` make a machine draining.
     """
-    return set(ray_state.get_draining_nodes())
+    return set(state.get_draining_nodes())
 
 
 @contextmanager
@@ -379,8 +379,8 @@ class RayWorkers:
 
     def export(self, shards: Mapping[str, int], workers: Mapping[str, int]) -> None:
         for gauge, counts in ((self._shards, shards), (self._workers, workers)):
-            for state, count in counts.items():
-                gauge.set(count, {"state": state})
+            for name, count in counts.items():
+                gauge.set(count, {"state": name})
 
 
 @dataclass(eq=False)
