@@ -19,6 +19,7 @@ from maskmill.jobs.run import (
     ImageTimeout,
     Labels,
     MovedTo,
+    Workers,
     check_device,
     run_job,
 )
@@ -150,6 +151,7 @@ def generate(
         ),
     ] = None,
     address: Address = None,
+    workers: Workers = None,
     gpus_per_worker: GpusPerWorker = 1,
     labels: Labels = None,
     image_timeout: ImageTimeout = IMAGE_TIMEOUT,
@@ -196,6 +198,7 @@ def generate(
         device=device,
         images_per_shard=images_per_shard,
         address=address,
+        workers=workers,
         gpus_per_worker=gpus_per_worker,
         labels=labels or (),
         image_timeout=image_timeout,
@@ -219,6 +222,7 @@ def generate_masks(
     device: str = "auto",
     images_per_shard: int | None = None,
     address: str | None = None,
+    workers: int | None = None,
     gpus_per_worker: float = 1,
     labels: Sequence[str] = (),
     image_timeout: float = IMAGE_TIMEOUT,
@@ -267,7 +271,7 @@ def generate_masks(
         exact = replace(engine, config=replace(config, precision="exact"))
         audited = Audit(audit, frozenset(shard.index for shard in islice(left, FIRST_SHARDS)), exact)
     job = Job(open_planned(plan.source), ledger, engine, config.decoding, audit=audited)
-    run_job(job, left, device, address, image_timeout, gpus_per_worker, selectors)
+    run_job(job, left, device, address, image_timeout, gpus_per_worker, selectors, workers)
 
 
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:

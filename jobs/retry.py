@@ -17,6 +17,7 @@ from maskmill.jobs.run import (
     Labels,
     MovedTo,
     RunOutput,
+    Workers,
     check_device,
     run_job,
 )
@@ -30,6 +31,7 @@ def retry(
     ] = None,
     device: Device = "auto",
     address: Address = None,
+    workers: Workers = None,
     gpus_per_worker: GpusPerWorker = 1,
     labels: Labels = None,
     image_timeout: ImageTimeout = IMAGE_TIMEOUT,
@@ -75,7 +77,7 @@ def retry(
     shards = run.retries()
     engine = GeneratorFactory(config, checkpoint and checkpoint.absolute(), weights_sha256, device, gpus_per_worker)
     job = Job(open_planned(run.plan.source), ledger, engine, config.decoding)
-    run_job(job, shards, device, address, image_timeout, gpus_per_worker, selectors)
+    run_job(job, shards, device, address, image_timeout, gpus_per_worker, selectors, workers)
     if left := len(run.plan) - len(ledger.committed()):
         console = plain_console()
         console.print(f"not done  {left} of {len(run.plan)} shards: continue with `maskmill generate`")

@@ -40,6 +40,15 @@ Address = Annotated[
     str | None,
     typer.Option(help="Address of a Ray cluster (host:port or auto). Default: this machine.", show_default=False),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of workers. A cluster with an autoscaler adds machines for them. Default: as many as its machines "
+        "have room for.",
+        show_default=False,
+    ),
+]
 GpusPerWorker = Annotated[
     float,
     typer.Option(min=0.01, max=1, help="GPUs of a worker: 0.5 places two workers on each GPU. Each loads the model."),
@@ -78,6 +87,7 @@ def run_job(
     image_timeout: float = IMAGE_TIMEOUT,
     gpus_per_worker: float = 1,
     labels: Sequence[LabelSelector] = (),
+    workers: int | None = None,
 ) -> None:
     """Processes shards, with a progress bar on stderr and a summary of the whole run on stdout.
 
@@ -87,7 +97,7 @@ def run_job(
 
     started = time.monotonic()
     try:
-        options = (device, address, image_timeout, gpus_per_worker, labels)
+        options = (device, address, image_timeout, gpus_per_worker, labels, workers)
         summary = _run_with_progress_bar(job, shards, *options) if len(shards) else None
     except RunStoppedError as stopped:
         log.write("info", str(stopped))
@@ -107,6 +117,7 @@ def _run_with_progress_bar(
     image_timeout: float,
     gpus_per_worker: float,
     labels: Sequence[LabelSelector],
+    workers: int | None,
 ) -> Summary:
     """Returns what the driver did. The bar counts images if their number is known, otherwise shards."""
     from maskmill.jobs.progress import ProgressBar
@@ -131,7 +142,8 @@ def _run_with_progress_bar(
         def on_commit(_: object) -> None:
             bar.update(advance=0 if unit == "images" else 1)
 
-        return cluster.run(job, shards, on_progress, on_commit, device, address, image_timeout, gpus_per_worker, labels)
+        options = (device, address, image_timeout, gpus_per_worker, labels, workers)
+        return cluster.run(job, shards, on_progress, on_commit, *options)
 
 
 def _count_images(shards: Plan | list[Shard]) -> int | None:

@@ -75,12 +75,13 @@ def run(
     image_timeout: float = 1800.0,
     gpus_per_worker: float = 1,
     labels: Sequence[LabelSelector] = (),
+    n_workers: int | None = None,
 ) -> Summary:
     """Commits a part for every shard. Returns what this driver did.
 
-    Without an address, starts a local Ray cluster and stops it at the end.
-
-    With `labels`, only machines that match one of the selectors get workers, those that match an earlier one first.
+    Without an address, starts a local Ray cluster and stops it at the end. Without `n_workers`, starts as many workers
+    as the machines have room for. With `labels`, only machines that match one of the selectors get workers, those that
+    match an earlier one first.
 
     If a worker dies, raises or reports no progress for `image_timeout` seconds, its shards are tried again, one image
     at a time. An image that ends two such isolated attempts is quarantined. The loss of a machine does not count as a
@@ -100,9 +101,9 @@ def run(
     """
     with _session(address):
         workers = RayWorkers(job, labels)
-        if labels and not workers.machines():
+        if labels and not workers.machines() and not n_workers:
             raise RunFailedError(f"no machine of this cluster has the labels of --labels; there are {_all_labels()}")
-        return drive(workers, job, shards, on_progress, on_commit, device, image_timeout, gpus_per_worker)
+        return drive(workers, job, shards, on_progress, on_commit, device, image_timeout, gpus_per_worker, n_workers)
 
 
 def drive(
@@ -114,6 +115,7 @@ def drive(
     device: str,
     image_timeout: float,
     gpus_per_worker: float = 1,
+    n_workers: int | None = None,
 ) -> Summary:
     """`run` with these workers."""
     with StopSignals() as signals, summarised(job.ledger.storage, job.ledger.identity) as summary:
@@ -122,10 +124,10 @@ def drive(
             summary.add_image(progress)
             on_progress(progress)
 
-        placement = place(list(workers.machines().values()), device, gpus_per_worker)
+        placement = place(list(workers.machines().values()), device, gpus_per_worker, n_workers)
         ledger = job.ledger
         walk = Walk(shards, ledger.committed, from_start=ledger.is_new) if isinstance(shards, Plan) else shards
-        driver = _Driver(workers, placement, Schedule(walk, count, on_commit), image_timeout, summary)
+        driver = _Driver(workers, placement, Schedule(walk, count, on_commit), image_timeout, summary, n_workers)
         try:
             driver.run(signals)
         finally:
@@ -410,9 +412,16 @@ class _Driver:
     """Starts the workers of a run, assigns shards to them and handles their results and failures."""
 
     def __init__(
-        self, workers: Workers, placement: Placement, schedule: Schedule, image_timeout: float, summary: Summary
+        self,
+        workers: Workers,
+        placement: Placement,
+        schedule: Schedule,
+        image_timeout: float,
+        summary: Summary,
+        n_workers: int | None,
     ) -> None:
         self._calls = workers
+        self._n_workers = n_workers
         self._placement = placement
         self._schedule = schedule
         self._image_timeout = image_timeout
@@ -636,7 +645,8 @@ class _Driver:
         with suppress(DeviceError, RunFailedError):  # no machine is available: the workers wait
             # Keeps the device of the start of the run, also for "auto": a run that began on GPUs waits for GPUs.
             machines = list(self._calls.machines().values())
-            self._placement = place(machines, "cuda" if self._placement.gpus else "cpu", self._placement.gpus)
+            device = "cuda" if self._placement.gpus else "cpu"
+            self._placement = place(machines, device, self._placement.gpus, self._n_workers)
             for worker in list(self._workers):
                 # This worker waits for more CPUs per worker than a new machine has.
                 if not worker.machine and worker.placement.cpus > self._placement.cpus:

@@ -36,11 +36,15 @@ class Placement:
         return max(1, cpus)
 
 
-def place(machines: Sequence[Machine], device: str, gpus_per_worker: float = 1) -> Placement:
+def place(
+    machines: Sequence[Machine], device: str, gpus_per_worker: float = 1, workers: int | None = None
+) -> Placement:
     """The workers of a cluster: as many per GPU as fit, or one per two CPUs if there is no GPU or `device` is "cpu".
 
     All workers of a run request the same number of CPUs, the smallest share of a worker over all machines, so Ray can
     place any worker on any GPU.
+
+    With a given number of `workers`, the machines may have no room for them: Ray's autoscaler then adds some. Without:
 
     Raises DeviceError if `device` is a GPU and the cluster has none, RunFailedError if the cluster has no CPU.
     """
@@ -49,15 +53,15 @@ def place(machines: Sequence[Machine], device: str, gpus_per_worker: float = 1) 
         device = "cuda" if with_gpus else "cpu"
     if device == "cpu":
         cpus = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
-        if not cpus:
+        if not cpus and not workers:
             raise RunFailedError("no machine of this cluster has a CPU to offer")
-        cpus_each = min(CPUS_PER_WORKER, *cpus)
-        return Placement(sum(count // cpus_each for count in cpus), cpus_each, 0)
-    if not with_gpus:
+        cpus_each = min((CPUS_PER_WORKER, *cpus))
+        return Placement(workers or sum(count // cpus_each for count in cpus), cpus_each, 0)
+    if not with_gpus and not workers:
         raise DeviceError(f"no GPU in this cluster for device {device!r}; choose auto or cpu")
-    workers = sum(_workers_on(machine, gpus_per_worker) for machine in with_gpus)
-    cpus_each = min(_cpus_per_worker(machine, gpus_per_worker) for machine in with_gpus)
-    return Placement(workers, cpus_each, gpus_per_worker)
+    fitting = sum(_workers_on(machine, gpus_per_worker) for machine in with_gpus)
+    cpus_each = min((_cpus_per_worker(machine, gpus_per_worker) for machine in with_gpus), default=0)
+    return Placement(workers or fitting, cpus_each, gpus_per_worker)
 
 
 def _workers_on(machine: Machine, gpus_per_worker: float) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -115,6 +116,31 @@ def test_run_is_refused_when_no_machine_has_the_labels(tmp_path: Path):
         machine_of_one.add(labels=SPOT)
         with pytest.raises(RunFailedError, match=r"no machine .* labels .* there are ray\.io/market-type=spot$"):
             cluster.run(job, plan, lambda _: None, address=machine_of_one.address, labels=[ON_DEMAND])
+
+
+def test_workers_wait_for_machines_that_the_autoscaler_adds_when_their_number_is_given(tmp_path: Path):
+    """A cluster without a machine has the requests of both workers, and uses the machines as they come."""
+    (tmp_path / "photographs").mkdir()
+    for number in range(4):
+        (tmp_path / "photographs" / f"{number}.png").write_bytes(picture(number, WAIT))
+    engine = PlacedEngine(tmp_path, seconds=0.01)
+    job, plan = begin(tmp_path / "photographs", tmp_path / "out", images_per_shard=1, engine=engine)
+    generated = tmp_path / "generated"
+
+    def at_work() -> int:
+        return len({*generated.read_text().split()}) if generated.exists() else 0
+
+    with machines(0) as added, ThreadPoolExecutor(1) as threads:  # Ray starts machines in the main thread only
+        options: dict[str, Any] = {"address": added.address, "device": "cuda", "n_workers": 2}
+        running = threads.submit(cluster.run, job, plan, lambda _: None, **options)
+        try:
+            for number in (1, 2):
+                added.add(num_cpus=3)
+                wait_until(lambda: running.done() or at_work() == number)  # noqa: B023
+        finally:
+            (tmp_path / "released").touch()
+        running.result()
+    assert (tmp_path / "places").read_text().splitlines() == [" GPU 0, 0 CPUs, 3 threads"] * 2
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,19 @@ def test_threads_of_all_workers_never_exceed_the_cpus_of_their_machine(machine: 
         assert threads == max(1, machine["CPU"] // workers)
 
 
+@pytest.mark.parametrize(
+    ("machines", "device", "expected"),
+    [
+        ([], "cuda", Placement(8, cpus=0, gpus=1)),
+        ([{"CPU": 0}], "cpu", Placement(8, cpus=2, gpus=0)),
+        ([GPUS_4], "auto", Placement(8, cpus=2, gpus=1)),
+        ([{"CPU": 64, "GPU": 16}], "auto", Placement(8, cpus=4, gpus=1)),
+    ],
+)
+def test_number_of_workers_can_be_given(machines: list[Machine], device: str, expected: Placement):
+    assert place(machines, device, workers=8) == expected
+
+
 def test_worker_on_a_cpu_has_the_threads_that_it_requested():
     assert place([{"CPU": 9}, {"CPU": 4}], "auto").threads_on({"CPU": 9}) == 2
 
