@@ -41,7 +41,7 @@ COMMANDS = [
 # What a block of commands may need beside this package and a CPU.
 NEEDS = {"AWS", "Kubernetes", "Slurm", "a cluster", "a GPU", "the published weights"}
 PAGES_THAT_RUN = ("laptop.md", "slurm.md", "sizing.md", "trouble.md")
-PAGES_THAT_NEED_MORE = ("gpu.md", "cluster.md", "aws.md", "kubernetes.md")
+PAGES_THAT_NEED_MORE = ("gpu.md", "aws.md", "kubernetes.md")
 
 
 @pytest.mark.parametrize("page", OUTSIDE_THE_SITE, ids=lambda page: page.name)
