@@ -56,9 +56,6 @@ class CallCosts:
     shard: float  # to send one shard
 
 
-FREE = CallCosts(0.0, 0.0, 0.0)
-
-
 @dataclass(eq=False)
 class _Stream:
     """The results of one call."""
@@ -87,7 +84,7 @@ class SimulatedWorkers:
     Time passes while the driver waits, and by the CPU time that it takes between its calls (`driver_seconds`).
     """
 
-    def __init__(self, scenario: Scenario, storage: MemoryStorage, costs: CallCosts = FREE) -> None:
+    def __init__(self, scenario: Scenario, storage: MemoryStorage, costs: CallCosts) -> None:
         self._scenario, self._storage, self._costs = scenario, storage, costs
         self._random = np.random.default_rng(scenario.seed)
         self._image_seconds = scenario.image_seconds / scenario.image_seconds.mean() * scenario.shard_seconds
@@ -100,7 +97,6 @@ class SimulatedWorkers:
             self._add_machine()
         self.driver_seconds = 0.0  # CPU of the driver, without the calls of Ray
         self.call_seconds = 0.0  # CPU of the calls of Ray, by `costs`
-        self.calls = Counter[str]()
         self.machine_seconds = 0.0  # that workers had a machine
         self.useful_seconds = 0.0  # of images in committed shards
         self.repeated_seconds = 0.0  # of images in shards that another worker committed first
@@ -137,7 +133,7 @@ class SimulatedWorkers:
         raise NotImplementedError  # Ray reports every simulated death at once, never as ActorUnavailableError
 
     def process(self, actor: _SimulatedWorker, shard: Shard, attempt: Attempt) -> _Stream:
-        self._charge("shard", self._costs.shard)
+        self._charge(self._costs.shard)
         stream = _Stream(actor, shard, attempt)
         self._idle.discard(actor)
         actor.streams.append(stream)
@@ -148,8 +144,7 @@ class SimulatedWorkers:
 
     def wait(self, references: Sequence[_Stream], timeout: float, pause: float) -> Sequence[_Stream]:
         self._take_driver_time()
-        self._charge("round", 0.0)
-        self._charge("waiting", self._costs.waiting * len(references), len(references))
+        self._charge(self._costs.waiting * len(references))
         began, idle = self._now, len(self._idle)
         deadline = self._now + timeout
         self._run_events(self._now)
@@ -165,12 +160,12 @@ class SimulatedWorkers:
         result = self._next_result(reference)
         if isinstance(result, Exception):
             raise result
-        reference.worker.streams.remove(reference)
+        reference.worker.streams.clear()
         self._idle.add(reference.worker)
         return reference.worker.machine, reference.worker.name
 
     def next_records(self, stream: _Stream) -> Records:
-        self._charge("record_list", self._costs.record_list)
+        self._charge(self._costs.record_list)
         result = self._next_result(stream)
         if isinstance(result, Exception):
             raise result
@@ -208,8 +203,7 @@ class SimulatedWorkers:
         self.driver_seconds += seconds
         self._now += seconds
 
-    def _charge(self, call: str, seconds: float, count: int = 1) -> None:
-        self.calls[call] += count
+    def _charge(self, seconds: float) -> None:
         self.call_seconds += seconds
         self._now += seconds
 
