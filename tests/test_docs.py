@@ -71,7 +71,7 @@ def test_every_command_of_the_pages_has_arguments_that_the_command_line_accepts(
 
 
 def _commands_to_run(page: str) -> list[str]:
-    """The commands of a page. A block with a line such as `# needs AWS` is left out."""
+    """The commands of a page. A block with a line such as `# needs AWS` is left out; others hold only our commands."""
     lines = (ROOT / "docs" / "tasks" / page).read_text(encoding="utf-8").splitlines()
     commands: list[str] = []
     for is_block, block in itertools.groupby(lines, lambda line: line.startswith("    ")):
@@ -79,7 +79,8 @@ def _commands_to_run(page: str) -> list[str]:
         needs = [line.removeprefix("# needs ") for line in stripped if line.startswith("# needs ")]
         assert set(needs) <= NEEDS, needs
         if is_block and not needs:
-            commands += [line for line in stripped if line.startswith("maskmill ")]
+            assert [line for line in stripped if not line.startswith("maskmill ")] == []
+            commands += stripped
     return commands
 
 
