@@ -49,10 +49,12 @@ def place(
     Raises DeviceError if `device` is a GPU and the cluster has none, RunFailedError if the cluster has no CPU.
     """
     with_gpus = [machine for machine in machines if machine.get("GPU", 0) >= 1]
+    cpus = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
     if device == "auto":
+        if workers and not with_gpus and not cpus:
+            raise DeviceError("no machine of this cluster has a GPU or a CPU yet: choose --device cuda or --device cpu")
         device = "cuda" if with_gpus else "cpu"
     if device == "cpu":
-        cpus = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
         if not cpus and not workers:
             raise RunFailedError("no machine of this cluster has a CPU to offer")
         cpus_each = min((CPUS_PER_WORKER, *cpus))

@@ -79,7 +79,8 @@ def test_draining_machine_finishes_its_shard_gets_no_other_and_is_free_to_go(tmp
     assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 80}
     (summary,) = read_summaries(open_storage(str(tmp_path / "out")))
     assert (summary["preemptions"], summary["retries"], summary["images"]["ok"]) == (1, 0, 80)
-    assert SHARD <= workers_that_worked(tmp_path)[draining] < 2 * SHARD, "no other shard was finished there"
+    # Its shard, and at most the one that it had before the notice and that waited for the device: 2 of 10.
+    assert SHARD <= workers_that_worked(tmp_path)[draining] <= 2 * SHARD
 
 
 def test_machine_without_shards_is_free_to_go_before_the_run_ends_and_all_are_after_it(tmp_path: Path):

@@ -85,6 +85,11 @@ def test_gpu_is_refused_when_the_cluster_has_none():
         place([{"CPU": 4}], "cuda")
 
 
+def test_device_must_be_given_when_no_machine_shows_which_one_is_meant():
+    with pytest.raises(DeviceError, match="choose --device cuda or --device cpu"):
+        place([{"CPU": 0}], "auto", workers=8)
+
+
 def test_cluster_is_refused_when_it_has_nothing_to_offer():
     with pytest.raises(RunFailedError, match="CPU"):
         place([{"CPU": 0}], "auto")
