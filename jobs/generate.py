@@ -27,6 +27,16 @@ from maskmill.jobs.run import (
 if TYPE_CHECKING:
     from maskmill.pipeline.config import DecodingConfig, RunConfig
 
+# The options that replace fields of the preset's GeneratorConfig, by the names of these fields.
+GENERATOR_OPTIONS = (
+    "points_per_side",
+    "pred_iou_thresh",
+    "stability_score_thresh",
+    "crop_n_layers",
+    "min_mask_region_area",
+    "use_m2m",
+)
+
 
 def generate(
     source: Annotated[
@@ -174,15 +184,8 @@ def generate(
 
       maskmill generate "s3://bucket/train-*.tar" s3://bucket/out --address auto --precision fast
     """
+    given = locals()
     log.use(log_format, run=out)
-    overrides = {
-        "points_per_side": points_per_side,
-        "pred_iou_thresh": pred_iou_thresh,
-        "stability_score_thresh": stability_score_thresh,
-        "crop_n_layers": crop_n_layers,
-        "min_mask_region_area": min_mask_region_area,
-        "use_m2m": use_m2m,
-    }
     generate_masks(
         source,
         out,
@@ -191,7 +194,7 @@ def generate(
         model=model,
         checkpoint=checkpoint,
         preset=preset,
-        overrides={name: value for name, value in overrides.items() if value is not None},
+        overrides={name: given[name] for name in GENERATOR_OPTIONS if given[name] is not None},
         precision=precision,
         audit=audit,
         decoding=decoding_config(bands, value_range, max_image_pixels),

@@ -1,6 +1,6 @@
 """Runs shards on a Ray cluster: worker actors, the loop of the driver, and the handling of failures.
 
-The only module that imports ray.
+Only this module, doctor.py and ray_jobs.py import ray.
 """
 
 from __future__ import annotations
