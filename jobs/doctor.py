@@ -64,19 +64,18 @@ def _diagnose(options: dict[str, Any], address: str | None, client: dict[str, st
     """Runs the checks with this process as the driver, and prints the result."""
     # Imported here because torch and ray take seconds to import and `--help` does not need them.
     from maskmill.pipeline.doctor import diagnose
-    from maskmill.pipeline.preflight import MachineCheck
-    from maskmill.pipeline.sources import NameFilter, source_uri
-    from maskmill.pipeline.storage import open_storage
+    from maskmill.pipeline.preflight import RunInputs
+    from maskmill.pipeline.sources import NameFilter
 
     checkpoint: Path | None = options["checkpoint"]
-    check = MachineCheck(
-        source=source_uri(options["moved_to"] or options["source"]),
+    inputs = RunInputs(
+        source=options["moved_to"] or options["source"],
         names=NameFilter(tuple(options["include"] or ()), tuple(options["exclude"] or ())),
-        out=open_storage(options["out"]).uri,
+        out=options["out"],
         model=options["model"],
         checkpoint=checkpoint and checkpoint.absolute(),
     )
-    diagnosis = diagnose(check, options["device"], address, client)
+    diagnosis = diagnose(inputs, options["device"], address, client)
     typer.echo(f"driver    {', '.join(f'{name} {version}' for name, version in diagnosis.versions.items())}")
     workers = f"{diagnosis.workers} worker{'' if diagnosis.workers == 1 else 's'}"
     machines = f"{diagnosis.machines} machine{'' if diagnosis.machines == 1 else 's'}"

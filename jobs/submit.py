@@ -83,10 +83,11 @@ def submit(
 
     log.use(options["log_format"], run=options["out"])
     name = job_name(options["out"], _identity(options))
+    labels = _labels(driver_label or ())
     jobs = connect(address)
     arguments = given_arguments(context, generate, without=("address",))
     entrypoint = f"{doctor_command(arguments)} && exec {_maskmill('generate', arguments)}"
-    job, is_new = jobs.submit(name, entrypoint, options["out"], wheel=wheel, driver_labels=_labels(driver_label or ()))
+    job, is_new = jobs.submit(name, entrypoint, options["out"], wheel=wheel, driver_labels=labels)
     log.write("info", f"{'submitted' if is_new else 'attached to the running job'} {job.job_id}")
     if detach:
         typer.echo(job.job_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,14 +21,15 @@ from maskmill.pipeline.errors import exception_line
 from maskmill.pipeline.preflight import (
     PACKAGES,
     MachineCheck,
+    RunInputs,
     Versions,
     client_problem,
     find_placement,
-    for_workers,
+    open_inputs,
     version_problem,
     versions,
 )
-from maskmill.pipeline.storage import PROBE_PREFIX, open_storage
+from maskmill.pipeline.storage import PROBE_PREFIX, Storage
 
 MACHINE_SECONDS = 120.0  # for the answers of all machines
 NAMED_MACHINES = 3  # in one line
@@ -48,7 +48,7 @@ class Diagnosis:
     problems: list[str] = field(default_factory=list[str])
 
 
-def diagnose(check: MachineCheck, device: str, address: str | None, client: Versions | None = None) -> Diagnosis:
+def diagnose(inputs: RunInputs, device: str, address: str | None, client: Versions | None = None) -> Diagnosis:
     """Checks the driver (this process) and every machine that would run a worker.
 
     `client` has the versions of the machine that submitted the job. Raises RunFailedError if there is no cluster.
@@ -56,21 +56,18 @@ def diagnose(check: MachineCheck, device: str, address: str | None, client: Vers
     diagnosis = Diagnosis(versions())
     if client and (problem := client_problem(client, diagnosis.versions)):
         diagnosis.problems.append(problem)
-    with _session(address), _marker(check.out) as (marker, problem):
+    with _session(address):
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        placement, unplaced = find_placement([node["Resources"] for node in nodes], device, _node_types())
-        diagnosis.problems += filter(None, (unplaced, problem))
+        placement, problem = find_placement([node["Resources"] for node in nodes], device, _node_types())
+        if problem:
+            diagnosis.problems.append(problem)
         if placement:
             diagnosis.workers, diagnosis.gpus = placement.workers, placement.workers * placement.gpus
         needed = "GPU" if placement and placement.gpus else "CPU"
         working = [node for node in nodes if node["Resources"].get(needed, 0) > 0]
         diagnosis.machines = len(working)
-        everywhere = for_workers(check, marker, cuda=needed == "GPU")
-        asked = _ask_machines(working, everywhere, diagnosis.versions)
-        # The driver needs no GPU. It checks itself while the machines are busy.
-        at_driver = [("the driver", problem) for problem in replace(everywhere, cuda=False).problems()]
         found: dict[str, list[str]] = {}  # problem -> machines
-        for machine, problem in itertools.chain(at_driver, _answers(asked, diagnosis.versions)):
+        for machine, problem in _problems(inputs, working, needed == "GPU", diagnosis.versions):
             found.setdefault(problem, []).append(machine)
     for problem, machines in found.items():
         more = f" and {len(machines) - NAMED_MACHINES} more" if len(machines) > NAMED_MACHINES else ""
@@ -78,21 +75,35 @@ def diagnose(check: MachineCheck, device: str, address: str | None, client: Vers
     return diagnosis
 
 
+def _problems(
+    inputs: RunInputs, nodes: list[dict[str, Any]], cuda: bool, driver: Versions
+) -> Iterator[tuple[str, str]]:
+    """Yields pairs of a machine, or the driver, and a problem."""
+    check, problems = open_inputs(inputs)
+    with _marker(check.output) as marker:
+        check = replace(check, marker=marker)
+        asked = _ask_machines(nodes, replace(check, cuda=cuda), driver)
+        for problem in (*problems, *check.problems()):
+            yield "the driver", problem
+        yield from _answers(asked, driver)
+
+
 @contextmanager
-def _marker(out: str) -> Iterator[tuple[str, str | None]]:
-    """Writes an object to OUT for the duration of the checks. Yields its key, and why it could not be written."""
+def _marker(output: Storage | None) -> Iterator[str]:
+    """Writes an object to the output for the duration of the block. Yields its key, or "" if it cannot be written."""
     key = PROBE_PREFIX + uuid.uuid4().hex
     try:
-        storage = open_storage(out, make=True)
-        storage.create(key, b"")
-    except MaskmillError as error:
-        yield "", f"the driver: {error}"
+        if output:
+            output.create(key, b"")
+    except MaskmillError:  # `check.problems` finds the reason
+        yield ""
         return
     try:
-        yield key, None
+        yield key
     finally:
         with suppress(MaskmillError):
-            storage.delete(key)
+            if output:
+                output.delete(key)
 
 
 def _node_types() -> Mapping[str, Mapping[str, Any]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -15,68 +15,82 @@ from maskmill.model.errors import CheckpointError, DeviceError, MaskmillError
 from maskmill.pipeline.errors import RunFailedError, SourceError, StorageError, one_line_cause
 from maskmill.pipeline.ledger import RUN_KEY, read_run
 from maskmill.pipeline.placement import Machine, Placement, place
-from maskmill.pipeline.records import Failure
-from maskmill.pipeline.sources import NameFilter, open_source
-from maskmill.pipeline.storage import open_storage, prove_create_if_absent
+from maskmill.pipeline.records import Failure, Shard
+from maskmill.pipeline.sources import NameFilter, Source, open_source
+from maskmill.pipeline.storage import Storage, open_storage, prove_create_if_absent
 
 PACKAGES = ("maskmill", "ray", "torch")  # their versions must agree
 MAX_CHARACTERS = 500  # of the cause in a problem
 IMAGES_TRIED = 8  # a damaged image is a failed row of a run, so the check tries others
 
+SOURCE_REMEDY = "every machine must be able to read SOURCE: s3:// with credentials, or a shared folder"
+OUT_REMEDY = "every machine must be able to write OUT: s3:// with credentials, or a shared folder"
+CHECKPOINT_REMEDY = "put the checkpoint of the run at this path on every machine"
+CUDA_REMEDY = "compare with nvidia-smi, and install a torch that fits the driver of the GPU"
+
 Versions = Mapping[str, str]  # of python and of packages
 
 
 @dataclass(frozen=True)
-class MachineCheck:
-    """What a run needs on each machine. The driver checks itself and sends it to every machine."""
+class RunInputs:
+    """What the user gives a run: addresses and files, not opened yet."""
 
     source: str
     names: NameFilter
     out: str
     model: str
     checkpoint: Path | None  # None: the embedded weights
-    marker: str = ""  # key of an object that the driver has written to OUT
-    weights_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class MachineCheck:
+    """What a run needs on each machine. Picklable: the driver opens source and output and sends them, as a run does.
+
+    None: the driver could not open it, and a machine does not check it.
+    """
+
+    source: Source | None
+    shard: Shard | None  # the first of the source
+    output: Storage | None
+    checkpoint: Path | None
+    weights_sha256: str | None
+    marker: str = ""  # key of an object that the driver has written to the output; "" if it could not
     cuda: bool = False
 
     def problems(self) -> Iterator[str]:
         """Checks the machine of this process. Yields one line per problem: what is wrong and how to fix it."""
-        checks = {
-            self._read_image: "every machine must be able to read SOURCE: s3:// with credentials, or a shared folder",
-            self._check_output: "every machine must be able to write OUT: s3:// with credentials, or a shared folder",
-            self._check_weights: "put the checkpoint of the run at this path on every machine",
-            self._use_cuda: "compare with nvidia-smi, and install a torch that fits the driver of the GPU",
-        }
-        for check, remedy in checks.items():
-            try:
-                check()
-            except (MaskmillError, OSError) as error:
-                yield f"{one_line_cause(error, MAX_CHARACTERS)}: {remedy}"
+        yield from _failures(
+            (self._read_image, SOURCE_REMEDY),
+            (self._check_output, OUT_REMEDY),
+            (self._check_weights, CHECKPOINT_REMEDY),
+            (self._use_cuda, CUDA_REMEDY),
+        )
 
     def _read_image(self) -> None:
-        """Reads the first images of SOURCE until one can be read."""
-        source = open_source(self.source, self.names)
-        if (shard := next(source.plan(IMAGES_TRIED), None)) is None:
-            raise SourceError(f"{self.source}: no images in it{self.names.applied}")
-        failure = Failure("fetch", "no images in its first shard")
-        for record in islice(source.read(shard), IMAGES_TRIED):
+        """Reads the images of the shard until one can be read."""
+        if self.source is None or self.shard is None:
+            return
+        failure = Failure("fetch", "there are none")
+        for record in islice(self.source.read(self.shard), IMAGES_TRIED):
             if not isinstance(record.data, Failure):
                 return
             failure = record.data
-        raise SourceError(f"{self.source}: its images cannot be read: {failure.reason}")
+        raise SourceError(f"{self.source.uri}: none of its first images can be read ({failure.reason})")
 
     def _check_output(self) -> None:
-        storage = open_storage(self.out)
-        if self.marker and not storage.exists(self.marker):
-            raise StorageError(f"{self.out}: not the folder that the driver has written to, but another with this name")
-        prove_create_if_absent(storage)
+        if self.output is None:
+            return
+        if self.marker and not self.output.exists(self.marker):
+            raise StorageError(f"{self.output.uri}: not the folder that the driver writes to, but another of this name")
+        prove_create_if_absent(self.output)
 
     def _check_weights(self) -> None:
-        checkpoint = self.checkpoint or embedded_checkpoint(self.model)
-        if not checkpoint.exists():
-            raise CheckpointError(f"{checkpoint}: no such checkpoint")
-        if self.weights_sha256 and (sha256 := file_sha256(checkpoint)) != self.weights_sha256:
-            raise CheckpointError(f"{checkpoint}: sha256 is {sha256}, but the run has {self.weights_sha256}")
+        if self.checkpoint is None:
+            return
+        if not self.checkpoint.exists():
+            raise CheckpointError(f"{self.checkpoint}: no such checkpoint")
+        if self.weights_sha256 and (sha256 := file_sha256(self.checkpoint)) != self.weights_sha256:
+            raise CheckpointError(f"{self.checkpoint}: sha256 is {sha256}, but the run has {self.weights_sha256}")
 
     def _use_cuda(self) -> None:
         if not self.cuda:
@@ -89,23 +103,45 @@ class MachineCheck:
             raise DeviceError(f"torch {torch.__version__} cannot use the GPU ({one_line_cause(error)})") from error
 
 
-def for_workers(check: MachineCheck, marker: str, cuda: bool) -> MachineCheck:
-    """The check that every machine of the run must pass. `marker` is an object that the driver has written to OUT.
+def open_inputs(inputs: RunInputs) -> tuple[MachineCheck, list[str]]:
+    """Opens the inputs of a run as its driver does. Returns the check for every machine, and the driver's problems.
 
-    The sha256 of the weights is that of the run in OUT if there is one, otherwise that of the driver's file, and "" if
-    neither can be read.
+    Creates the folder of the output if it does not exist. The sha256 of the weights is that of the run in the output if
+    there is one, otherwise that of the driver's file.
     """
-    try:
-        storage = open_storage(check.out)
-        there = storage.exists(RUN_KEY)
-        weights_sha256 = (
-            str(read_run(storage).get("weights_sha256", ""))
-            if there
-            else file_sha256(check.checkpoint or embedded_checkpoint(check.model))
-        )
-    except (MaskmillError, OSError):  # also found by `problems`
-        weights_sha256 = ""
-    return replace(check, marker=marker, weights_sha256=weights_sha256, cuda=cuda)
+    opened: dict[str, Any] = dict.fromkeys(("source", "shard", "output", "checkpoint", "weights_sha256"))
+
+    def open_images() -> None:
+        source = open_source(inputs.source, inputs.names)
+        opened["shard"] = next(source.plan(IMAGES_TRIED), None)
+        if opened["shard"] is None:
+            raise SourceError(f"{source.uri}: no images in it{inputs.names.applied}")
+        opened["source"] = source
+
+    def open_output() -> None:
+        opened["output"] = open_storage(inputs.out, make=True)
+
+    def find_weights() -> None:
+        opened["checkpoint"] = checkpoint = inputs.checkpoint or embedded_checkpoint(inputs.model)
+        output: Storage | None = opened["output"]
+        if output and output.exists(RUN_KEY):
+            opened["weights_sha256"] = read_run(output).get("weights_sha256")
+        elif checkpoint.exists():
+            opened["weights_sha256"] = file_sha256(checkpoint)
+
+    problems = list(
+        _failures((open_images, SOURCE_REMEDY), (open_output, OUT_REMEDY), (find_weights, CHECKPOINT_REMEDY))
+    )
+    return MachineCheck(**opened), problems
+
+
+def _failures(*checks: tuple[Callable[[], None], str]) -> Iterator[str]:
+    """Calls each function. Yields the errors, each with its remedy, in one line."""
+    for check, remedy in checks:
+        try:
+            check()
+        except (MaskmillError, OSError) as error:
+            yield f"{one_line_cause(error, MAX_CHARACTERS)}: {remedy}"
 
 
 def versions() -> dict[str, str]:
