@@ -8,7 +8,7 @@ from pkgutil import resolve_name
 EXTRAS = {
     "demo": ("skimage",),
     "evaluate": ("matplotlib", "scipy", "skimage"),
-    "submit": ("aiohttp", "ray.job_submission.JobSubmissionClient"),
+    "submit": ("aiohttp", "pydantic"),
     "train": ("skimage", "torch.optim.Muon"),
     "view": ("starlette", "uvicorn"),
 }

@@ -19,7 +19,8 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by the address of the machine in its network
-START_SECONDS = 90.0
+START_SECONDS = 120.0
+STARTS = 3  # Ray gives up after 30 seconds, which a busy machine may need
 STOP_SECONDS = 20.0
 
 
@@ -65,63 +66,74 @@ class RayHead:
         labels: str = "",
     ) -> Iterator[None]:
         """A machine of the cluster for the duration of the block."""
-        options = ["--address", self.address, "--node-name", name, f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
+        options = ["--address", self.address, f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
         options += ["--labels", labels] if labels else []
-        variables = self.environment | dict(environment or {})
-        with _ray_start(options, folder or self.folder, variables):
-            self._await(f'"node_name": "{name}"')
+        with self._started(name, options, folder or self.folder, self.environment | dict(environment or {})):
             yield
 
-    def _await(self, text: str) -> None:
+    @contextmanager
+    def _started(self, name: str, options: list[str], folder: Path, environment: Mapping[str, str]) -> Iterator[None]:
+        """The processes of one machine. Ended by their ids: `ray stop` would end all of Ray here."""
+        for _ in range(STARTS):
+            process = _ray_start(["--node-name", name, *options], folder, environment)
+            try:
+                if self._await(name, process):
+                    yield
+                    return
+            finally:
+                _end(process)
+        raise AssertionError(f"{name} does not start: see {folder}/ray-start.log")
+
+    def _await(self, name: str, process: subprocess.Popen[bytes]) -> bool:
+        """Waits until the machine is in the cluster. False if its process has ended or takes too long."""
         deadline = time.monotonic() + START_SECONDS
-        while text not in self._nodes():
-            assert time.monotonic() < deadline, f"{text} did not appear in {START_SECONDS:.0f} s"
+        while f'"node_name": "{name}"' not in self._nodes():
+            if process.poll() is not None or time.monotonic() > deadline:
+                return False
             time.sleep(0.2)
+        return True
 
     def _nodes(self) -> str:
-        request = Request(f"{self.url}/api/v0/nodes?detail=1", headers={"Authorization": f"Bearer {self.token}"})
-        try:
-            with urlopen(request, timeout=10) as response:
-                return response.read().decode()
-        except (URLError, OSError):
-            return ""
+        url = f"{self.url}/api/v0/nodes?detail=1&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        request = Request(url, headers={"Authorization": f"Bearer {self.token}"})
+        with suppress(URLError, OSError), urlopen(request, timeout=10) as response:
+            return response.read().decode()
+        return ""
 
 
 @contextmanager
-def ray_head(environment: Mapping[str, str] | None = None) -> Iterator[RayHead]:
+def ray_head() -> Iterator[RayHead]:
     """Starts a head on free ports, and ends exactly its processes after the block."""
-    with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="mmhead-", dir="/tmp"))  # short, for the paths of Ray's sockets
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        port, dashboard_port, agent_port, client_port = _free_ports(4)
+    folder = Path(tempfile.mkdtemp(prefix="mmhead-", dir="/tmp"))  # short, for the paths of Ray's sockets
+    try:
+        port, dashboard_port, client_port = _free_ports(3)
         head = RayHead(folder, port, dashboard_port, secrets.token_hex(32))
         options = ["--head", f"--port={port}", "--include-dashboard=true", f"--dashboard-host={LOOPBACK}"]
-        options += [f"--dashboard-port={dashboard_port}", f"--dashboard-agent-listen-port={agent_port}"]
-        options += [f"--ray-client-server-port={client_port}", f"--temp-dir={folder}/ray", "--node-name=head"]
-        options += ["--num-cpus=0", "--num-gpus=0"]
-        stack.enter_context(_ray_start(options, folder, head.environment | dict(environment or {})))
-        head._await('"node_name": "head"')
-        yield head
+        options += [f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]
+        options += [f"--temp-dir={folder}/ray", "--num-cpus=0", "--num-gpus=0"]
+        with head._started("head", options, folder, head.environment):
+            yield head
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _ray_start(options: list[str], folder: Path, environment: Mapping[str, str]) -> Iterator[None]:
+def _ray_start(options: list[str], folder: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     command = [str(Path(sys.executable).parent / "ray"), "start", "--block", f"--node-ip-address={LOOPBACK}"]
-    command += ["--object-store-memory=100000000", "--disable-usage-stats", *options]
+    command += ["--object-store-memory=100000000", "--disable-usage-stats"]
+    command += [f"--dashboard-agent-listen-port={_free_ports(1)[0]}", *options]
     with (folder / "ray-start.log").open("ab") as log:
-        # A process group of its own: it is ended by its id, never `ray stop`, which ends all of Ray on the machine.
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, cwd=folder, env=dict(environment), stdout=log, stderr=log, start_new_session=True
         )
-    try:
-        yield
-    finally:
-        process.terminate()  # it ends the processes of this machine
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()  # it ends the processes of its machine
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _free_ports(count: int) -> list[int]:
