@@ -49,6 +49,22 @@ class RayJob:
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
 
 
+@dataclass
+class _Log:
+    """A log that is read from its beginning after each lost connection, and written once."""
+
+    write: Callable[[str], None]
+    position: int = 0  # characters read since the last connection
+    written: int = 0  # characters
+
+    def add(self, text: str) -> None:
+        new = text[max(0, self.written - self.position) :]
+        self.position += len(text)
+        if new:
+            self.written = self.position
+            self.write(new)
+
+
 class RayJobs:
     """The jobs of maskmill on one cluster.
 
@@ -81,10 +97,10 @@ class RayJobs:
         if driver_labels:
             self._require_machine(driver_labels)
         while True:
-            earlier = [job for job in self.list_all() if _is_named(job.job_id, name)]
-            if running := [job for job in earlier if not job.is_over]:
+            earlier = {number: job for job in self.list_all() if (number := _number(job.job_id, name))}
+            if running := [job for job in earlier.values() if not job.is_over]:
                 return running[-1], False
-            job_id = f"{name}-{len(earlier) + 1}" if earlier else name
+            job_id = f"{name}-{max(earlier) + 1}" if earlier else name
             with self._errors(), _packages(wheel) as packages:
                 runtime_env: dict[str, Any] = {
                     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **(environment or {})}
@@ -127,12 +143,12 @@ class RayJobs:
         `warn` gets a line if the job does not begin soon. After a lost connection it connects again.
         """
         self._await_start(job_id, warn)
-        written = 0  # characters
+        log = _Log(write)
         last_contact = time.monotonic()
         while True:
             try:
                 with suppress(*_lost_connections()):
-                    written = asyncio.run(self._tail(job_id, written, write))
+                    asyncio.run(self._tail(job_id, log))
                 job = self.find(job_id)
                 last_contact = time.monotonic()
                 if job.is_over:
@@ -162,14 +178,11 @@ class RayJobs:
                 warn(f"{job_id} has not begun yet: {job.message}")
             time.sleep(0.5)
 
-    async def _tail(self, job_id: str, written: int, write: Callable[[str], None]) -> int:
-        """Writes the log after its first `written` characters. Returns the number of characters written so far."""
-        position = 0
+    async def _tail(self, job_id: str, log: _Log) -> None:
+        """Reads the log from its beginning until the job ends or the connection is lost."""
+        log.position = 0
         async for text in self._client.tail_job_logs(job_id):
-            write(text[max(0, written - position) :])
-            position += len(text)
-            written = max(written, position)
-        return written
+            log.add(text)
 
     def _require_machine(self, labels: Mapping[str, str]) -> None:
         with self._errors():
@@ -218,8 +231,10 @@ def job_name(out: str, identity: str) -> str:
     return "-".join(filter(None, ("maskmill", readable, digest)))
 
 
-def _is_named(job_id: str, name: str) -> bool:
-    return re.fullmatch(re.escape(name) + r"(-\d+)?", job_id) is not None
+def _number(job_id: str, name: str) -> int:
+    """The number of a job among those with this name, from 1; 0 if it has another name."""
+    match = re.fullmatch(re.escape(name) + r"(?:-(\d+))?", job_id)
+    return int(match[1] or 1) if match else 0
 
 
 def _job(details: Any) -> RayJob:
@@ -270,8 +285,8 @@ def _client_class() -> type:
     """Ray's JobSubmissionClient with a time limit for each request. Imported here because Ray takes a second."""
     from ray.job_submission import JobSubmissionClient
 
-    for module in ("job.sdk", "dashboard_sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+    for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     class Client(JobSubmissionClient):
         def _do_request(self, *args: Any, **options: Any) -> Any:

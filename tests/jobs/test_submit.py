@@ -21,13 +21,14 @@ import pytest
 from maskmill.model.checkpoint import EMBEDDED_WEIGHTS
 from maskmill.pipeline.parts import list_parts
 from maskmill.pipeline.storage import open_storage
-from testing.ray_head import RayHead, ray_head
+from testing.ray_head import LOOPBACK, RayHead, ray_head
+from testing.tunnel import Tunnel
 from tests.fakes import picture
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-IMAGES = 160
-PATIENCE = 300.0  # seconds
+IMAGES = 120
+PATIENCE = 600.0  # seconds
 # One image per shard, and one prompt per image.
 SETTINGS = ("--device", "cpu", "--images-per-shard", "1", "--points-per-side", "1")
 HERE = "/proc/self/cwd"  # a different folder for each machine of the test cluster, as on real machines
@@ -102,9 +103,12 @@ def test_submit_attaches_to_its_job_and_resumes_the_run_when_the_driver_was_kill
 ):
     out = tmp_path / "out"
     submit = ("submit", photographs, out, *SETTINGS)
-    detached = run(head, *submit, "--detach")
-    assert detached.returncode == 0, detached.stderr
-    first = detached.stdout.strip()
+    # Two clients submit it at the same time: there is one job.
+    clients = [start(head, tmp_path / name, *submit, "--detach") for name in ("client1", "client2")]
+    assert [client.wait(PATIENCE) for client in clients] == [0, 0]
+    first, same = ((tmp_path / name).read_text().splitlines()[-1] for name in ("client1", "client2"))
+    assert first == same
+    assert [job for job in jobs(head) if job.startswith(first)] == [first]
     assert re.fullmatch(r"maskmill-out-[0-9a-f]{10}", first)
     assert jobs(head)[first]["runtime_env"].keys() == {"env_vars"}  # nothing was uploaded
 
@@ -259,6 +263,31 @@ def test_unknown_job_is_one_line(head: RayHead):
         done = run(head, "jobs", *arguments)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == f"maskmill: error: {head.url}: there is no job nothing: see `maskmill jobs list`\n"
+
+
+@pytest.fixture
+def tunnel(head: RayHead) -> Iterator[Tunnel]:
+    with Tunnel((LOOPBACK, head.dashboard_port)) as tunnel:
+        yield tunnel
+
+
+def test_log_is_followed_without_a_gap_when_the_connection_is_cut(head: RayHead, tunnel: Tunnel, tmp_path: Path):
+    script = "for number in 1 2 3 4 5 6 7 8; do echo line $number; sleep 1; done"
+    request = Request(
+        f"{head.url}/api/jobs/",
+        data=json.dumps(
+            {"entrypoint": script, "submission_id": "counting", "metadata": {"maskmill_out": "x"}}
+        ).encode(),
+        headers={"Authorization": f"Bearer {head.token}"},
+    )
+    urlopen(request, timeout=30).close()
+    log = tmp_path / "log"
+    following = start(head, log, "jobs", "logs", "counting", "--follow", "--address", tunnel.url)
+    for line in ("line 2\n", "line 5\n"):
+        wait_for(line, lambda line=line: line in log.read_text())
+        tunnel.cut()
+    assert following.wait(PATIENCE) == 0
+    assert re.findall(r"^line (\d)$", log.read_text(), re.MULTILINE) == list("12345678")
 
 
 @pytest.fixture
