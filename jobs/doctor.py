@@ -64,6 +64,7 @@ def _diagnose(options: dict[str, Any], address: str | None, client: dict[str, st
     """Runs the checks with this process as the driver, and prints the result."""
     # Imported here because torch and ray take seconds to import and `--help` does not need them.
     from maskmill.pipeline.doctor import diagnose
+    from maskmill.pipeline.placement import parse_labels
     from maskmill.pipeline.preflight import RunInputs
     from maskmill.pipeline.sources import NameFilter
 
@@ -74,12 +75,15 @@ def _diagnose(options: dict[str, Any], address: str | None, client: dict[str, st
         out=options["out"],
         model=options["model"],
         checkpoint=checkpoint and checkpoint.absolute(),
+        device=options["device"],
+        gpus_per_worker=options["gpus_per_worker"],
+        labels=[parse_labels(text) for text in options["labels"] or ()],
     )
-    diagnosis = diagnose(inputs, options["device"], address, client)
+    diagnosis = diagnose(inputs, address, client)
     typer.echo(f"driver    {', '.join(f'{name} {version}' for name, version in diagnosis.versions.items())}")
     workers = f"{diagnosis.workers} worker{'' if diagnosis.workers == 1 else 's'}"
     machines = f"{diagnosis.machines} machine{'' if diagnosis.machines == 1 else 's'}"
-    typer.echo(f"cluster   {machines}, {workers}, {diagnosis.gpus} GPUs")
+    typer.echo(f"cluster   {machines}, {workers}, {diagnosis.gpus:g} GPUs")
     for problem in diagnosis.problems:
         log.write("error", problem)
     if diagnosis.problems:

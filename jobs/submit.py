@@ -155,9 +155,12 @@ def _maskmill(command: str, arguments: Sequence[str]) -> str:
 def _identity(options: dict[str, Any]) -> str:
     """The settings that decide the masks, as far as they are known without the cluster. Raises ConfigError."""
     from maskmill.pipeline.ledger import Identity
+    from maskmill.pipeline.placement import parse_labels
     from maskmill.pipeline.sources import NameFilter, source_uri
 
     check_device(options["device"])
+    for text in options["labels"] or ():
+        parse_labels(text)
     require_shared(
         SOURCE=options["source"],
         OUT=options["out"],

@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maskmill.model.errors import MaskmillError
-from maskmill.pipeline.cluster import _session
+from maskmill.pipeline.cluster import _all_labels, _machines, _session
 from maskmill.pipeline.errors import exception_line
 from maskmill.pipeline.preflight import (
     PACKAGES,
@@ -44,11 +44,11 @@ class Diagnosis:
     versions: Versions  # of the driver
     machines: int = 0  # that were asked
     workers: int = 0
-    gpus: int = 0
+    gpus: float = 0  # that the workers would use
     problems: list[str] = field(default_factory=list[str])
 
 
-def diagnose(inputs: RunInputs, device: str, address: str | None, client: Versions | None = None) -> Diagnosis:
+def diagnose(inputs: RunInputs, address: str | None, client: Versions | None = None) -> Diagnosis:
     """Checks the driver (this process) and every machine that would run a worker.
 
     `client` has the versions of the machine that submitted the job. Raises RunFailedError if there is no cluster.
@@ -57,14 +57,17 @@ def diagnose(inputs: RunInputs, device: str, address: str | None, client: Versio
     if client and (problem := client_problem(client, diagnosis.versions)):
         diagnosis.problems.append(problem)
     with _session(address):
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        placement, problem = find_placement([node["Resources"] for node in nodes], device, _node_types())
+        machines = _machines(inputs.labels)
+        wanted = (inputs.device, inputs.gpus_per_worker, inputs.labels)
+        placement, problem = find_placement(list(machines.values()), *wanted, _node_types())
         if problem:
-            diagnosis.problems.append(problem)
+            diagnosis.problems.append(
+                f"{problem} (labels of the machines: {_all_labels()})" if inputs.labels else problem
+            )
         if placement:
             diagnosis.workers, diagnosis.gpus = placement.workers, placement.workers * placement.gpus
         needed = "GPU" if placement and placement.gpus else "CPU"
-        working = [node for node in nodes if node["Resources"].get(needed, 0) > 0]
+        working = [node for node in ray.nodes() if node["NodeID"] in machines and node["Resources"].get(needed, 0) > 0]
         diagnosis.machines = len(working)
         found: dict[str, list[str]] = {}  # problem -> machines
         for machine, problem in _problems(inputs, working, needed == "GPU", diagnosis.versions):

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from maskmill.model.checkpoint import embedded_checkpoint, file_sha256
 from maskmill.model.errors import CheckpointError, DeviceError, MaskmillError
 from maskmill.pipeline.errors import RunFailedError, SourceError, StorageError, one_line_cause
 from maskmill.pipeline.ledger import RUN_KEY, read_run
-from maskmill.pipeline.placement import Machine, Placement, place
+from maskmill.pipeline.placement import LabelSelector, Machine, Placement, has_labels, place
 from maskmill.pipeline.records import Failure, Shard
 from maskmill.pipeline.sources import NameFilter, Source, open_source
 from maskmill.pipeline.storage import Storage, open_storage, prove_create_if_absent
@@ -33,13 +34,16 @@ Versions = Mapping[str, str]  # of python and of packages
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What the user gives a run: addresses and files, not opened yet."""
+    """What the user gives a run: addresses and files, not opened yet, and the machines that it wants."""
 
     source: str
     names: NameFilter
     out: str
     model: str
     checkpoint: Path | None  # None: the embedded weights
+    device: str = "auto"
+    gpus_per_worker: float = 1
+    labels: Sequence[LabelSelector] = ()
 
 
 @dataclass(frozen=True)
@@ -170,17 +174,29 @@ def client_problem(client: Versions, driver: Versions) -> str | None:
 
 
 def find_placement(
-    machines: Sequence[Machine], device: str, node_types: Mapping[str, Mapping[str, Any]]
+    machines: Sequence[Machine],
+    device: str,
+    gpus_per_worker: float = 1,
+    labels: Sequence[LabelSelector] = (),
+    node_types: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> tuple[Placement | None, str | None]:
     """The placement of the workers, or why no machine can ever run one.
 
-    `node_types` are those of the autoscaler, with their "resources", if they are known.
+    `machines` are those that match one of `labels`. `node_types` are those of the autoscaler, with their "resources"
+    and "labels", if they are known.
     """
     try:
-        return place(machines, device), None
+        if labels and not machines:
+            raise RunFailedError("no machine of this cluster has the labels of --labels")
+        return place(machines, device, gpus_per_worker), None
     except (DeviceError, RunFailedError) as error:
-        needed = "CPU" if device == "cpu" or isinstance(error, RunFailedError) else "GPU"
-        fitting = sorted(name for name, kind in node_types.items() if (kind.get("resources") or {}).get(needed))
+        resource = "GPU" if device == "cuda" else "CPU"
+        fitting = [
+            name
+            for name, kind in sorted(node_types.items())
+            if (kind.get("resources") or {}).get(resource)
+            if not labels or any(has_labels(kind.get("labels") or {}, selector) for selector in labels)
+        ]
         if fitting:
             return None, (
                 f"{error}. The autoscaler could add machines of the type {', '.join(fitting)}, but maskmill does not "

@@ -237,14 +237,19 @@ def test_doctor_blames_only_the_bad_machines(diagnosis: list[str]):
     assert re.fullmatch(r"maskmill-doctor-\S+ failed with exit code 1: the cluster is not ready .*", diagnosis[-1])
 
 
-def test_doctor_names_the_autoscaler_type_that_would_fit(head: RayHead, photographs: Path, tmp_path: Path):
+def test_doctor_names_the_autoscaler_type_that_would_fit_when_no_machine_has_the_labels(
+    head: RayHead, photographs: Path, tmp_path: Path
+):
     """As a driver on a machine of the cluster, where Ray's launcher has left its file."""
-    (tmp_path / "ray_bootstrap_config.yaml").write_text("available_node_types: {gpu_spot: {resources: {GPU: 1}}}\n")
-    arguments = ("doctor", photographs, tmp_path / "out", "--device", "cuda", "--address", head.address)
-    done = run(head, *arguments, HOME=str(tmp_path))
+    types = "{gpu_spot: {resources: {GPU: 1}, labels: {ray.io/market-type: spot}}}"
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(f"available_node_types: {types}\n")
+    arguments = ("doctor", photographs, tmp_path / "out", "--address", head.address)
+    wanted = ("--device", "cuda", "--labels", "ray.io/market-type=spot")
+    done = run(head, *arguments, *wanted, HOME=str(tmp_path))
     assert errors(done) == [
-        "maskmill: error: no GPU in this cluster for device 'cuda'; choose auto or cpu. The autoscaler could add "
-        "machines of the type gpu_spot, but maskmill does not ask for them: raise min_workers"
+        "maskmill: error: no machine of this cluster has the labels of --labels. The autoscaler could add machines of "
+        "the type gpu_spot, but maskmill does not ask for them: raise min_workers (labels of the machines: "
+        "ray.io/node-group=workers)"
     ]
 
 

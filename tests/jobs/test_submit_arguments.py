@@ -55,6 +55,7 @@ def test_job_gets_the_options_that_submit_got(arguments: list[str]):
         (["/photos", "/out", "--precision", "vague"], "there is no precision 'vague'"),
         (["/photos", "/out", "--device", "tpu"], "there is no device 'tpu'"),
         (["/photos", "/out", "--bands", "0"], "bands"),
+        (["/photos", "/out", "--labels", "L4"], "--labels 'L4': write KEY=VALUE"),
         (["/photos", "/out"], "give --address http://HEAD:8265 or set RAY_API_SERVER_ADDRESS"),
         (["/photos", "/out", "--address", "ray://head:10001"], "ray://head:10001: not the address of a Ray dashboard"),
         (["/photos", "/out", "--driver-label", "x"], "--driver-label x: give KEY=VALUE"),

@@ -157,32 +157,40 @@ def test_only_the_version_of_maskmill_must_be_that_of_the_client():
     assert problem.startswith("the client has maskmill 0.2.0 and the cluster 0.1.0: ")
 
 
+SPOT = {"ray.io/market-type": "spot"}
+
+
 @pytest.mark.parametrize(
-    ("machines", "device", "types", "problem"),
+    ("machines", "device", "labels", "types", "problem"),
     [
-        ([{"CPU": 4.0}], "cuda", {}, "no GPU in this cluster"),
-        ([{"memory": 1.0}], "auto", {}, "no machine of this cluster has a CPU"),
-        (
-            [{"CPU": 4.0}],
-            "cuda",
-            {"a": {"resources": {"GPU": 1}}, "b": {}},
-            "machines of the type a, but maskmill does",
-        ),
-        ([{}], "auto", {"a": {"resources": {"CPU": 8}}}, "machines of the type a, but maskmill does"),
-        ([{"CPU": 4.0}], "cuda", {"b": {"resources": {"CPU": 8}}}, "no GPU in this cluster"),
+        ([{"CPU": 4.0}], "cuda", [], {}, "no GPU in this cluster"),
+        ([{"memory": 1.0}], "auto", [], {}, "no machine of this cluster has a CPU"),
+        ([], "auto", [SPOT], {}, "no machine of this cluster has the labels of --labels"),
+        ([{"CPU": 4.0}], "cuda", [], {"a": {"resources": {"GPU": 1}}, "b": {}}, "of the type a, but maskmill does"),
+        ([{}], "auto", [], {"a": {"resources": {"CPU": 8}}}, "of the type a, but maskmill does"),
+        ([], "cuda", [SPOT], {"a": {"resources": {"GPU": 1}, "labels": SPOT}}, "of the type a, but maskmill does"),
     ],
 )
 def test_resources_that_no_machine_has_are_found(
-    machines: list[dict[str, float]], device: str, types: dict[str, Any], problem: str
+    machines: list[dict[str, float]], device: str, labels: Any, types: dict[str, Any], problem: str
 ):
-    placement, found = find_placement(machines, device, types)
+    placement, found = find_placement(machines, device, 1, labels, types)
     assert placement is None
     assert found
     assert problem in found
 
 
+@pytest.mark.parametrize(
+    "types", [{"b": {"resources": {"CPU": 8}, "labels": SPOT}}, {"b": {"resources": {"GPU": 1}, "labels": {}}}]
+)
+def test_type_of_the_autoscaler_that_does_not_fit_is_not_named(types: dict[str, Any]):
+    _, found = find_placement([], "cuda", 1, [SPOT], types)
+    assert found == "no machine of this cluster has the labels of --labels"
+
+
 def test_resources_that_a_machine_has_are_no_problem():
-    assert find_placement([{"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}], "auto", {}) == (Placement(2, 4, 1), None)
+    machines = [{"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}]
+    assert find_placement(machines, "auto", 0.5) == (Placement(4, 2, 0.5), None)
 
 
 def test_check_without_anything_opened_has_no_problem():
