@@ -49,10 +49,10 @@ def doctor(
     """
     log.use(options["log_format"], run=options["out"])
     check_device(options["device"])
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    if address and address.startswith(("http://", "https://")):
-        require_shared(SOURCE=options["source"], OUT=options["out"], **{"--checkpoint": options["checkpoint"]})
-        jobs = connect(address)
+    named = os.environ.get("RAY_API_SERVER_ADDRESS") if address is None else address
+    if named and (address is None or "://" in address):
+        require_shared(options)
+        jobs = connect(named)
         entrypoint = f"exec {doctor_command(given_arguments(context, generate, without=('address',)))}"
         job, _ = jobs.submit(f"maskmill-doctor-{uuid.uuid4().hex[:10]}", entrypoint, options["out"], wheel=wheel)
         follow(jobs, job, "the cluster is not ready for this run")
@@ -80,7 +80,9 @@ def _diagnose(options: dict[str, Any], address: str | None, client: dict[str, st
         labels=[parse_labels(text) for text in options["labels"] or ()],
     )
     diagnosis = diagnose(inputs, address, client)
-    typer.echo(f"driver    {', '.join(f'{name} {version}' for name, version in diagnosis.versions.items())}")
+    for role, versions in (("client", client or {}), ("driver", diagnosis.versions)):
+        if versions:
+            typer.echo(f"{role}    {', '.join(f'{name} {version}' for name, version in versions.items())}")
     workers = f"{diagnosis.workers} worker{'' if diagnosis.workers == 1 else 's'}"
     machines = f"{diagnosis.machines} machine{'' if diagnosis.machines == 1 else 's'}"
     typer.echo(f"cluster   {machines}, {workers}, {diagnosis.gpus:g} GPUs")

@@ -135,11 +135,17 @@ def follow(jobs: RayJobs, job: RayJob, remedy: str = RESUME) -> None:
     raise typer.Exit(code)
 
 
-def require_shared(**addresses: Any) -> None:
+def require_shared(options: dict[str, Any]) -> None:
     """Raises ConfigError for relative paths: the machines of a cluster have other working directories."""
     from maskmill.pipeline.errors import ConfigError
 
-    for name, address in addresses.items():
+    for option, name in (
+        ("source", "SOURCE"),
+        ("out", "OUT"),
+        ("checkpoint", "--checkpoint"),
+        ("moved_to", "--source"),
+    ):
+        address = options[option]
         if address is not None and "://" not in str(address) and not os.path.isabs(address):
             raise ConfigError(
                 f"{name} {address} is a path relative to this folder, which the cluster does not know: give an s3:// "
@@ -161,11 +167,7 @@ def _identity(options: dict[str, Any]) -> str:
     check_device(options["device"])
     for text in options["labels"] or ():
         parse_labels(text)
-    require_shared(
-        SOURCE=options["source"],
-        OUT=options["out"],
-        **{"--checkpoint": options["checkpoint"], "--source": options["moved_to"]},
-    )
+    require_shared(options)
     overrides = {name: options[name] for name in GENERATOR_OPTIONS if options[name] is not None}
     config = run_config(options["model"], options["preset"], overrides, options["precision"])
     decoding = decoding_config(options["bands"], options["value_range"], options["max_image_pixels"])

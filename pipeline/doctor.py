@@ -70,22 +70,22 @@ def diagnose(inputs: RunInputs, address: str | None, client: Versions | None = N
         working = [node for node in ray.nodes() if node["NodeID"] in machines and node["Resources"].get(needed, 0) > 0]
         diagnosis.machines = len(working)
         found: dict[str, list[str]] = {}  # problem -> machines
-        for machine, problem in _problems(inputs, working, needed == "GPU", diagnosis.versions):
+        for machine, problem in _problems(inputs, working, needed, diagnosis.versions):
             found.setdefault(problem, []).append(machine)
-    for problem, machines in found.items():
-        more = f" and {len(machines) - NAMED_MACHINES} more" if len(machines) > NAMED_MACHINES else ""
-        diagnosis.problems.append(f"{', '.join(machines[:NAMED_MACHINES])}{more}: {problem}")
+    for problem, where in found.items():
+        more = f" and {len(where) - NAMED_MACHINES} more" if len(where) > NAMED_MACHINES else ""
+        diagnosis.problems.append(f"{', '.join(where[:NAMED_MACHINES])}{more}: {problem}")
     return diagnosis
 
 
 def _problems(
-    inputs: RunInputs, nodes: list[dict[str, Any]], cuda: bool, driver: Versions
+    inputs: RunInputs, nodes: list[dict[str, Any]], needed: str, driver: Versions
 ) -> Iterator[tuple[str, str]]:
     """Yields pairs of a machine, or the driver, and a problem."""
     check, problems = open_inputs(inputs)
     with _marker(check.output) as marker:
         check = replace(check, marker=marker)
-        asked = _ask_machines(nodes, replace(check, cuda=cuda), driver)
+        asked = _ask_machines(nodes, needed, check, driver)
         for problem in (*problems, *check.problems()):
             yield "the driver", problem
         yield from _answers(asked, driver)
@@ -117,7 +117,7 @@ def _node_types() -> Mapping[str, Mapping[str, Any]]:
         return {}
 
 
-def _ask_machines(nodes: list[dict[str, Any]], check: MachineCheck, driver: Versions) -> dict[Any, str]:
+def _ask_machines(nodes: list[dict[str, Any]], needed: str, check: MachineCheck, driver: Versions) -> dict[Any, str]:
     """Starts the check on every machine. Returns the machines by their pending answers."""
 
     # A nested function, which Ray sends by value: a machine without maskmill, or with another version, can run it too.
@@ -138,7 +138,7 @@ def _ask_machines(nodes: list[dict[str, Any]], check: MachineCheck, driver: Vers
 
     # max_calls: its process ends after the check and frees the memory of the GPU.
     task: Any = ray.remote(max_calls=1)(inspect_machine)
-    arguments = (PACKAGES, dict(driver), pickle.dumps(check))
+    checks = [replace(check, gpus=int(node["Resources"][needed]) if needed == "GPU" else 0) for node in nodes]
     return {
         task.options(
             num_cpus=0,  # a check does not wait for the workers of a run
@@ -146,8 +146,8 @@ def _ask_machines(nodes: list[dict[str, Any]], check: MachineCheck, driver: Vers
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
             # Without it Ray hides the GPUs of a machine from a task that requests none.
             runtime_env={"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}},
-        ).remote(*arguments): _name(node)
-        for node in nodes
+        ).remote(PACKAGES, dict(driver), pickle.dumps(each)): _name(node)
+        for node, each in zip(nodes, checks, strict=True)
     }
 
 

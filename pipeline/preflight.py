@@ -59,7 +59,7 @@ class MachineCheck:
     checkpoint: Path | None
     weights_sha256: str | None
     marker: str = ""  # key of an object that the driver has written to the output; "" if it could not
-    cuda: bool = False
+    gpus: int = 0  # of the machine, as Ray counts them, if the run uses GPUs
 
     def problems(self) -> Iterator[str]:
         """Checks the machine of this process. Yields one line per problem: what is wrong and how to fix it."""
@@ -97,14 +97,15 @@ class MachineCheck:
             raise CheckpointError(f"{self.checkpoint}: sha256 is {sha256}, but the run has {self.weights_sha256}")
 
     def _use_cuda(self) -> None:
-        if not self.cuda:
-            return
         import torch
 
         try:
-            torch.ones(1, device="cuda").sum().item()
+            for gpu in range(self.gpus):
+                torch.ones(1, device=f"cuda:{gpu}").sum().item()
         except (RuntimeError, AssertionError) as error:  # AssertionError: torch is built without CUDA
-            raise DeviceError(f"torch {torch.__version__} cannot use the GPU ({one_line_cause(error)})") from error
+            raise DeviceError(
+                f"torch {torch.__version__} cannot use the GPUs that Ray counts ({one_line_cause(error)})"
+            ) from error
 
 
 def open_inputs(inputs: RunInputs) -> tuple[MachineCheck, list[str]]:

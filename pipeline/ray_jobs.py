@@ -83,7 +83,6 @@ class RayJobs:
         name: str,
         entrypoint: str,
         out: str,
-        environment: Mapping[str, str] | None = None,
         wheel: Path | None = None,
         driver_labels: Mapping[str, str] | None = None,
     ) -> tuple[RayJob, bool]:
@@ -102,9 +101,7 @@ class RayJobs:
                 return running[-1], False
             job_id = f"{name}-{max(earlier) + 1}" if earlier else name
             with self._errors(), _packages(wheel) as packages:
-                runtime_env: dict[str, Any] = {
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **(environment or {})}
-                }
+                runtime_env: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
                 if packages:
                     runtime_env["py_modules"] = packages
                 try:

@@ -223,7 +223,7 @@ def diagnosis(head: RayHead, photographs: Path, tmp_path_factory: pytest.TempPat
         rf"b: {HERE}/photographs: No such file or directory: every machine must be able to read SOURCE: .*",
         rf"b: {HERE}/out: not the folder that the driver writes to.*: every machine must be able to write OUT: .*",
         rf"b: {HERE}/weights.safetensors: sha256 is .*, but the run has .*: put the checkpoint .* on every machine",
-        r"b: torch \S+ cannot use the GPU \(.*\): compare with nvidia-smi, and install a torch that fits .*",
+        r"b: torch \S+ cannot use the GPUs that Ray counts \(.*\): compare with nvidia-smi, and install a .*",
         r"c: maskmill 9\.9\.9 here and 0\.\S+ at the driver: use one image, or the same packages, on all machines",
     ],
     ids=["image", "output", "checkpoint", "cuda", "version"],
@@ -251,6 +251,20 @@ def test_doctor_names_the_autoscaler_type_that_would_fit_when_no_machine_has_the
         "the type gpu_spot, but maskmill does not ask for them: raise min_workers (labels of the machines: "
         "ray.io/node-group=workers)"
     ]
+
+
+def test_doctor_checks_this_machine_when_there_is_no_cluster(photographs: Path, tmp_path: Path):
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    for checkpoint, code in ((), 0), (("--checkpoint", "missing.pth"), 1):
+        arguments = command("doctor", photographs, "out", *checkpoint)
+        done = subprocess.run(arguments, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert "cluster   1 machine, " in done.stdout
+        assert ("checks    ok: " in done.stdout) == (code == 0)
+    host = socket.gethostname()
+    assert re.fullmatch(
+        rf"maskmill: error: the driver, {host} \(\S+\): {tmp_path}/missing.pth: no such .*", errors(done)[0]
+    )
 
 
 def test_wrong_token_is_one_line(head: RayHead):

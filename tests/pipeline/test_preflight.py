@@ -116,13 +116,13 @@ def test_gpu_that_torch_cannot_use_is_found(inputs: RunInputs):
 
     if torch.cuda.is_available():
         pytest.skip("a CUDA device")
-    problem = only(machine(inputs, cuda=True))
-    assert problem.startswith(f"torch {torch.__version__} cannot use the GPU (")
+    problem = only(machine(inputs, gpus=1))
+    assert problem.startswith(f"torch {torch.__version__} cannot use the GPUs that Ray counts (")
     assert problem.endswith(": compare with nvidia-smi, and install a torch that fits the driver of the GPU")
 
 
 def test_gpu_that_works_is_no_problem(inputs: RunInputs, gpu: str):
-    assert machine(inputs, cuda=True) == []
+    assert machine(inputs, gpus=1) == []
 
 
 @pytest.mark.parametrize(
