@@ -78,6 +78,7 @@ def _diagnose(options: dict[str, Any], address: str | None, client: dict[str, st
         device=options["device"],
         gpus_per_worker=options["gpus_per_worker"],
         labels=[parse_labels(text) for text in options["labels"] or ()],
+        workers=options["workers"],
     )
     diagnosis = diagnose(inputs, address, client)
     for role, versions in (("client", client or {}), ("driver", diagnosis.versions)):

@@ -58,8 +58,7 @@ def diagnose(inputs: RunInputs, address: str | None, client: Versions | None = N
         diagnosis.problems.append(problem)
     with _session(address):
         machines = _machines(inputs.labels)
-        wanted = (inputs.device, inputs.gpus_per_worker, inputs.labels)
-        placement, problem = find_placement(list(machines.values()), *wanted, _node_types())
+        placement, problem = find_placement(list(machines.values()), inputs, _node_types())
         if problem:
             diagnosis.problems.append(
                 f"{problem} (labels of the machines: {_all_labels()})" if inputs.labels else problem

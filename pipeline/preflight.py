@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from maskmill.model.checkpoint import embedded_checkpoint, file_sha256
@@ -44,6 +43,7 @@ class RunInputs:
     device: str = "auto"
     gpus_per_worker: float = 1
     labels: Sequence[LabelSelector] = ()
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -175,32 +175,34 @@ def client_problem(client: Versions, driver: Versions) -> str | None:
 
 
 def find_placement(
-    machines: Sequence[Machine],
-    device: str,
-    gpus_per_worker: float = 1,
-    labels: Sequence[LabelSelector] = (),
-    node_types: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    machines: Sequence[Machine], inputs: RunInputs, node_types: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Placement | None, str | None]:
     """The placement of the workers, or why no machine can ever run one.
 
-    `machines` are those that match one of `labels`. `node_types` are those of the autoscaler, with their "resources"
-    and "labels", if they are known.
+    `machines` are those that match the labels. `node_types` are those of the autoscaler, with their "resources" and
+    "labels"; empty if they are not known. With a given number of workers, the autoscaler may add machines.
     """
+    resource = "GPU" if inputs.device == "cuda" else "CPU"
+    fitting = [
+        name
+        for name, kind in sorted(node_types.items())
+        if (kind.get("resources") or {}).get(resource)
+        if not inputs.labels or any(has_labels(kind.get("labels") or {}, labels) for labels in inputs.labels)
+    ]
     try:
-        if labels and not machines:
+        if inputs.labels and not machines and not inputs.workers:
             raise RunFailedError("no machine of this cluster has the labels of --labels")
-        return place(machines, device, gpus_per_worker), None
+        placement = place(machines, inputs.device, inputs.gpus_per_worker, inputs.workers)
     except (DeviceError, RunFailedError) as error:
-        resource = "GPU" if device == "cuda" else "CPU"
-        fitting = [
-            name
-            for name, kind in sorted(node_types.items())
-            if (kind.get("resources") or {}).get(resource)
-            if not labels or any(has_labels(kind.get("labels") or {}, selector) for selector in labels)
-        ]
         if fitting:
             return None, (
-                f"{error}. The autoscaler could add machines of the type {', '.join(fitting)}, but maskmill does not "
-                "ask for them: raise min_workers"
+                f"{error}. The autoscaler can add machines of the type {', '.join(fitting)}: ask for them with "
+                "--workers"
             )
         return None, str(error)
+    if node_types and not fitting and not any(machine.get(resource) for machine in machines):
+        return None, (
+            f"no machine has a {resource} and the labels of this run, and no type of the autoscaler "
+            f"({', '.join(sorted(node_types))}): change --device or --labels, or add such a type"
+        )
+    return placement, None

@@ -247,9 +247,8 @@ def test_doctor_names_the_autoscaler_type_that_would_fit_when_no_machine_has_the
     wanted = ("--device", "cuda", "--labels", "ray.io/market-type=spot")
     done = run(head, *arguments, *wanted, HOME=str(tmp_path))
     assert errors(done) == [
-        "maskmill: error: no machine of this cluster has the labels of --labels. The autoscaler could add machines of "
-        "the type gpu_spot, but maskmill does not ask for them: raise min_workers (labels of the machines: "
-        "ray.io/node-group=workers)"
+        "maskmill: error: no machine of this cluster has the labels of --labels. The autoscaler can add machines of "
+        "the type gpu_spot: ask for them with --workers (labels of the machines: ray.io/node-group=workers)"
     ]
 
 

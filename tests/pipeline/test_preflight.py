@@ -160,37 +160,47 @@ def test_only_the_version_of_maskmill_must_be_that_of_the_client():
 SPOT = {"ray.io/market-type": "spot"}
 
 
+GPU_TYPE = {"a": {"resources": {"GPU": 1}, "labels": SPOT}, "head": {"resources": {"CPU": 0}}}
+
+
 @pytest.mark.parametrize(
-    ("machines", "device", "labels", "types", "problem"),
+    ("machines", "wanted", "types", "problem"),
     [
-        ([{"CPU": 4.0}], "cuda", [], {}, "no GPU in this cluster"),
-        ([{"memory": 1.0}], "auto", [], {}, "no machine of this cluster has a CPU"),
-        ([], "auto", [SPOT], {}, "no machine of this cluster has the labels of --labels"),
-        ([{"CPU": 4.0}], "cuda", [], {"a": {"resources": {"GPU": 1}}, "b": {}}, "of the type a, but maskmill does"),
-        ([{}], "auto", [], {"a": {"resources": {"CPU": 8}}}, "of the type a, but maskmill does"),
-        ([], "cuda", [SPOT], {"a": {"resources": {"GPU": 1}, "labels": SPOT}}, "of the type a, but maskmill does"),
+        ([{"CPU": 4.0}], {"device": "cuda"}, {}, "no GPU in this cluster"),
+        ([{"memory": 1.0}], {}, {}, "no machine of this cluster has a CPU"),
+        ([], {"labels": [SPOT]}, {}, "no machine of this cluster has the labels of --labels"),
+        ([{"CPU": 4.0}], {"device": "cuda"}, GPU_TYPE, "machines of the type a: ask for them with --workers"),
+        ([], {"device": "cuda", "labels": [SPOT]}, GPU_TYPE, "machines of the type a: ask for them with --workers"),
+        ([{"CPU": 4.0}], {"workers": 8, "device": "cuda"}, {"head": {}}, "no type of the autoscaler (head)"),
+        ([], {"workers": 8, "device": "cuda", "labels": [{"x": "y"}]}, GPU_TYPE, "no type of the autoscaler (a, head)"),
     ],
 )
-def test_resources_that_no_machine_has_are_found(
-    machines: list[dict[str, float]], device: str, labels: Any, types: dict[str, Any], problem: str
+def test_resources_that_no_machine_can_have_are_found(
+    inputs: RunInputs, machines: list[dict[str, float]], wanted: dict[str, Any], types: dict[str, Any], problem: str
 ):
-    placement, found = find_placement(machines, device, 1, labels, types)
+    placement, found = find_placement(machines, replace(inputs, **wanted), types)
     assert placement is None
     assert found
     assert problem in found
 
 
-@pytest.mark.parametrize(
-    "types", [{"b": {"resources": {"CPU": 8}, "labels": SPOT}}, {"b": {"resources": {"GPU": 1}, "labels": {}}}]
-)
-def test_type_of_the_autoscaler_that_does_not_fit_is_not_named(types: dict[str, Any]):
-    _, found = find_placement([], "cuda", 1, [SPOT], types)
-    assert found == "no machine of this cluster has the labels of --labels"
+@pytest.mark.parametrize("labels", [[], [SPOT]])
+def test_type_of_the_autoscaler_that_does_not_fit_is_not_named(inputs: RunInputs, labels: list[dict[str, str]]):
+    wanted = replace(inputs, device="cuda", labels=labels)
+    _, found = find_placement([], wanted, {"b": {"resources": {"CPU": 8}, "labels": SPOT}})
+    assert found
+    assert "autoscaler" not in found
 
 
-def test_resources_that_a_machine_has_are_no_problem():
+def test_resources_that_a_machine_has_are_no_problem(inputs: RunInputs):
     machines = [{"CPU": 4.0}, {"CPU": 8.0, "GPU": 2.0}]
-    assert find_placement(machines, "auto", 0.5) == (Placement(4, 2, 0.5), None)
+    assert find_placement(machines, replace(inputs, gpus_per_worker=0.5), {}) == (Placement(4, 2, 0.5), None)
+
+
+@pytest.mark.parametrize("types", [{}, GPU_TYPE], ids=["unknown types", "a type that fits"])
+def test_machines_that_the_autoscaler_can_add_are_no_problem(inputs: RunInputs, types: dict[str, Any]):
+    wanted = replace(inputs, device="cuda", labels=[SPOT], workers=8)
+    assert find_placement([], wanted, types) == (Placement(8, 0, 1), None)
 
 
 def test_check_without_anything_opened_has_no_problem():
