@@ -194,7 +194,7 @@ def find_placement(
             raise RunFailedError("no machine of this cluster has the labels of --labels")
         placement = place(machines, inputs.device, inputs.gpus_per_worker, inputs.workers)
     except (DeviceError, RunFailedError) as error:
-        if fitting:
+        if fitting and not inputs.workers:
             return None, (
                 f"{error}. The autoscaler can add machines of the type {', '.join(fitting)}: ask for them with "
                 "--workers"
