@@ -19,11 +19,13 @@ import typer
 from maskmill.jobs.compare import compare
 from maskmill.jobs.demo import demo
 from maskmill.jobs.diff import diff
+from maskmill.jobs.doctor import doctor
 from maskmill.jobs.evaluate import evaluate
 from maskmill.jobs.export import export
 from maskmill.jobs.generate import generate
 from maskmill.jobs.import_ import import_
 from maskmill.jobs.info import info
+from maskmill.jobs.jobs import jobs
 from maskmill.jobs.log import LogFormat, LogHandler, log
 from maskmill.jobs.models import models
 from maskmill.jobs.plan import plan
@@ -32,6 +34,7 @@ from maskmill.jobs.query import query
 from maskmill.jobs.report import report
 from maskmill.jobs.retry import retry
 from maskmill.jobs.status import status
+from maskmill.jobs.submit import submit
 from maskmill.jobs.train import train
 from maskmill.jobs.verify import verify
 from maskmill.jobs.view import view
@@ -40,6 +43,7 @@ from maskmill.model.errors import MaskmillError
 # The groups of `maskmill --help`.
 COMMANDS = {
     "Make masks": (plan, generate, retry, demo),
+    "Clusters": (submit, jobs, doctor),
     "Look": (status, view, preview, report, query, info, models),
     "Exchange": (export, import_),
     "Judge": (verify, compare, diff, evaluate),
@@ -54,7 +58,10 @@ app = typer.Typer(
 )
 for group, commands in COMMANDS.items():
     for command in commands:
-        app.command(command.__name__.rstrip("_"), rich_help_panel=group)(command)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name="jobs", rich_help_panel=group)
+        else:
+            app.command(command.__name__.rstrip("_"), rich_help_panel=group)(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 EXTRAS = {
     "demo": ("skimage",),
     "evaluate": ("matplotlib", "scipy", "skimage"),
+    "submit": ("aiohttp",),
     "train": ("skimage", "torch.optim.Muon"),
     "view": ("starlette", "uvicorn"),
 }

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from maskmill.jobs.log import LogFormat, LogFormatOption, log
-from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, MovedTo, check_device, run_job
+from maskmill.jobs.run import (
+    IMAGE_TIMEOUT,
+    Address,
+    Device,
+    GpusPerWorker,
+    ImageTimeout,
+    Labels,
+    MovedTo,
+    Workers,
+    check_device,
+    run_job,
+)
 
 if TYPE_CHECKING:
     from maskmill.pipeline.config import DecodingConfig, RunConfig
+
+# The options that replace fields of the preset's GeneratorConfig, by the names of these fields.
+GENERATOR_OPTIONS = (
+    "points_per_side",
+    "pred_iou_thresh",
+    "stability_score_thresh",
+    "crop_n_layers",
+    "min_mask_region_area",
+    "use_m2m",
+)
 
 
 def generate(
@@ -93,6 +115,15 @@ def generate(
             "the masks that are kept are computed in float32. On a CPU where that saves no time, fast is exact."
         ),
     ] = "exact",
+    audit: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Process this share of the images again in exact precision, to check --precision fast. 0.001: one in "
+            "a thousand, and at least one image of each of the first ten shards. The rows of the run do not change.",
+        ),
+    ] = 0,
     bands: Annotated[
         str | None,
         typer.Option(
@@ -130,6 +161,9 @@ def generate(
         ),
     ] = None,
     address: Address = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 1,
+    labels: Labels = None,
     image_timeout: ImageTimeout = IMAGE_TIMEOUT,
     moved_to: MovedTo = None,
     log_format: LogFormatOption = LogFormat.text,
@@ -150,15 +184,8 @@ def generate(
 
       maskmill generate "s3://bucket/train-*.tar" s3://bucket/out --address auto --precision fast
     """
+    given = locals()
     log.use(log_format, run=out)
-    overrides = {
-        "points_per_side": points_per_side,
-        "pred_iou_thresh": pred_iou_thresh,
-        "stability_score_thresh": stability_score_thresh,
-        "crop_n_layers": crop_n_layers,
-        "min_mask_region_area": min_mask_region_area,
-        "use_m2m": use_m2m,
-    }
     generate_masks(
         source,
         out,
@@ -167,12 +194,16 @@ def generate(
         model=model,
         checkpoint=checkpoint,
         preset=preset,
-        overrides={name: value for name, value in overrides.items() if value is not None},
+        overrides={name: given[name] for name in GENERATOR_OPTIONS if given[name] is not None},
         precision=precision,
+        audit=audit,
         decoding=decoding_config(bands, value_range, max_image_pixels),
         device=device,
         images_per_shard=images_per_shard,
         address=address,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        labels=labels or (),
         image_timeout=image_timeout,
         moved_to=moved_to,
     )
@@ -189,10 +220,14 @@ def generate_masks(
     preset: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     precision: str = "exact",
+    audit: float = 0,
     decoding: DecodingConfig | None = None,
     device: str = "auto",
     images_per_shard: int | None = None,
     address: str | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float = 1,
+    labels: Sequence[str] = (),
     image_timeout: float = IMAGE_TIMEOUT,
     moved_to: str | None = None,
 ) -> None:
@@ -203,10 +238,12 @@ def generate_masks(
     """
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.model.checkpoint import load_model
+    from maskmill.pipeline.audit import FIRST_SHARDS, Audit
     from maskmill.pipeline.engine import GeneratorFactory
     from maskmill.pipeline.errors import ConfigError
     from maskmill.pipeline.job import Job
     from maskmill.pipeline.ledger import Identity, open_run
+    from maskmill.pipeline.placement import parse_labels
     from maskmill.pipeline.plan import PLAN_KEY
     from maskmill.pipeline.sources import NameFilter, open_planned, open_source, source_uri
     from maskmill.pipeline.storage import open_storage
@@ -220,6 +257,7 @@ def generate_masks(
     if decoding is not None:
         config = replace(config, decoding=decoding)
     check_device(device)
+    selectors = [parse_labels(text) for text in labels]
     # Checked before any worker starts, so that a wrong checkpoint fails at once.
     weights_sha256 = load_model(model, checkpoint).sha256
     storage = open_storage(out, make=True)
@@ -227,10 +265,16 @@ def generate_masks(
     ledger, plan = open_run(storage, identity, new_source, images_per_shard)
     plan = plan.at(moved_to)
     checkpoint = checkpoint and checkpoint.absolute()
-    engine = GeneratorFactory(config, checkpoint, weights_sha256, device)
+    engine = GeneratorFactory(config, checkpoint, weights_sha256, device, gpus_per_worker)
     left = plan.without(ledger.committed())
-    job = Job(open_planned(plan.source), ledger, engine, config.decoding)
-    run_job(job, left, device, address, image_timeout)
+    audited = None
+    if audit and config.precision == "exact":
+        log.write("info", "there is nothing to audit: the run has exact precision")
+    elif audit:
+        exact = replace(engine, config=replace(config, precision="exact"))
+        audited = Audit(audit, frozenset(shard.index for shard in islice(left, FIRST_SHARDS)), exact)
+    job = Job(open_planned(plan.source), ledger, engine, config.decoding, audit=audited)
+    run_job(job, left, device, address, image_timeout, gpus_per_worker, selectors, workers)
 
 
 def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], precision: str) -> RunConfig:

@@ -63,13 +63,21 @@ def plan(
     precision: Annotated[str, typer.Option(help="As for generate.")] = "exact",
     device: Device = "auto",
     images_per_shard: Annotated[int | None, typer.Option(min=1, help="As for generate.", show_default=False)] = None,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUT",
+            help="Write the estimate to OUT, the output of the coming run, for `maskmill status OUT` to compare.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count the images of SOURCE, and estimate time, GPU hours, requests, output size and price before a run.
 
     Without --probe or --run it only counts. Times are given with an interval that holds in nine of ten samples.
 
-    Nothing is written except a temporary folder.
+    Nothing is written except a temporary folder, and OUT/_estimate.json with --save OUT.
 
     Examples:
 
@@ -85,8 +93,10 @@ def plan(
 
     if probe and former:
         raise ConfigError("--probe and --run exclude each other: the speed comes from one of them")
-    if (gpus or price is not None) and not (probe or former):
-        raise ConfigError("--gpus and --price need a measured speed: add --probe 64, or --run with a former run")
+    if (gpus or save or price is not None) and not (probe or former):
+        raise ConfigError(
+            "--gpus, --price and --save need a measured speed: add --probe 64, or --run with a former run"
+        )
     check_device(device)
     config = run_config(model, preset, {}, precision)
     opened = open_source(source, NameFilter(tuple(include or ()), tuple(exclude or ())))
@@ -104,6 +114,8 @@ def plan(
         report |= _measured(inventory, probed, gpus or _placement(device).workers, price)
     elif former:
         report |= _from_run(inventory, former, gpus or 1, price)
+    if save:
+        _save(report, save)
     typer.echo(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
 
 
@@ -213,6 +225,14 @@ def _estimate(
         "price": None if price is None else asdict(gpu_hours.times(price)),
         "source_requests": (images if by_image else inventory.shards) + -(-images // KEYS_PER_LISTING),
     }
+
+
+def _save(report: dict[str, Any], out: str) -> None:
+    from maskmill.pipeline.estimate import Estimate, Interval
+    from maskmill.pipeline.storage import open_storage
+
+    per_image, seconds = Interval(**report["seconds_per_image"]), Interval(**report["seconds"])
+    Estimate(per_image, seconds, report["workers"]).write(open_storage(out, make=True))
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:

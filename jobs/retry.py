@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from maskmill.jobs.log import LogFormat, LogFormatOption, log
-from maskmill.jobs.run import IMAGE_TIMEOUT, Address, Device, ImageTimeout, MovedTo, RunOutput, check_device, run_job
+from maskmill.jobs.run import (
+    IMAGE_TIMEOUT,
+    Address,
+    Device,
+    GpusPerWorker,
+    ImageTimeout,
+    Labels,
+    MovedTo,
+    RunOutput,
+    Workers,
+    check_device,
+    run_job,
+)
 
 
 def retry(
@@ -19,6 +31,9 @@ def retry(
     ] = None,
     device: Device = "auto",
     address: Address = None,
+    workers: Workers = None,
+    gpus_per_worker: GpusPerWorker = 1,
+    labels: Labels = None,
     image_timeout: ImageTimeout = IMAGE_TIMEOUT,
     moved_to: MovedTo = None,
     log_format: LogFormatOption = LogFormat.text,
@@ -43,11 +58,13 @@ def retry(
     from maskmill.pipeline.finished import open_finished_run
     from maskmill.pipeline.job import Job
     from maskmill.pipeline.ledger import reopen_run
+    from maskmill.pipeline.placement import parse_labels
     from maskmill.pipeline.sources import open_planned
     from maskmill.pipeline.storage import open_storage
 
     log.use(log_format, run=out)
     check_device(device)
+    selectors = [parse_labels(text) for text in labels or ()]
     identity, ledger = reopen_run(open_storage(out))
     config = identity.config
     weights_sha256 = load_model(config.model, checkpoint).sha256
@@ -58,9 +75,9 @@ def retry(
         )
     run = open_finished_run(ledger.storage, moved_to)
     shards = run.retries()
-    engine = GeneratorFactory(config, checkpoint and checkpoint.absolute(), weights_sha256, device)
+    engine = GeneratorFactory(config, checkpoint and checkpoint.absolute(), weights_sha256, device, gpus_per_worker)
     job = Job(open_planned(run.plan.source), ledger, engine, config.decoding)
-    run_job(job, shards, device, address, image_timeout)
+    run_job(job, shards, device, address, image_timeout, gpus_per_worker, selectors, workers)
     if left := len(run.plan) - len(ledger.committed()):
         console = plain_console()
         console.print(f"not done  {left} of {len(run.plan)} shards: continue with `maskmill generate`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +15,10 @@ from maskmill.jobs.log import log
 if TYPE_CHECKING:
     from maskmill.pipeline.job import Job
     from maskmill.pipeline.ledger import Ledger
+    from maskmill.pipeline.placement import LabelSelector
     from maskmill.pipeline.plan import Plan
     from maskmill.pipeline.records import Shard
+    from maskmill.pipeline.summary import Summary
 
 IMAGE_TIMEOUT = 1800.0
 
@@ -36,6 +39,28 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Address = Annotated[
     str | None,
     typer.Option(help="Address of a Ray cluster (host:port or auto). Default: this machine.", show_default=False),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of workers. A cluster with an autoscaler adds machines for them. Default: as many as its machines "
+        "have room for.",
+        show_default=False,
+    ),
+]
+GpusPerWorker = Annotated[
+    float,
+    typer.Option(min=0.01, max=1, help="GPUs of a worker: 0.5 places two workers on each GPU. Each loads the model."),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE,...",
+        help="Only machines with these Ray labels, such as ray.io/accelerator-type=in(L4,A10G). Repeat it for a second "
+        "choice if no machine of the first has room; an empty one matches every machine.",
+        show_default=False,
+    ),
 ]
 ImageTimeout = Annotated[
     float,
@@ -60,6 +85,9 @@ def run_job(
     device: str = "auto",
     address: str | None = None,
     image_timeout: float = IMAGE_TIMEOUT,
+    gpus_per_worker: float = 1,
+    labels: Sequence[LabelSelector] = (),
+    workers: int | None = None,
 ) -> None:
     """Processes shards, with a progress bar on stderr and a summary of the whole run on stdout.
 
@@ -69,19 +97,29 @@ def run_job(
 
     started = time.monotonic()
     try:
-        ended = _run_with_progress_bar(job, shards, device, address, image_timeout) if len(shards) else 0
+        options = (device, address, image_timeout, gpus_per_worker, labels, workers)
+        summary = _run_with_progress_bar(job, shards, *options) if len(shards) else None
     except RunStoppedError as stopped:
         log.write("info", str(stopped))
         raise typer.Exit(128 + stopped.signal_number) from None
     except StorageError as error:
         raise RunFailedError(f"{error}. Finished work is kept: run the same command again to resume") from error
-    _print_summary(job.ledger, ended, time.monotonic() - started)
+    _print_summary(job.ledger, sum(summary.images.values()) if summary else 0, time.monotonic() - started)
+    if job.audit:
+        _print_audit(summary)
 
 
 def _run_with_progress_bar(
-    job: Job, shards: Plan | list[Shard], device: str, address: str | None, image_timeout: float
-) -> int:
-    """Returns the number of processed images. The bar counts images if their number is known, otherwise shards."""
+    job: Job,
+    shards: Plan | list[Shard],
+    device: str,
+    address: str | None,
+    image_timeout: float,
+    gpus_per_worker: float,
+    labels: Sequence[LabelSelector],
+    workers: int | None,
+) -> Summary:
+    """Returns what the driver did. The bar counts images if their number is known, otherwise shards."""
     from maskmill.jobs.progress import ProgressBar
     from maskmill.pipeline import cluster
     from maskmill.pipeline.progress import Progress as ImageProgress
@@ -104,8 +142,8 @@ def _run_with_progress_bar(
         def on_commit(_: object) -> None:
             bar.update(advance=0 if unit == "images" else 1)
 
-        cluster.run(job, shards, on_progress, on_commit, device, address, image_timeout)
-    return ended
+        options = (device, address, image_timeout, gpus_per_worker, labels, workers)
+        return cluster.run(job, shards, on_progress, on_commit, *options)
 
 
 def _count_images(shards: Plan | list[Shard]) -> int | None:
@@ -142,6 +180,29 @@ def _print_summary(ledger: Ledger, ended: int, seconds: float) -> None:
     elif "\\" in out:
         typer.echo(
             "note      run queries in the output folder, because DuckDB reads the backslash in its path as a slash"
+        )
+
+
+def _print_audit(summary: Summary | None) -> None:
+    """Prints the agreement of the run with exact precision, and a warning if it is less than documented."""
+    from maskmill.pipeline.audit import MATCH_IOU, MIN_MATCHED, MIN_SAME_COUNT
+
+    if summary is None or summary.audit is None:
+        typer.echo("audit     no image of this command was audited")
+        return
+    audit = summary.audit
+    matched = audit.shares["matched"]
+    matched = 1.0 if matched is None else matched  # no masks in either
+    same_count = audit.same_count / audit.images
+    typer.echo(
+        f"audit     {audit.images} images again in exact precision: {100 * matched:.2f} % of the masks matched at IoU "
+        f"{MATCH_IOU:g}, {100 * same_count:.2f} % of the images with the same count"
+    )
+    if matched < MIN_MATCHED or same_count < MIN_SAME_COUNT:
+        log.write(
+            "warning",
+            f"the audit found less agreement than fast precision should have ({100 * MIN_MATCHED:g} % of the masks, "
+            f"{100 * MIN_SAME_COUNT:g} % of the images): use --precision exact on these machines",
         )
 
 

@@ -16,7 +16,7 @@ import typer
 from maskmill.jobs.run import RunOutput
 
 if TYPE_CHECKING:
-    from maskmill.pipeline.status import Status
+    from maskmill.pipeline.status import Comparison, Status
 
 WATCH_SECONDS = 5.0
 MAX_ROWS = 20  # of each table of text; JSON has all
@@ -89,6 +89,8 @@ def _lines(out: str, state: Status) -> Iterator[str]:
         yield "left      nothing: the run is finished"
     else:
         yield f"left      {'unknown' if state.seconds_left is None else timedelta(seconds=round(state.seconds_left))}"
+    if state.comparison:
+        yield from _comparison(state.comparison)
     if state.drivers:
         hours = sum(driver["gpu_seconds"] for driver in state.drivers) / 3600
         counts = (f"{sum(driver[name] for driver in state.drivers)} {name}" for name in ("preemptions", "retries"))
@@ -115,6 +117,21 @@ def _lines(out: str, state: Status) -> Iterator[str]:
             for part in troubled
         ]
         yield from _table(("shard", "images", "failed", "attempts", "worker", "committed"), rows)
+
+
+def _comparison(comparison: Comparison) -> Iterator[str]:
+    estimate = comparison.estimate
+    planned, taken = estimate.seconds_per_image.mean, comparison.seconds_per_image
+    error = _percent(comparison.image_error)
+    yield f"plan      {planned:.3g} s per image on one worker; it takes {taken:.3g} s: {error}"
+    if comparison.seconds is not None and comparison.error is not None:
+        planned, taken = (timedelta(seconds=round(s)) for s in (estimate.seconds.mean, comparison.seconds))
+        workers = f"{estimate.workers} worker{'' if estimate.workers == 1 else 's'}"
+        yield f"          {planned} with {workers}; it took {taken}: {_percent(comparison.error)}"
+
+
+def _percent(error: float) -> str:
+    return f"{abs(error):.0%} {'more' if error > 0 else 'less'}".replace("%", " %")
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,6 +60,9 @@ def load_model(variant: str, checkpoint: Path | None) -> LoadedModel:
     Raises:
         ConfigError: an unknown variant.
         CheckpointError: a file that is missing, damaged, unsafe or of another variant.
+
+    Float32 weights are mapped into memory, not read: processes on one machine share the pages of the file, which the
+    operating system reads once.
     """
     config = find_variant(variant)
     if checkpoint is None:
@@ -238,7 +242,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # unpickling a damaged file can raise any exception
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:

@@ -44,14 +44,17 @@ class Candidates(NamedTuple):
 class PointDecoder:
     """Decodes points with one network, in batches sized for its device."""
 
-    def __init__(self, network: Network, config: GeneratorConfig, threads: SingleCoreThreads) -> None:
+    def __init__(
+        self, network: Network, config: GeneratorConfig, threads: SingleCoreThreads, gpu_share: float = 1
+    ) -> None:
         self.threads = threads
         self._sam = network
         self._config = config
         bytes_per_prompt = 4 * network.config.mask_size**2 * network.config.embed_dim // 8
         largest = CPU_TENSOR_BYTES
         if network.device.type != "cpu":
-            largest = GPU_TENSOR_SHARE * torch.cuda.get_device_properties(network.device).total_memory
+            memory = torch.cuda.get_device_properties(network.device).total_memory
+            largest = GPU_TENSOR_SHARE * gpu_share * memory
         suitable = max(1, int(largest / bytes_per_prompt))
         self._batch_size = min(suitable, config.points_per_batch or suitable)
 

@@ -51,6 +51,7 @@ class GeneratorFactory:
     checkpoint: Path | None
     weights_sha256: str
     device: str
+    gpus_per_worker: float = 1
 
     def __call__(self) -> Engine:
         """Raises CheckpointError if the checkpoint cannot be loaded or differs from the one that the run began with."""
@@ -60,4 +61,5 @@ class GeneratorFactory:
                 f"{self.checkpoint}: sha256 is {loaded.sha256} on this machine, but the run began with "
                 f"{self.weights_sha256}: put the same file on every machine"
             )
-        return MaskGenerator(optimize(loaded.network, self.config.precision, self.device), self.config.generator)
+        network = optimize(loaded.network, self.config.precision, self.device)
+        return MaskGenerator(network, self.config.generator, gpu_share=self.gpus_per_worker)

@@ -1,16 +1,23 @@
-"""Estimates the time and cost of a run from a sample of its images, measured by a probe or by a former run."""
+"""Estimates the time and cost of a run from a sample of its images, measured by a probe or by a former run.
+
+The output of the run can hold its estimate, so that the run can be compared with it.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskmill.pipeline.errors import StorageError
 from maskmill.pipeline.records import STEPS
+from maskmill.pipeline.storage import Storage
 from maskmill.pipeline.table import Footer
 
+ESTIMATE_KEY = "_estimate.json"
 INTERVAL = (5.0, 95.0)  # percentiles: a 90 % interval
 RESAMPLES = 2000
 MIN_FIT = 8  # images
@@ -96,3 +103,28 @@ def fit(sample: Sample) -> Fit | None:
 def duration(per_image: Interval, images: int, shards: int, workers: int) -> Interval:
     """Seconds for `workers` workers, without their start. At least the time that one worker needs for one shard."""
     return per_image.times(max(images / workers, images / shards))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take, as its output stores it. Times are seconds."""
+
+    seconds_per_image: Interval  # of one worker
+    seconds: Interval  # of the run, without the start of the workers
+    workers: int
+
+    def write(self, storage: Storage) -> None:
+        """Makes it the estimate of the run in `storage`, which may begin later."""
+        storage.put(ESTIMATE_KEY, (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+
+def read_estimate(storage: Storage) -> Estimate | None:
+    """The estimate of the run in `storage`; None if there is none. Raises StorageError if it is damaged."""
+    if not storage.exists(ESTIMATE_KEY):
+        return None
+    try:
+        fields = json.loads(storage.read(ESTIMATE_KEY))
+        per_image, seconds = Interval(**fields["seconds_per_image"]), Interval(**fields["seconds"])
+        return Estimate(per_image, seconds, fields["workers"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{storage.uri}/{ESTIMATE_KEY}: damaged ({error}): delete it") from error

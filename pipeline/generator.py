@@ -42,8 +42,13 @@ GPU_IMAGES = 2
 class MaskGenerator:
     """Generates the masks of images. Results do not depend on other images. Thread-safe."""
 
-    def __init__(self, network: Network, config: GeneratorConfig, views_per_batch: int | None = None) -> None:
-        """`views_per_batch` views are encoded in one batch; the default depends on the device."""
+    def __init__(
+        self, network: Network, config: GeneratorConfig, views_per_batch: int | None = None, gpu_share: float = 1
+    ) -> None:
+        """`views_per_batch` views are encoded in one batch; the default depends on the device.
+
+        `gpu_share` is the share of the memory of a GPU that this generator may use. Batches of prompts depend on it.
+        """
         self.network, self.config = network, config
         self._on_cpu = network.device.type == "cpu"
         self.at_once = 1 if self._on_cpu else GPU_IMAGES
@@ -51,10 +56,10 @@ class MaskGenerator:
 
         threads = SingleCoreThreads(torch.get_num_threads())
         decoding = threads if self._on_cpu else SingleCoreThreads(1)
-        self._find_masks = one_pass = OnePassSearch(PointDecoder(network, config, decoding), config)
+        self._find_masks = one_pass = OnePassSearch(PointDecoder(network, config, decoding, gpu_share), config)
         screen = network.screen() if config.can_be_screened else None
         if screen is not None:
-            self._find_masks = TwoPassSearch(PointDecoder(screen, config, decoding), one_pass, config)
+            self._find_masks = TwoPassSearch(PointDecoder(screen, config, decoding, gpu_share), one_pass, config)
         self._encode_masks = MaskEncoder(network.config, config, threads)
 
     def prepare(self, pixels_HW3: NDArray[np.uint8]) -> ResizedImage:

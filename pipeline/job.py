@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from maskmill.pipeline.audit import Audit
 from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.images import decode_image
@@ -33,3 +34,4 @@ class Job:
     wall_clock: Clock = time.time  # seconds since 1970
     worker_name: Callable[[], str] = process_name
     decode: Callable[[bytes, DecodingConfig], DecodedImage] = decode_image
+    audit: Audit | None = None

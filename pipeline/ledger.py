@@ -15,6 +15,7 @@ import numpy as np
 
 from maskmill.pipeline.config import DecodingConfig, GeneratorConfig, RunConfig
 from maskmill.pipeline.errors import ConfigError, RunMismatchError, SourceError
+from maskmill.pipeline.estimate import ESTIMATE_KEY
 from maskmill.pipeline.parts import images_key, list_parts, masks_key, parts_of, retry_of, shard_of
 from maskmill.pipeline.plan import PLAN_KEY, Plan, encode_plan, read_plan, shard_size
 from maskmill.pipeline.records import Shard
@@ -243,7 +244,7 @@ def _comparable(uri: str) -> PurePosixPath:
 
 def _refuse_foreign_objects(storage: Storage) -> None:
     for item in storage.list():
-        if item.key.startswith(PROBE_PREFIX) or item.key == RUN_KEY:
+        if item.key.startswith(PROBE_PREFIX) or item.key in (RUN_KEY, ESTIMATE_KEY):
             continue
         if not storage.exists(RUN_KEY):  # another driver may have begun the run meanwhile
             raise RunMismatchError(

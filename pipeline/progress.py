@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from maskmill.filters.agreement import Agreement
 from maskmill.pipeline.records import Failure, Shard, Status
 
 
@@ -34,6 +35,7 @@ class Progress:
     status: Status | None = None
     n_masks: int = 0
     milliseconds: float = 0.0  # sum over all steps
+    audit: Agreement | Failure | None = None  # of a finished image that was audited
 
 
 @dataclass(frozen=True)

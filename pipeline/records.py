@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from maskmill.filters.agreement import Agreement
 from maskmill.pipeline.errors import ConfigError
 from maskmill.pipeline.parts import part_name
 
@@ -187,6 +188,7 @@ class ImageResult:
     milliseconds: Mapping[str, float]  # step -> time spent
     status: Status
     attempt: int = 1
+    audit: Agreement | Failure | None = None  # not part of the table
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Schedule:
         self._on_progress = on_progress
         self._on_commit = on_commit
         self._requeued: list[Shard] = []
-        self._leases: list[Lease] = []
+        self._leases: dict[Lease, None] = {}  # in the order in which they were assigned
         self._done: set[int] = set()
         # Shards that a copy found committed. The worker that committed them has not finished reporting.
         self._committed: set[int] = set()
@@ -94,7 +94,7 @@ class Schedule:
             return None
         history = self._histories.get(shard.index, _History())
         lease = Lease(shard, Attempt(history.failures + 1, dict(history.quarantined)), worker)
-        self._leases.append(lease)
+        self._leases[lease] = None
         return lease
 
     def _next_requeued(self, idle: bool) -> Shard | None:
@@ -113,7 +113,8 @@ class Schedule:
             lease
             for lease in self._leases
             if copies[lease.shard.index] == 1
-            and lease.shard.index not in self._done | self._committed
+            and lease.shard.index not in self._done
+            and lease.shard.index not in self._committed
             and lease.shard.index not in self._histories
         ]
         return min(candidates, key=lambda lease: lease.finished).shard if candidates else None
@@ -138,7 +139,7 @@ class Schedule:
 
     def finish(self, lease: Lease) -> None:
         """Ends a lease: its worker reported that the shard is committed, by itself or by another worker."""
-        self._leases.remove(lease)
+        del self._leases[lease]
         index = lease.shard.index
         if lease.finished == 0 and index in self._assigned():
             self._committed.add(index)  # by another worker, which will report the images
@@ -174,9 +175,9 @@ class Schedule:
 
     def requeue(self, lease: Lease) -> None:
         """Ends a lease without counting a failure. The shard is assigned again unless it is done or failed."""
-        self._leases.remove(lease)
+        del self._leases[lease]
         index = lease.shard.index
-        if index not in self._done | self.failed.keys() | self._assigned():
+        if index not in self._done and index not in self.failed and index not in self._assigned():
             self._requeued.append(lease.shard)
 
     def _assigned(self) -> set[int]:

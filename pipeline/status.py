@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow.compute as pc
 
+from maskmill.pipeline.estimate import Estimate, read_estimate
 from maskmill.pipeline.finished import Run
 from maskmill.pipeline.parts import retry_of, shard_of
 from maskmill.pipeline.records import Work
@@ -48,6 +49,25 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A run against its estimate by `maskmill plan`. Times are seconds."""
+
+    estimate: Estimate
+    seconds_per_image: float  # that workers have taken so far
+    seconds: float | None  # from the first image to the last one; None until the run is finished
+
+    @property
+    def image_error(self) -> float:
+        """By how much of the estimated time an image takes longer; below 0: less long."""
+        return self.seconds_per_image / self.estimate.seconds_per_image.mean - 1
+
+    @property
+    def error(self) -> float | None:
+        """The same for the run."""
+        return None if self.seconds is None else self.seconds / self.estimate.seconds.mean - 1
+
+
+@dataclass(frozen=True)
 class Status:
     """The state of a run. Images that a retry processed again count once, with their last result."""
 
@@ -67,6 +87,7 @@ class Status:
     workers: Sequence[WorkerStatus]
     parts: Sequence[PartStatus]  # in the order of the plan; the retries of a shard follow it
     drivers: Sequence[Mapping[str, Any]]  # the summaries of the drivers that have ended: see summary.Summary
+    comparison: Comparison | None  # None if the output has no estimate or no work yet
 
     @property
     def finished(self) -> bool:
@@ -86,7 +107,9 @@ class StatusReader:
             self._parts[part] = _part_status(part, footer)
         plan = self._run.plan
         in_order = sorted(self._parts.values(), key=lambda part: (int(shard_of(part.part)), retry_of(part.part)))
-        return _summarise(in_order, len(plan), plan.n_images, self._run.summaries(), self._clock())
+        status = _summarise(in_order, len(plan), plan.n_images, self._run.summaries(), self._clock())
+        estimate = read_estimate(self._run.storage)
+        return replace(status, comparison=estimate and _compare(status, estimate))
 
     def watch(self, interval: float) -> Iterator[Status]:
         """The status now and every `interval` seconds, until the run is finished."""
@@ -151,7 +174,17 @@ def _summarise(
         workers=_by_worker(works),
         parts=parts,
         drivers=drivers,
+        comparison=None,
     )
+
+
+def _compare(status: Status, estimate: Estimate) -> Comparison | None:
+    works = [(part, part.work) for part in status.parts if part.work and part.images and not retry_of(part.part)]
+    if not works:
+        return None
+    per_image = sum(work.ended - work.began for _, work in works) / sum(part.images for part, _ in works)
+    seconds = max(work.ended for _, work in works) - min(work.began for _, work in works)
+    return Comparison(estimate, per_image, seconds if status.finished else None)
 
 
 def _by_worker(works: Iterable[tuple[PartStatus, Work]]) -> list[WorkerStatus]:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from maskmill.filters.agreement import Agreement
 from maskmill.pipeline.errors import MaskmillError, StorageError
 from maskmill.pipeline.job import process_name
 from maskmill.pipeline.progress import Progress
@@ -47,7 +48,9 @@ class Summary:
     worker_seconds: float = 0.0  # the sum over all workers of the time from their start to their end
     gpu_seconds: float = 0.0  # the same, for GPUs that workers held; idle GPUs count
     retries: int = 0  # attempts at a shard that failed; the shard was tried again unless it failed too often
-    preemptions: int = 0  # workers lost with their machine
+    preemptions: int = 0  # workers lost with their machine, or ended because it was draining
+    audit: Agreement | None = None  # of audited images with exact precision: A is the run, B is exact
+    audits_failed: int = 0
     versions: dict[str, str] = field(default_factory=_versions)
 
     def add_image(self, progress: Progress) -> None:
@@ -56,8 +59,14 @@ class Summary:
         self.images[progress.status] += 1
         self.masks += progress.n_masks
         self.image_seconds += progress.milliseconds / 1000
+        if isinstance(progress.audit, Agreement):
+            self.audit = (self.audit or Agreement()) + progress.audit
+        elif progress.audit:
+            self.audits_failed += 1
+            extra = {"image_id": progress.image_id}
+            logger.warning("%s: the audit failed: %s", progress.image_id, progress.audit.reason, extra=extra)
 
-    def add_worker(self, seconds: float, gpus: int) -> None:
+    def add_worker(self, seconds: float, gpus: float) -> None:
         """Counts a worker that has ended."""
         self.worker_seconds += seconds
         self.gpu_seconds += seconds * gpus
@@ -84,7 +93,8 @@ def summarised(storage: Storage, identity: str) -> Iterator[Summary]:
 
 
 def _write(storage: Storage, summary: Summary) -> None:
-    text = json.dumps(asdict(summary), indent=2) + "\n"
+    audit = summary.audit and asdict(summary.audit) | {"shares": summary.audit.shares}
+    text = json.dumps(asdict(summary) | {"audit": audit}, indent=2) + "\n"
     first = max(map(_number, _keys(storage)), default=-1) + 1
     for number in itertools.count(first):  # another driver may write its summary at the same time
         if storage.create(f"_summary-{number}.json", text.encode()):

@@ -17,6 +17,7 @@ import numpy as np
 from maskmill.model.errors import MaskmillError
 from maskmill.pipeline.checks import Chain, Check, check_shard
 from maskmill.pipeline.errors import ObjectError
+from maskmill.pipeline.estimate import ESTIMATE_KEY
 from maskmill.pipeline.ledger import RUN_KEY, read_run
 from maskmill.pipeline.parts import images_key, masks_key, part_at, part_name, retry_of, shard_of
 from maskmill.pipeline.plan import PLAN_KEY, Plan, read_plan
@@ -112,7 +113,7 @@ def _planned(shard: Shard) -> tuple[str, ...]:
 
 def _stray_objects(plan: Plan, keys: Set[str]) -> Iterator[str]:
     shards = {shard.name for shard in plan}
-    for key in sorted(keys - {RUN_KEY, PLAN_KEY}):
+    for key in sorted(keys - {RUN_KEY, PLAN_KEY, ESTIMATE_KEY}):
         part = part_at(key)
         if not key.startswith(PROBE_PREFIX) and not is_summary(key) and (part is None or shard_of(part) not in shards):
             yield f"{key}: does not belong to the run"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+from maskmill.filters.agreement import Agreement
+from maskmill.pipeline.audit import Auditor
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import StorageError, failure_reason
 from maskmill.pipeline.job import Job
@@ -61,8 +63,9 @@ def run_local(job: Job, shards: Iterable[Shard], on_progress: OnProgress, on_com
     The device is idle while a shard is committed. With a Walk, several processes share a plan.
     """
     engine = job.make_engine()
+    auditor = job.audit and Auditor(job.audit)
     for shard in shards:
-        for record in process_shard(job, engine, shard):
+        for record in process_shard(job, engine, shard, auditor=auditor):
             if isinstance(record, Overtaken):
                 if isinstance(shards, Walk):
                     shards.jump()
@@ -78,6 +81,8 @@ def process_shard(
     attempt: Attempt = Attempt(),
     device_lock: DeviceLock | None = None,
     ahead: int = AHEAD,
+    auditor: Auditor | None = None,
+    on_result: Callable[[ImageResult], None] = lambda _: None,
 ) -> Iterator[Progress | Overtaken]:
     """Commits the part of a shard. Yields the progress of each image, in the order of the source.
 
@@ -85,9 +90,10 @@ def process_shard(
     holds it, the next shard fetches and prepares up to `ahead` images, and the previous shard is encoded and committed.
 
     An image that cannot be fetched, decoded or inferred becomes a failed row. If another worker commits the shard
-    first, that is not an error: the last record is Overtaken. Raises StorageError if the source or the output cannot
-    be reached, and EngineFailedError if another shard with the same `device_lock` raised. Any exception after which the
-    device no longer computes is raised too.
+    first, that is not an error: the last record is Overtaken. The `auditor` compares some images with exact precision.
+    `on_result` is called for each image.
+    Raises StorageError if the source or the output cannot be reached, and EngineFailedError if another shard with the
+    same `device_lock` raised. Any exception after which the device no longer computes is raised too.
     """
     overtaken = job.ledger.is_committed(shard)
     if not overtaken:
@@ -100,10 +106,15 @@ def process_shard(
             # Another driver may have committed it while it waited for the device.
             overtaken = job.ledger.is_committed(shard)
             began = job.wall_clock()
-            results = [] if overtaken else (yield from _infer_all(engine, shard, images, attempt))
+            results: list[ImageResult] = []
+            for progress in () if overtaken else _infer_all(engine, shard, images, attempt, auditor, results):
+                if progress.status is not None:
+                    on_result(results[-1])
+                yield progress
         if not overtaken:
-            missing = shard.missing([result.image_id for result in results])
-            results += (_missing_result(shard, image_id, attempt) for image_id in missing)
+            for image_id in shard.missing([result.image_id for result in results]):
+                results.append(_missing_result(shard, image_id, attempt))
+                on_result(results[-1])
             work = Work(job.worker_name(), began, job.wall_clock())
             part = encode_part(shard, results, job.ledger.identity, left_out, work)
             overtaken = not job.ledger.commit(shard, part)
@@ -114,19 +125,25 @@ def process_shard(
 
 
 def _infer_all(
-    engine: Engine, shard: Shard, images: Iterator[FetchedImage], attempt: Attempt
-) -> Generator[Progress, None, list[ImageResult]]:
-    """Infers the images that the source returned. Yields progress, returns their results in order."""
-    results: list[ImageResult] = []
+    engine: Engine,
+    shard: Shard,
+    images: Iterator[FetchedImage],
+    attempt: Attempt,
+    auditor: Auditor | None,
+    results: list[ImageResult],
+) -> Iterator[Progress]:
+    """Infers the images that the source returned. Yields progress, and appends their results in order."""
     pending: deque[Future[ImageResult]] = deque()
     at_once = 1 if attempt.isolated else engine.at_once
+    auditor = None if attempt.isolated else auditor  # an image is not blamed for its audit
+    audited = 0
 
     def finish_one() -> Progress:
         results.append(result := pending.popleft().result())
         n_masks = len(result.outcome) if isinstance(result.outcome, ImageMasks) else 0
         step = result.outcome.step if isinstance(result.outcome, Failure) else STEPS[-1]
         total = sum(result.milliseconds.values())
-        return Progress(shard.index, result.image_id, step, result.status, n_masks, total)
+        return Progress(shard.index, result.image_id, step, result.status, n_masks, total, result.audit)
 
     with ThreadPoolExecutor(at_once) as pool:
         # torch keeps a pool of threads for each calling thread, so a single image is inferred in this thread.
@@ -138,12 +155,15 @@ def _infer_all(
             else:
                 image = decode()
                 yield Progress(shard.index, record.image_id, "encode")
-                pending.append(submit(_infer, engine, image, attempt))
+                chosen = None
+                if auditor and not isinstance(image.prepared, Failure):
+                    chosen = auditor if auditor.audit.chooses(shard, record.image_id, audited) else None
+                    audited += chosen is not None
+                pending.append(submit(_infer, engine, image, attempt, chosen))
             if len(pending) == at_once:
                 yield finish_one()
         while pending:
             yield finish_one()
-    return results
 
 
 def _run_now(function: Callable[..., ImageResult], *arguments: object) -> Future[ImageResult]:
@@ -169,8 +189,9 @@ def _quarantined_result(record: ImageRecord, failure: Failure, attempt: Attempt)
     return ImageResult(record.image_id, record.source_uri, sha256, failure, {}, "quarantined", attempt.number)
 
 
-def _infer(engine: Engine, image: PreparedImage, attempt: Attempt) -> ImageResult:
+def _infer(engine: Engine, image: PreparedImage, attempt: Attempt, auditor: Auditor | None) -> ImageResult:
     outcome: ImageMasks | Failure
+    audit: Agreement | Failure | None = None
     if isinstance(image.prepared, Failure):
         outcome = image.prepared
     else:
@@ -181,6 +202,13 @@ def _infer(engine: Engine, image: PreparedImage, attempt: Attempt) -> ImageResul
             if not engine.device_answers():
                 raise
             outcome = Failure(image.timer.current, failure_reason(error))
+        if auditor and isinstance(outcome, ImageMasks):
+            try:
+                audit = auditor.compare(image.prepared, outcome, image.timer.clock)
+            except Exception as error:
+                if not engine.device_answers():
+                    raise
+                audit = Failure("audit", failure_reason(error))
     return ImageResult(
         image_id=image.record.image_id,
         source_uri=image.record.source_uri,
@@ -189,4 +217,5 @@ def _infer(engine: Engine, image: PreparedImage, attempt: Attempt) -> ImageResul
         milliseconds=image.timer.milliseconds,
         status="failed" if isinstance(outcome, Failure) else "ok",
         attempt=attempt.number,
+        audit=audit,
     )

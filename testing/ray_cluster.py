@@ -12,7 +12,7 @@ from maskmill.pipeline import cluster
 
 
 @contextmanager
-def this_machine(num_cpus: int, **system_config: float) -> Iterator[None]:
+def this_machine(num_cpus: int, metrics_export_port: int | None = None, **system_config: float) -> Iterator[None]:
     """Ray on this machine alone, for runs in this process."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     ray.init(
@@ -22,6 +22,7 @@ def this_machine(num_cpus: int, **system_config: float) -> Iterator[None]:
         log_to_driver=False,
         configure_logging=False,
         object_store_memory=cluster.OBJECT_STORE_BYTES,
+        _metrics_export_port=metrics_export_port,
         _system_config=system_config,
     )
     try:

@@ -41,20 +41,31 @@ class Machines:
     def address(self) -> str:
         return str(self.cluster.address)
 
-    def add(self, num_cpus: int = 1, num_gpus: int = 1) -> None:
+    def add(self, num_cpus: int = 1, num_gpus: int = 1, labels: dict[str, str] | None = None) -> None:
         resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "object_store_memory": MEMORY_BYTES}
-        self.nodes.append(self.cluster.add_node(**resources, node_ip_address=LOOPBACK, wait=True))
+        self.nodes.append(self.cluster.add_node(**resources, labels=labels, node_ip_address=LOOPBACK, wait=True))
 
     def kill_machine(self, number: int) -> None:
         """As when the power fails: nobody is told, and the workers on it go, too."""
         self.cluster.remove_node(self.nodes.pop(number), allow_graceful=False)
 
-    def give_notice(self, number: int) -> None:
-        """Tells Ray, as a cloud does before it takes a machine away, that this one will be preempted in a second."""
+    def give_notice(self, number: int, seconds: int) -> None:
+        """Tells Ray, as a cloud does, that this machine will be taken away in so many seconds."""
+        seconds_left = ["--deadline-remaining-seconds", str(seconds)]
+        assert self._drain(number, "DRAIN_NODE_REASON_PREEMPTION", *seconds_left), "Ray may not refuse this"
+
+    def remove_if_idle(self, number: int) -> bool:
+        """Asks Ray for a machine back, as the autoscaler does. Ray refuses while an actor is there."""
+        return self._drain(number, "DRAIN_NODE_REASON_IDLE_TERMINATION")
+
+    def _drain(self, number: int, reason: str, *options: str) -> bool:
         command = [f"{Path(sys.executable).parent}/ray", "drain-node", "--address", self.address]
-        command += ["--node-id", self.nodes[number].node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-        command += ["--reason-message", "test", "--deadline-remaining-seconds", "1"]
-        subprocess.run(command, check=True, capture_output=True)
+        command += ["--node-id", self.nodes[number].node_id, "--reason", reason, "--reason-message", "test", *options]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def is_alive(self, number: int) -> bool:
+        table = self.cluster.global_state.node_table()
+        return any(node["NodeID"] == self.nodes[number].node_id and node["Alive"] for node in table)
 
     def workers(self) -> list[int]:
         """The process ids of the actors that have their engine or are about to."""

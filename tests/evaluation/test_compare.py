@@ -12,8 +12,9 @@ import pytest
 
 from maskmill.annotations import AnnotationError
 from maskmill.annotations.pairs import LeftOut, Pairs, index_run, pair_images
-from maskmill.evaluation.compare import Agreement, agree, compare_images, settings_that_differ, summarise
+from maskmill.evaluation.compare import compare_images, settings_that_differ, summarise
 from maskmill.filters import rle
+from maskmill.filters.agreement import Agreement, agree
 from maskmill.filters.matching import match
 from maskmill.pipeline.errors import ObjectError, RunMismatchError
 from maskmill.pipeline.parts import masks_key

@@ -18,10 +18,14 @@ def test_help_does_not_wait_for_torch_and_ray():
 
 
 @pytest.mark.parametrize(
-    "command", ["plan", "generate", "retry", "demo", "preview", "verify", "info", "compare", "train", "status"]
+    "command",
+    [
+        *("plan", "generate", "retry", "demo", "preview", "verify", "info", "compare", "train", "status"),
+        *("submit", "doctor", "jobs list", "jobs logs", "jobs stop"),
+    ],
 )
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]):
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     assert f"maskmill {command}" in capsys.readouterr().out.split("Example", 1)[1]
 
 
@@ -38,9 +42,15 @@ def test_help_is_shown_when_there_is_no_command(capsys: pytest.CaptureFixture[st
 def test_help_lists_the_commands_in_groups(capsys: pytest.CaptureFixture[str]):
     main(["--help"])
     text = capsys.readouterr().out
-    groups = {name: text.index(f" {name} ") for name in ("Make masks", "Look", "Judge", "Train")}
+    groups = {name: text.index(f" {name} ") for name in ("Make masks", "Clusters", "Look", "Judge", "Train")}
     assert list(groups) == sorted(groups, key=lambda name: groups[name])
-    for command, group in {"generate": "Make masks", "preview": "Look", "verify": "Judge", "train": "Train"}.items():
+    for command, group in {
+        "generate": "Make masks",
+        "jobs": "Clusters",
+        "preview": "Look",
+        "verify": "Judge",
+        "train": "Train",
+    }.items():
         before = [name for name, place in groups.items() if place < text.index(f" {command} ")]
         assert before[-1] == group
 

@@ -16,6 +16,7 @@ PROJECT = Path(__file__).parents[2]
 ARGUMENTS = {
     "demo": ["demo", "out"],
     "evaluate": ["evaluate", "--data", "x", "--out", "y"],
+    "submit": ["submit", "/photographs", "/out"],
     "train": ["train", "out"],
     "view": ["view", "out"],
 }

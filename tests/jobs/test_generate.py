@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import duckdb
 import numpy as np
 import pytest
+from PIL import Image
 
 from maskmill.jobs.cli import main
 from maskmill.jobs.generate import decoding_config, run_config
@@ -94,6 +95,7 @@ def test_small_sources_are_spread_over_shards(tmp_path: Path, images: int, size:
         (["--checkpoint", "/no/such/file"], "/no/such/file"),
         (["--bands", "0,1,2"], "'0,1,2' are no bands"),
         (["--value-range", "9,3"], "the value range 9,3 is empty"),
+        (["--labels", "spot"], "--labels 'spot': write KEY=VALUE"),
     ],
 )
 def test_nothing_is_written_when_a_flag_is_wrong(
@@ -146,6 +148,30 @@ def test_generate_goes_from_images_to_tables(
     assert main([*command, "--pred-iou-thresh", "0.123"]) == 1
     before = PRESETS["mini"].pred_iou_thresh
     assert f"pred_iou_thresh is {before} there and 0.123 now" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("fast", "audit     3 images again in exact precision: 100.00 % of the masks matched at IoU 0.9, 100.00 % of"),
+        ("exact", "maskmill: there is nothing to audit: the run has exact precision"),
+    ],
+)
+def test_images_are_audited_when_the_run_is_fast(
+    tmp_path: Path, precision: str, expected: str, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "drawings").mkdir()
+    for number in range(3):
+        pixels_HW3 = np.full((200, 300, 3), 40, np.uint8)
+        pixels_HW3[60:140, 80 + 20 * number : 220] = 220
+        Image.fromarray(pixels_HW3).save(tmp_path / "drawings" / f"{number}.png")
+    command = ["generate", str(tmp_path / "drawings"), str(tmp_path / "out"), "--device", "cpu", "--audit", "0.001"]
+    options = ["--points-per-side", "4", "--pred-iou-thresh", "0", "--stability-score-thresh", "0"]
+    assert main([*command, *options, "--precision", precision]) == 0
+    printed = capsys.readouterr()
+    assert "masks     0," not in printed.out
+    assert sum(line.startswith(expected) for line in (printed.out + printed.err).splitlines()) == 1
 
 
 @pytest.mark.ray

@@ -87,8 +87,9 @@ def test_plan_probes_the_source_with_the_model(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpus", "4"], "--gpus and --price need a measured speed"),
-        (["--price", "1"], "--gpus and --price need a measured speed"),
+        (["--gpus", "4"], "--gpus, --price and --save need a measured speed"),
+        (["--price", "1"], "--gpus, --price and --save need a measured speed"),
+        (["--save", "out"], "--gpus, --price and --save need a measured speed"),
         (["--probe", "1", "--run", "out"], "--probe and --run exclude each other"),
         (["--run", "nothing"], "not an output of maskmill"),
         (["--device", "tpu"], "no device 'tpu'"),
@@ -107,3 +108,36 @@ def test_run_without_times_is_no_measure(source: Path, tmp_path: Path, capsys: p
     begin(source, tmp_path / "former")
     assert main(["plan", str(source), "--run", str(tmp_path / "former")]) == 1
     assert "no part of this run says how long it took" in capsys.readouterr().err
+
+
+def test_status_says_how_wrong_the_plan_was_when_the_output_holds_it(
+    source: Path, former: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = str(tmp_path / "out")
+    options = ["--run", former, "--images-per-shard", "2"]
+    assert main(["plan", str(source), *options, "--save", out]) == 0  # 1 s per image
+    job, plan = begin(source, out)
+    times = iter(range(0, 1000, 3))
+    job = replace(job, wall_clock=lambda: float(next(times)))
+    run_local(job, list(plan)[:2], lambda _: None)
+    capsys.readouterr()
+    assert main(["status", out]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "plan      1 s per image on one worker; it takes 1.5 s: 50 % more" in lines
+    assert not any("it took" in line for line in lines), "the run is not finished"
+    run_local(job, list(plan)[2:], lambda _: None)
+    assert main(["status", out, "--json"]) == 0
+    comparison = json.loads(capsys.readouterr().out)["comparison"]
+    assert comparison["seconds_per_image"] == 1.5
+    assert comparison["seconds"] == 27.0  # shards begin every 6 s, the last one takes 3 s
+    assert comparison["estimate"]["seconds"]["mean"] == 10.0
+    assert main(["status", out]) == 0
+    assert "          0:00:10 with 1 worker; it took 0:00:27: 170 % more" in capsys.readouterr().out.splitlines()
+    assert main(["verify", out]) == 0
+
+
+def test_damaged_estimate_is_named(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    begin(source, tmp_path / "out")
+    (tmp_path / "out" / "_estimate.json").write_text("{}")
+    assert main(["status", str(tmp_path / "out")]) == 1
+    assert "_estimate.json: damaged ('seconds_per_image'): delete it" in capsys.readouterr().err

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -138,6 +141,62 @@ def test_load_model_takes_the_embedded_weights_when_none_are_named() -> None:
 def test_load_model_refuses_variants_without_weights(variant: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         load_model(variant, None)
+
+
+LOADING = """
+import re, sys
+from pathlib import Path
+from maskmill.model.checkpoint import load_model
+
+path = sys.argv[1]
+network = load_model("mini", Path(path)).network
+print(sum(float(tensor.sum()) for tensor in network.state_dict().values()), flush=True)  # touches every page
+sys.stdin.read(1)
+kilobytes, mapped = dict.fromkeys(("Rss", "Pss", "Anonymous"), 0), False
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+        mapped = line.endswith(path)
+    elif mapped and (name := line.partition(":")[0]) in kilobytes:
+        kilobytes[name] += int(line.split()[1])
+print(*kilobytes.values(), flush=True)
+sys.stdin.read(1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells which memory is shared")
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_processes_of_a_machine_have_one_copy_of_the_weights_in_memory(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"mini{suffix}"
+    state = read_checkpoint(EMBEDDED_WEIGHTS).state  # as float32; the file has float16
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path, metadata={"variant": "mini"})
+    command = [sys.executable, "-c", LOADING, str(path)]
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Popen(command, stdin=PIPE, stdout=PIPE, text=True)) for _ in range(2)]
+
+        def ask(worker: Popen[str]) -> str:
+            assert worker.stdout
+            return worker.stdout.readline()
+
+        def go_on(worker: Popen[str]) -> None:
+            assert worker.stdin
+            worker.stdin.write("x")
+            worker.stdin.flush()
+
+        sums = [ask(worker) for worker in workers]  # both have the weights now
+        assert sums[0] == sums[1] != ""
+        for worker in workers:
+            go_on(worker)
+        for worker in workers:
+            rss, pss, anonymous = map(int, ask(worker).split())
+            assert 1024 * rss > 0.9 * path.stat().st_size
+            assert anonymous == 0, "no page is a copy"
+            assert pss < 0.6 * rss, "half of each page belongs to the other process"
+        for worker in workers:
+            go_on(worker)
 
 
 def test_wrong_variant_is_named(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ from tests.fakes import (
     poison_decoder,
 )
 
-Run = Callable[[Job, Plan, Callable[[Progress], None]], None]
+Run = Callable[[Job, Plan, Callable[[Progress], None]], object]
 
 
 @pytest.fixture(scope="module")

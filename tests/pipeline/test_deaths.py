@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
-import ray
-import torch
 
 from maskmill.pipeline import cluster
 from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.summary import read_summaries
 from maskmill.pipeline.table import read_parquet
 from testing.ray_cluster import this_machine
-from tests.fakes import HOG, HOG_BYTES, LOSE_DEVICE, WAIT, FakeEngine, picture, poison_decoder
-from tests.machines import machines, start_driver
+from tests.fakes import HOG, HOG_BYTES, KILL_ONCE, LOSE_DEVICE, WAIT, FakeEngine, picture, poison_decoder
+from tests.machines import SHARD, machines, start_driver
 from tests.runs import begin
 from tests.soak import soak
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.05)
 
 
 def workers_that_worked(folder: Path) -> Counter[str]:
@@ -59,9 +48,9 @@ def test_machines_that_come_are_used_and_machines_that_go_blame_nobody(tmp_path:
         cluster.add()
         wait_until(lambda: len(workers_that_worked(tmp_path)) == 2)
         if notice:
-            cluster.give_notice(0)
+            cluster.give_notice(0, seconds=1)
         cluster.kill_machine(0)
-        wait_until(lambda: "a machine is gone" in log.read_text())
+        wait_until(lambda: "a machine is gone" in log.read_text() or "a machine will be removed" in log.read_text())
         (tmp_path / "released").touch()
         assert driver.wait(120) == 0, log.read_text()
     assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 80}
@@ -70,38 +59,48 @@ def test_machines_that_come_are_used_and_machines_that_go_blame_nobody(tmp_path:
     assert summary["gpu_seconds"] == summary["worker_seconds"] > 0
 
 
-@dataclass(frozen=True)
-class CountingEngine(FakeEngine):
-    """Writes down the process, the threads that torch has in it, and the CPUs that Ray reserved for it."""
-
-    def __call__(self) -> CountingEngine:
-        cpus = ray.get_runtime_context().get_assigned_resources()["CPU"]
-        with (self.folder / "threads").open("a") as stream:
-            stream.write(f"{torch.get_num_threads()} threads, {cpus:g} CPUs\n")
-        return self
-
-
-def test_worker_has_as_many_threads_as_cpus_reserved_and_no_more_than_its_share_of_its_machine(tmp_path: Path):
-    """The CPUs of machines without a GPU do not count; Ray places a worker on each GPU."""
+def test_draining_machine_finishes_its_shard_gets_no_other_and_is_free_to_go(tmp_path: Path):
     (tmp_path / "photographs").mkdir()
-    for number in range(6):
-        (tmp_path / "photographs" / f"{number}.png").write_bytes(picture(number, WAIT))
-    engine = CountingEngine(tmp_path, seconds=0.01)
-    job, plan = begin(tmp_path / "photographs", tmp_path / "out", images_per_shard=1, engine=engine)
-    with machines(0) as cluster_of_three:
-        cluster_of_three.add(num_cpus=4, num_gpus=2)
-        cluster_of_three.add(num_cpus=6, num_gpus=1)
-        cluster_of_three.add(num_cpus=64, num_gpus=0)
+    for number in range(80):
+        command = WAIT if number == 4 else (0, 0, 0)  # of the first shard
+        (tmp_path / "photographs" / f"{number:03d}.png").write_bytes(picture(number, command))
+    log = tmp_path / "driver.log"
+    with machines(1) as cluster:
+        driver = start_driver(cluster.address, tmp_path / "photographs", str(tmp_path / "out"), 0.1, log)
+        wait_until(lambda: len(workers_that_worked(tmp_path)) == 1)
+        (draining,) = workers_that_worked(tmp_path)
+        cluster.give_notice(0, seconds=3600)
+        wait_until(lambda: "a machine will be removed" in log.read_text())
+        cluster.add()
+        wait_until(lambda: len(workers_that_worked(tmp_path)) == 2)
+        (tmp_path / "released").touch()
+        assert driver.wait(120) == 0, log.read_text()
+        wait_until(lambda: not cluster.is_alive(0))
+    assert Counter((row["status"], row["attempt"]) for row in image_rows(tmp_path)) == {("ok", 1): 80}
+    (summary,) = read_summaries(open_storage(str(tmp_path / "out")))
+    assert (summary["preemptions"], summary["retries"], summary["images"]["ok"]) == (1, 0, 80)
+    # Its shard, and at most the one that it had before the notice and that waited for the device: 2 of 10.
+    assert SHARD <= workers_that_worked(tmp_path)[draining] <= 2 * SHARD
 
-        def release() -> None:
-            wait_until(lambda: len(workers_that_worked(tmp_path)) == 3)
-            (tmp_path / "released").touch()
 
-        with ThreadPoolExecutor(1) as threads:
-            released = threads.submit(release)
-            cluster.run(job, plan, lambda _: None, address=cluster_of_three.address, device="cuda")
-            released.result()
-    assert (tmp_path / "threads").read_text().splitlines() == ["2 threads, 2 CPUs"] * 3
+def test_machine_without_shards_is_free_to_go_before_the_run_ends_and_all_are_after_it(tmp_path: Path):
+    (tmp_path / "photographs").mkdir()
+    for number in range(12):
+        # After a failed attempt no second worker gets a copy of the first shard.
+        command = {0: KILL_ONCE, 1: WAIT}.get(number, (0, 0, 0))
+        (tmp_path / "photographs" / f"{number:03d}.png").write_bytes(picture(number, command))
+    log = tmp_path / "driver.log"
+    with machines(2) as cluster:
+        driver = start_driver(cluster.address, tmp_path / "photographs", str(tmp_path / "out"), 0.01, log)
+        wait_until(lambda: "attempt 1 failed" in log.read_text())
+        removed: list[int] = []
+        wait_until(lambda: bool(removed.extend(filter(cluster.remove_if_idle, range(2))) or removed))
+        assert driver.poll() is None, "the other machine works on"
+        (tmp_path / "released").touch()
+        assert driver.wait(120) == 0, log.read_text()
+        (other,) = {0, 1} - {*removed}
+        assert cluster.remove_if_idle(other)
+    assert Counter(row["status"] for row in image_rows(tmp_path)) == {"ok": 12}
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,19 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-def open_generator(device: torch.device, screen: torch.dtype | None, config: GeneratorConfig) -> MaskGenerator:
-    return MaskGenerator(OptimizedNetwork(load_model("mini", None).network.to(device), torch.float32, screen), config)
+def open_generator(
+    device: torch.device, screen: torch.dtype | None, config: GeneratorConfig, gpu_share: float = 1
+) -> MaskGenerator:
+    network = OptimizedNetwork(load_model("mini", None).network.to(device), torch.float32, screen)
+    return MaskGenerator(network, config, gpu_share=gpu_share)
 
 
-def on_gpu(screen: torch.dtype | None, config: GeneratorConfig) -> tuple[ImageMasks, Counter[str]]:
+def on_gpu(
+    screen: torch.dtype | None, config: GeneratorConfig, gpu_share: float = 1
+) -> tuple[ImageMasks, Counter[str]]:
     """The masks, and what the host waited for."""
     with pytest.MonkeyPatch.context() as monkeypatch, pretend_gpu(monkeypatch) as waits:
-        generator = open_generator(DEVICE, screen, config)
+        generator = open_generator(DEVICE, screen, config, gpu_share)
         waits.clear()
         return generate(generator, CAT), +waits
 
@@ -61,6 +66,14 @@ def test_host_waits_twice_for_a_batch_of_prompts(screen: torch.dtype | None) -> 
     further_batches = 64 // 4 - 1
     # What was screened is looked at again in batches too, of which there are no more.
     assert many.total() - few.total() <= (2 if screen is None else 3) * further_batches
+
+
+def test_batches_are_smaller_when_workers_share_the_gpu() -> None:
+    config = replace(CONFIG, points_per_batch=None)
+    masks, few = on_gpu(None, config)
+    same, many = on_gpu(None, config, gpu_share=0.001)
+    assert many.total() > few.total(), "the host waits for each batch"
+    assert same.rle_counts == masks.rle_counts
 
 
 def test_pretended_gpu_mixes_no_devices_and_counts_what_the_host_asks_for() -> None:
