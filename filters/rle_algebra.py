@@ -18,6 +18,9 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from maskmill.compiled import njit
@@ -83,15 +86,20 @@ def iou(a: Packed, b: Packed, heights: Ints, widths: Ints) -> NDArray[np.float64
 
 def iou_matrix(counts_N: Sequence[bytes], counts_M: Sequence[bytes], height: int, width: int) -> NDArray[np.float64]:
     """The IoU (N, M) of each of N masks with each of M masks of the same image."""
-    reads = [
-        _read_checked(pack(counts), np.full(len(counts), height), np.full(len(counts), width))
-        for counts in (counts_N, counts_M)
-    ]
-    rows, columns = (read.which_K for read in reads)
-    n, m = (grid.ravel() for grid in np.meshgrid(rows, columns, indexing="ij"))
-    both = _overlaps(reads[0].of(n), reads[1].of(m))
-    either = reads[0].area_D[n] + reads[1].area_D[m] - both
-    return (both / np.maximum(either, 1)).reshape(len(rows), len(columns))
+
+    def read(counts: Sequence[bytes]) -> tuple[_Read, _Bits]:
+        masks = _read_checked(pack(counts), np.full(len(counts), height), np.full(len(counts), width))
+        return masks, _bits(masks.first_D1, masks.bounds_n2)
+
+    (a, bits_a), (b, bits_b) = [read(counts_N)] * 2 if counts_M is counts_N else (read(counts_N), read(counts_M))
+    both_NM = np.empty((len(counts_N), len(counts_M)), np.int64)
+    for start in range(0, len(counts_M), _COLUMNS_PER_BLOCK):
+        rows, columns = np.meshgrid(a.which_K, b.which_K[start : start + _COLUMNS_PER_BLOCK], indexing="ij")
+        arrays = a.of(rows.ravel()).arrays, b.of(columns.ravel()).arrays
+        both = _common(*arrays[0], a.box_D4, bits_a, *arrays[1], b.box_D4, bits_b)
+        both_NM[:, start : start + _COLUMNS_PER_BLOCK] = both.reshape(rows.shape)
+    either_NM = a.area_D[a.which_K][:, None] + b.area_D[b.which_K] - both_NM
+    return both_NM / np.maximum(either_NM, 1)
 
 
 def contains(a: Packed, b: Packed, heights: Ints, widths: Ints) -> NDArray[np.float64]:
@@ -328,47 +336,68 @@ def _table_size(rows):
 
 def _overlaps(a: _Read, b: _Read) -> Ints:
     """The number of common pixels (K,) of each pair."""
-    if len(a.which_K) < 2 * (len(a.area_D) + len(b.area_D)):  # layers pay if masks are in several pairs
-        return _common(*a.arrays, a.box_D4, _NO_LAYERS, *b.arrays, b.box_D4, _NO_LAYERS)
-    layers_a, layers_b = (_layers(read.first_D1, read.bounds_n2, read.box_D4, read.height_D) for read in (a, b))
-    return _common(*a.arrays, a.box_D4, layers_a, *b.arrays, b.box_D4, layers_b)
+    bits_a = bits_b = _NO_BITS
+    if len(a.which_K) >= 2 * (len(a.area_D) + len(b.area_D)):  # bits pay if masks are in several pairs
+        bits_a, bits_b = (_bits(read.first_D1, read.bounds_n2) for read in (a, b))
+    return _common(*a.arrays, a.box_D4, bits_a, *b.arrays, b.box_D4, bits_b)
 
 
-class _Layers(NamedTuple):
-    """Masks by column: layer i of a mask has the segment i, from the top, of each column, so that loops vectorise."""
+class _Bits(NamedTuple):
+    """Masks as one bit per pixel, from the first pixel of each to its last, in words of 64 pixels of the image."""
 
-    first_D1: Ints  # mask d has the layers first_D1[d] : first_D1[d + 1]; none if it has too many
-    columns_L2: Ints  # the first column of a layer, and the end; a layer inside this range may have empty segments
-    start_L: Ints  # the index of the first segment of a layer
-    top: NDArray[np.int32]
-    bottom: NDArray[np.int32]  # exclusive
+    range_D2: Ints  # the first word of mask d, and the end; counted in the image
+    start_D: Ints  # the index of that word in `words`; -1 if the bits of the mask are not stored
+    words: NDArray[np.uint64]
 
 
-_NO_INTS, _NO_INT32S = np.zeros(0, np.int64), np.zeros(0, np.int32)
-_NO_LAYERS = _Layers(_NO_INTS, np.zeros((0, 2), np.int64), _NO_INTS, _NO_INT32S, _NO_INT32S)
-_MAX_LAYERS = 6  # with more, going through the intervals is as fast
+_NO_BITS = _Bits(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint64))
+_MAX_WORDS = 2**25  # 256 MB
+# A loop over two bit masks handles about this many words in the time that it takes to go one interval further.
+_WORDS_PER_INTERVAL = 16
+_COLUMNS_PER_BLOCK = 8  # of a matrix of pairs: their bits stay in the cache
+
+
+def _generate_popcount(typing_context: Any, value: Any) -> Any:
+    """The number of ones in a uint64. LLVM vectorises loops with it."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+_popcount: Any = intrinsic(_generate_popcount)
 
 
 @njit()
-def _common(which_a, first_a, bounds_a, box_a, layers_a, which_b, first_b, bounds_b, box_b, layers_b):
+def _common(which_a, first_a, bounds_a, box_a, bits_a, which_b, first_b, bounds_b, box_b, bits_b):
     common_K = np.zeros(len(which_a), np.int64)
-    layered = len(layers_a.first_D1) > 0
+    has_bits = len(bits_a.start_D) > 0
     for k in range(len(which_a)):
         a, b = which_a[k], which_b[k]
         x0, x1 = max(box_a[a, 0], box_b[b, 0]), min(box_a[a, 2], box_b[b, 2])
         y0, y1 = max(box_a[a, 1], box_b[b, 1]), min(box_a[a, 3], box_b[b, 3])
         if x0 > x1 or y0 > y1 or first_a[a] == first_a[a + 1] or first_b[b] == first_b[b + 1]:
             continue
-        depth = np.int64(0)
-        if layered:
-            depth_a = layers_a.first_D1[a + 1] - layers_a.first_D1[a]
-            depth = depth_a * (layers_b.first_D1[b + 1] - layers_b.first_D1[b])
-        if 0 < depth <= _MAX_LAYERS:
-            common_K[k] = _common_of_layers(layers_a, a, layers_b, b)
-        else:
-            a_n2, b_n2 = bounds_a[first_a[a] : first_a[a + 1]], bounds_b[first_b[b] : first_b[b + 1]]
-            common_K[k] = _common_of_intervals(a_n2, b_n2)
+        a_n2, b_n2 = bounds_a[first_a[a] : first_a[a + 1]], bounds_b[first_b[b] : first_b[b + 1]]
+        if has_bits and bits_a.start_D[a] >= 0 and bits_b.start_D[b] >= 0:
+            first = max(bits_a.range_D2[a, 0], bits_b.range_D2[b, 0])
+            end = min(bits_a.range_D2[a, 1], bits_b.range_D2[b, 1])
+            if end - first <= _WORDS_PER_INTERVAL * (len(a_n2) + len(b_n2)):
+                common_K[k] = _common_of_bits(bits_a, a, bits_b, b, first, end)
+                continue
+        common_K[k] = _common_of_intervals(a_n2, b_n2)
     return common_K
+
+
+@njit()
+def _common_of_bits(bits_a, a, bits_b, b, first, end):
+    words_a = bits_a.words[bits_a.start_D[a] + first - bits_a.range_D2[a, 0] :]
+    words_b = bits_b.words[bits_b.start_D[b] + first - bits_b.range_D2[b, 0] :]
+    common = np.uint64(0)
+    for n in range(np.uint64(max(0, end - first))):
+        common += _popcount(words_a[n] & words_b[n])
+    return np.int64(common)
 
 
 @njit()
@@ -385,59 +414,33 @@ def _common_of_intervals(a_n2, b_n2):
 
 
 @njit()
-def _common_of_layers(layers_a, a, layers_b, b):
-    common = np.int64(0)
-    for i in range(layers_a.first_D1[a], layers_a.first_D1[a + 1]):
-        for j in range(layers_b.first_D1[b], layers_b.first_D1[b + 1]):
-            x0 = max(layers_a.columns_L2[i, 0], layers_b.columns_L2[j, 0])
-            x1 = min(layers_a.columns_L2[i, 1], layers_b.columns_L2[j, 1])
-            if x0 < x1:
-                start_a = layers_a.start_L[i] + x0 - layers_a.columns_L2[i, 0]
-                start_b = layers_b.start_L[j] + x0 - layers_b.columns_L2[j, 0]
-                top_a, bottom_a = layers_a.top[start_a:], layers_a.bottom[start_a:]
-                top_b, bottom_b = layers_b.top[start_b:], layers_b.bottom[start_b:]
-                for x in range(np.uint64(x1 - x0)):
-                    common += max(min(bottom_a[x], bottom_b[x]) - max(top_a[x], top_b[x]), 0)
-    return common
-
-
-@njit()
-def _layers(first_D1, bounds_n2, box_D4, height_D):
-    """The `_Layers` of masks."""
-    D = len(height_D)
-    first_layer, columns_L2, start_L = (
-        np.zeros(D + 1, np.int64),
-        np.zeros((_MAX_LAYERS * D, 2), np.int64),
-        np.zeros(_MAX_LAYERS * D, np.int64),
-    )
-    size = np.int64(0)
+def _bits(first_D1, bounds_n2):
+    """The `_Bits` of masks, as many as fit into the limit."""
+    D = len(first_D1) - 1
+    range_D2, start_D, size = np.zeros((D, 2), np.int64), np.full(D, -1, np.int64), np.int64(0)
     for d in range(D):
-        size += _MAX_LAYERS * (box_D4[d, 2] - box_D4[d, 0] + 1)
-    top, bottom = np.empty(size, np.int32), np.empty(size, np.int32)  # only memory that is written is used
-    L, end = 0, np.int64(0)
+        if first_D1[d] < first_D1[d + 1]:
+            range_D2[d, 0] = bounds_n2[first_D1[d], 0] // 64
+            range_D2[d, 1] = (bounds_n2[first_D1[d + 1] - 1, 1] + 63) // 64
+            words = range_D2[d, 1] - range_D2[d, 0]
+            if size + words <= _MAX_WORDS:
+                start_D[d], size = size, size + words
+    words, ones = np.zeros(size, np.uint64), ~np.uint64(0)
     for d in range(D):
-        mask_n2 = bounds_n2[first_D1[d] : first_D1[d + 1]]
-        if len(mask_n2) > 0:
-            x0 = np.int64(box_D4[d, 0])
-            columns, segments_S2 = _segments(mask_n2, height_D[d], x0, box_D4[d, 2])
-            depth = 0
-            for c in range(len(columns) - 1):
-                depth = max(depth, columns[c + 1] - columns[c])
-            for layer in range(depth if depth <= _MAX_LAYERS else 0):
-                first, last = 0, len(columns) - 2
-                while columns[first + 1] - columns[first] <= layer:
-                    first += 1
-                while columns[last + 1] - columns[last] <= layer:
-                    last -= 1
-                columns_L2[L, 0], columns_L2[L, 1], start_L[L] = x0 + first, x0 + last + 1, end
-                for c in range(first, last + 1):
-                    s = columns[c] + layer
-                    there = s < columns[c + 1]
-                    top[end], bottom[end] = (segments_S2[s, 0], segments_S2[s, 1]) if there else (0, 0)
-                    end += 1
-                L += 1
-        first_layer[d + 1] = L
-    return _Layers(first_layer, columns_L2[:L], start_L[:L], top[:end], bottom[:end])
+        if start_D[d] >= 0:
+            mask = words[start_D[d] :]
+            for n in range(first_D1[d], first_D1[d + 1]):
+                start = np.int64(bounds_n2[n, 0]) - 64 * range_D2[d, 0]
+                last = np.int64(bounds_n2[n, 1]) - 64 * range_D2[d, 0] - 1
+                w, v = start // 64, last // 64
+                head, tail = ones << np.uint64(start % 64), ones >> np.uint64(63 - last % 64)
+                if w == v:
+                    mask[w] |= head & tail
+                else:
+                    mask[w] |= head
+                    mask[w + 1 : v] = ones
+                    mask[v] |= tail
+    return _Bits(range_D2, start_D, words)
 
 
 @njit()
