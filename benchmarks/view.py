@@ -42,7 +42,8 @@ PER_FRAME = """async (frames) => {
 }"""
 MOVE_POINTER = """
     const frame = document.querySelector(".frame"), box = frame.getBoundingClientRect();
-    const clientX = box.left + box.width * (0.1 + 0.8 * k / frames), clientY = box.top + box.height * (0.3 + 0.4 * k / frames);
+    const clientX = box.left + box.width * (0.1 + 0.8 * k / frames);
+    const clientY = box.top + box.height * (0.3 + 0.4 * k / frames);
     frame.dispatchEvent(new PointerEvent("pointermove", {clientX, clientY, bubbles: true}));
 """
 MOVE_SLIDER = """
