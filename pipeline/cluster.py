@@ -99,10 +99,10 @@ def run(
         CheckpointError, DeviceError: a worker cannot build its engine.
         RunStoppedError: a signal stopped the run.
     """
-    with _session(address):
+    with session(address):
         workers = RayWorkers(job, labels)
         if labels and not workers.machines() and not n_workers:
-            raise RunFailedError(f"no machine of this cluster has the labels of --labels; there are {_all_labels()}")
+            raise RunFailedError(f"no machine of this cluster has the labels of --labels; there are {all_labels()}")
         return drive(workers, job, shards, on_progress, on_commit, device, image_timeout, gpus_per_worker, n_workers)
 
 
@@ -135,7 +135,7 @@ def drive(
     return summary
 
 
-def _machines(labels: Sequence[LabelSelector] = ()) -> dict[str, Machine]:
+def machines_of(labels: Sequence[LabelSelector] = ()) -> dict[str, Machine]:
     """The machines that can have workers, by Ray node id: alive, not draining, and matching one of `labels` if any."""
     draining = _draining()
     return {
@@ -146,7 +146,7 @@ def _machines(labels: Sequence[LabelSelector] = ()) -> dict[str, Machine]:
     }
 
 
-def _all_labels() -> str:
+def all_labels() -> str:
     """The labels of all machines, for messages. Without the label for the id of a node, which Ray sets."""
     found = {f"{key}={value}" for node in ray.nodes() for key, value in node["Labels"].items()}
     return ", ".join(sorted(label for label in found if not label.startswith("ray.io/node-id="))) or "none"
@@ -161,7 +161,7 @@ def _draining() -> set[str]:
 
 
 @contextmanager
-def _session(address: str | None) -> Iterator[None]:
+def session(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
@@ -333,7 +333,7 @@ class RayWorkers:
         return time.monotonic()
 
     def machines(self) -> Mapping[str, Machine]:
-        return _machines(self._labels)
+        return machines_of(self._labels)
 
     def draining(self) -> Set[str]:
         return _draining()

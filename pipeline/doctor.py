@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from maskmill.model.errors import MaskmillError
-from maskmill.pipeline.cluster import _all_labels, _machines, _session
+from maskmill.pipeline.cluster import all_labels, machines_of, session
 from maskmill.pipeline.errors import exception_line
 from maskmill.pipeline.preflight import (
     PACKAGES,
@@ -56,12 +56,12 @@ def diagnose(inputs: RunInputs, address: str | None, client: Versions | None = N
     diagnosis = Diagnosis(versions())
     if client and (problem := client_problem(client, diagnosis.versions)):
         diagnosis.problems.append(problem)
-    with _session(address):
-        machines = _machines(inputs.labels)
+    with session(address):
+        machines = machines_of(inputs.labels)
         placement, problem = find_placement(list(machines.values()), inputs, _node_types())
         if problem:
             diagnosis.problems.append(
-                f"{problem} (labels of the machines: {_all_labels()})" if inputs.labels else problem
+                f"{problem} (labels of the machines: {all_labels()})" if inputs.labels else problem
             )
         if placement:
             diagnosis.workers, diagnosis.gpus = placement.workers, placement.workers * placement.gpus
