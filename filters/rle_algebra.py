@@ -91,13 +91,17 @@ def iou_matrix(counts_N: Sequence[bytes], counts_M: Sequence[bytes], height: int
         masks = _read_checked(pack(counts), np.full(len(counts), height), np.full(len(counts), width))
         return masks, _bits(masks.first_D1, masks.bounds_n2)
 
-    (a, bits_a), (b, bits_b) = [read(counts_N)] * 2 if counts_M is counts_N else (read(counts_N), read(counts_M))
-    both_NM = np.empty((len(counts_N), len(counts_M)), np.int64)
+    is_symmetric = counts_M is counts_N
+    (a, bits_a), (b, bits_b) = [read(counts_N)] * 2 if is_symmetric else (read(counts_N), read(counts_M))
+    both_NM = np.zeros((len(counts_N), len(counts_M)), np.int64)
     for start in range(0, len(counts_M), _COLUMNS_PER_BLOCK):
-        rows, columns = np.meshgrid(a.which_K, b.which_K[start : start + _COLUMNS_PER_BLOCK], indexing="ij")
-        arrays = a.of(rows.ravel()).arrays, b.of(columns.ravel()).arrays
-        both = _common(*arrays[0], a.box_D4, bits_a, *arrays[1], b.box_D4, bits_b)
-        both_NM[:, start : start + _COLUMNS_PER_BLOCK] = both.reshape(rows.shape)
+        end = start + _COLUMNS_PER_BLOCK
+        block = np.s_[: end if is_symmetric else None, start:end]
+        rows, columns = np.meshgrid(a.which_K[block[0]], b.which_K[block[1]], indexing="ij")
+        arrays = *a.of(rows.ravel()).arrays, a.box_D4, bits_a, *b.of(columns.ravel()).arrays, b.box_D4, bits_b
+        both_NM[block] = _common(*arrays).reshape(rows.shape)
+    if is_symmetric:
+        both_NM = np.maximum(both_NM, both_NM.T)
     either_NM = a.area_D[a.which_K][:, None] + b.area_D[b.which_K] - both_NM
     return both_NM / np.maximum(either_NM, 1)
 
