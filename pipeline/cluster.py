@@ -29,12 +29,12 @@ from maskmill.model.errors import CheckpointError, DeviceError
 from maskmill.pipeline.audit import Auditor
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.errors import RunFailedError, RunStoppedError, StorageError, exception_line, failure_reason
-from maskmill.pipeline.job import Job, process_name
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.local_ray import local_environment
 from maskmill.pipeline.placement import LabelSelector, Machine, Placement, has_labels, place
 from maskmill.pipeline.plan import Plan
 from maskmill.pipeline.progress import Attempt, OnCommit, OnProgress, Overtaken, Progress
-from maskmill.pipeline.records import Failure, ImageMasks, ImageResult, Shard, StepTimer
+from maskmill.pipeline.records import Failure, ImageMasks, ImageResult, Shard, StepTimer, process_name
 from maskmill.pipeline.schedule import MAX_ATTEMPTS, Lease, Schedule
 from maskmill.pipeline.signals import StopSignals
 from maskmill.pipeline.summary import Summary, summarised

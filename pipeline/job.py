@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +11,8 @@ from maskmill.pipeline.config import DecodingConfig
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.ledger import Ledger
-from maskmill.pipeline.records import Clock, DecodedImage
+from maskmill.pipeline.records import Clock, DecodedImage, process_name
 from maskmill.pipeline.sources import Source
-
-
-def process_name() -> str:
-    """The name of this process in the output: host and process id. The host of a Kubernetes pod is the pod's name."""
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 @dataclass(frozen=True)

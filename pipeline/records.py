@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Mapping
@@ -23,6 +25,11 @@ OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 
 # The steps of processing an image, in order. Each is timed, and an image can fail in each.
 STEPS = ("fetch", "decode", "encode", "prompt", "filter", "rle")
+
+
+def process_name() -> str:
+    """The name of this process in the output: host and process id. The host of a Kubernetes pod is the pod's name."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from typing import Any
 
 from maskmill.filters.agreement import Agreement
 from maskmill.pipeline.errors import MaskmillError, StorageError
-from maskmill.pipeline.job import process_name
 from maskmill.pipeline.progress import Progress
+from maskmill.pipeline.records import process_name
 from maskmill.pipeline.storage import Storage
 
 _KEY = re.compile(r"_summary-(\d+)\.json")

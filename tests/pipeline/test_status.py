@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from maskmill.pipeline.finished import open_finished_run
-from maskmill.pipeline.job import Job, process_name
+from maskmill.pipeline.job import Job
 from maskmill.pipeline.parts import masks_key
 from maskmill.pipeline.plan import Plan
-from maskmill.pipeline.records import Shard
+from maskmill.pipeline.records import Shard, process_name
 from maskmill.pipeline.status import WINDOW_S, Status, StatusReader
 from maskmill.pipeline.storage import Storage
 from maskmill.pipeline.table import encode_part

@@ -10,8 +10,8 @@ import pytest
 
 from maskmill.pipeline.errors import RunStoppedError, StorageError
 from maskmill.pipeline.finished import open_finished_run
-from maskmill.pipeline.job import process_name
 from maskmill.pipeline.progress import Progress
+from maskmill.pipeline.records import process_name
 from maskmill.pipeline.storage import LocalStorage, open_storage
 from maskmill.pipeline.summary import PACKAGES, read_summaries, summarised
 from maskmill.pipeline.verify import verify
