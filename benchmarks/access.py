@@ -20,13 +20,12 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 
 import maskmill
 from benchmarks.access_readers import Coco, Nested, Reader, Sa1b, Tables
-from benchmarks.machine import RESULTS, describe_machine
+from benchmarks.machine import RESULTS, cpu_seconds, describe_machine
 from benchmarks.rle_encodings import MASKS, Encoded, measure_encodings
 from maskmill.jobs.cli import main as cli
 from maskmill.pipeline.storage import open_storage
@@ -152,13 +151,7 @@ def _time(ways: Mapping[str, Callable[[], int]], repeats: int, expected: int) ->
     """The median CPU seconds of each. They take turns; the first call is not counted: it compiles and fills caches."""
     for name, way in ways.items():
         assert (answer := way()) == expected, f"{name}: {answer}, not {expected}"
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            started = time.process_time()
-            way()
-            seconds[name].append(time.process_time() - started)
-    return {name: median(times) for name, times in seconds.items()}
+    return cpu_seconds(ways, repeats)
 
 
 def _look_ups(

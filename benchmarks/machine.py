@@ -1,14 +1,17 @@
-"""Describes the machine and software versions of a benchmark result, and defines the results directory."""
+"""What benchmarks share: the description of the machine and the software, the results directory, CPU times."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 
@@ -51,3 +54,14 @@ def _cpu_name() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def cpu_seconds(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """The median CPU seconds of each function. They take turns, so that a slow machine slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            started = time.process_time()
+            way()
+            seconds[name].append(time.process_time() - started)
+    return {name: median(times) for name, times in seconds.items()}

@@ -7,9 +7,7 @@ as a program would that has the pairs as rows. All ways take turns in one proces
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import duckdb
@@ -18,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from benchmarks.machine import cpu_seconds
 from maskmill.filters import rle_algebra
 from maskmill.tables import functions
 from testing.synthetic_runs import MaskPool, mask_pool
@@ -77,14 +76,9 @@ def measure(pool: MaskPool, chosen: NDArray[np.int64], images: int, masks: int, 
     pairs = {name: len(way()) for name, way in ways.items()}
     for name, way in ways.items():
         np.testing.assert_allclose(way(), expected[: pairs[name]], rtol=0, atol=1e-12)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            started = time.process_time()
-            way()
-            seconds[name].append(time.process_time() - started)
+    seconds = cpu_seconds(ways, repeats)
     connection.close()
-    return {name: pairs[name] / median(times) for name, times in seconds.items()}
+    return {name: pairs[name] / seconds[name] for name in ways}
 
 
 def main() -> None:

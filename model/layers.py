@@ -60,7 +60,7 @@ class MLP(nn.Module):
 
 def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear` for inference, faster for float32 on a CPU."""
-    if not is_float32_on_cpu(x) or not torch.backends.mkldnn.is_available():
+    if not _onednn_is_faster(x):
         return F.linear(x, weight, bias)
     # PyTorch computes float32 matrix products with MKL, which takes twice as long as oneDNN on AMD processors. This
     # operator, which `torch.compile` uses, always calls oneDNN. Weights with gaps in memory would take it 1000 times as
@@ -73,7 +73,7 @@ def fast_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 def fast_bmm(x_NIK: Tensor, y_NKO: Tensor) -> Tensor:
     """Matrix products (N, I, O) for inference, faster for large products of float32 on a CPU."""
     work = x_NIK.shape[1] * x_NIK.shape[2] * y_NKO.shape[2]
-    if not is_float32_on_cpu(x_NIK) or len(x_NIK) == 0 or work < LEAST_ONEDNN_WORK:
+    if not _onednn_is_faster(x_NIK) or len(x_NIK) == 0 or work < LEAST_ONEDNN_WORK:
         return x_NIK @ y_NKO
     return torch.stack([fast_linear(x_IK, y_KO.mT) for x_IK, y_KO in zip(x_NIK, y_NKO, strict=True)])
 
@@ -95,6 +95,10 @@ def convert_products(module: nn.Module, dtype: torch.dtype) -> None:
 def is_float32_on_cpu(x: Tensor) -> bool:
     """Whether `x` is float32 on a CPU, where matrix products are slow compared with element-wise operations."""
     return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _onednn_is_faster(x: Tensor) -> bool:
+    return is_float32_on_cpu(x) and torch.backends.mkldnn.is_available()
 
 
 def require_class(name: str, module: nn.Module, known: type[nn.Module]) -> None:

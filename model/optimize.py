@@ -63,8 +63,8 @@ def screening_saves_time(network: Network) -> bool:
     with torch.device("meta"):  # the shapes of an embedding, without computing one
         encoder = FAMILIES[config.family].build_encoder(config)
         shapes = encoder(torch.empty(1, 3, config.image_size, config.image_size))
-    embedding = shapes.map(lambda x: torch.randn(x.shape))
-    points_N2 = torch.rand(MEASURED_PROMPTS, 2) * config.image_size
+    embedding = shapes.map(lambda x: torch.zeros(x.shape))
+    points_N2 = torch.full((MEASURED_PROMPTS, 2), config.image_size / 2)
     keep_NM = choose(AMBIGUITY_MASKS, torch.empty(MEASURED_PROMPTS, config.multimask_outputs + 1))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # like each thread of a generator

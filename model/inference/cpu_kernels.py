@@ -49,24 +49,19 @@ def update_and_norm(
     return image_NLC, placed_NLC
 
 
-def add_scores(
-    scores_FL: Tensor, token_FD: Tensor, shared_UDL: Tensor | None, placed_UDL: Tensor, scale_L: Tensor
-) -> None:
-    """Adds the products of tokens with scale * shared + placed, head by head, to `scores_FL`, in place."""
+def head_products(token_NFD: Tensor, shared_UDL: Tensor | None, placed_UDL: Tensor, scale_NL: Tensor) -> Tensor:
+    """Products (N, F, L) of tokens with scale * shared + placed, head by head."""
+    products_NFL = token_NFD.new_empty(*token_NFD.shape[:2], placed_UDL.shape[2])
     shared_UDL = placed_UDL[:0] if shared_UDL is None else shared_UDL
-    _add_scores(*map(_array, (scores_FL, token_FD, shared_UDL, placed_UDL, scale_L)))
+    _head_products(*map(_array, (products_NFL, token_NFD, shared_UDL, placed_UDL, scale_NL)))
+    return products_NFL
 
 
 def add_squares(
-    coefficients_FL: Tensor,
-    products_FL: Tensor,
-    value_FD: Tensor,
-    overlaps_UDL: Tensor,
-    scale_L: Tensor,
-    squares_L: Tensor,
+    coefficients_FL: Tensor, products_FL: Tensor, overlap_FL: Tensor, scale_L: Tensor, squares_L: Tensor
 ) -> None:
-    """Adds the sum over F of coefficient * (product + 2 * scale * value @ overlap) to `squares_L`, in place."""
-    _add_squares(*map(_array, (coefficients_FL, products_FL, value_FD, overlaps_UDL, scale_L, squares_L)))
+    """Adds the sum over F of coefficient * (product + 2 * scale * overlap) to `squares_L`, in place."""
+    _add_squares(*map(_array, (coefficients_FL, products_FL, overlap_FL, scale_L, squares_L)))
 
 
 def norm_and_gelu(x_NLC: Tensor, skip_BLC: Tensor | None, weight_C: Tensor, bias_C: Tensor, eps: float) -> None:
@@ -218,48 +213,35 @@ _BLOCK = 1024  # image tokens: their features of one head fit in the caches of a
 
 
 @njit(**_options)
-def _add_scores(scores_FL, token_FD, shared_UDL, placed_UDL, scale_L):
-    rows, L = scores_FL.shape
+def _head_products(products_NFL, token_NFD, shared_UDL, placed_UDL, scale_NL):
+    N, rows, L = products_NFL.shape
     U = len(placed_UDL)
     T = rows // U
-    sums_2L = np.empty((2, L), np.float32)
     for u in range(U):
         for start in range(0, L, _BLOCK):
             stop = min(start + _BLOCK, L)
-            for i in range(u * T, u * T + T, 2):
-                pair = slice(i, min(i + 2, u * T + T))
-                score_2L, token_2D = scores_FL[pair], token_FD[pair]
-                if len(shared_UDL) > 0:
-                    sum_2L = sums_2L[: len(score_2L)]
+            for n in range(N):
+                scale_L = scale_NL[n]
+                for i in range(u * T, u * T + T, 2):
+                    pair = slice(i, min(i + 2, u * T + T))
+                    sum_2L, token_2D = products_NFL[n, pair], token_NFD[n, pair]
                     sum_2L[:, start:stop] = 0
-                    _add_weighted_rows(sum_2L, token_2D, shared_UDL[u], start, stop)
-                    for k in range(len(score_2L)):
-                        score_L, sum_L = score_2L[k], sum_2L[k]
-                        for x in range(np.uint64(start), np.uint64(stop)):
-                            score_L[x] += scale_L[x] * sum_L[x]
-                _add_weighted_rows(score_2L, token_2D, placed_UDL[u], start, stop)
+                    if len(shared_UDL) > 0:
+                        _add_weighted_rows(sum_2L, token_2D, shared_UDL[u], start, stop)
+                        for k in range(len(sum_2L)):
+                            sum_L = sum_2L[k]
+                            for x in range(np.uint64(start), np.uint64(stop)):
+                                sum_L[x] *= scale_L[x]
+                    _add_weighted_rows(sum_2L, token_2D, placed_UDL[u], start, stop)
 
 
 @njit(**_options)
-def _add_squares(coefficients_FL, products_FL, value_FD, overlaps_UDL, scale_L, squares_L):
-    rows, L = coefficients_FL.shape
-    U = len(overlaps_UDL)
-    T = rows // U
-    sums_2L = np.empty((2, L), np.float32)
+def _add_squares(coefficients_FL, products_FL, overlap_FL, scale_L, squares_L):
     two = np.float32(2)
-    for u in range(U):
-        for start in range(0, L, _BLOCK):
-            stop = min(start + _BLOCK, L)
-            for i in range(u * T, u * T + T, 2):
-                pair = slice(i, min(i + 2, u * T + T))
-                value_2D = value_FD[pair]
-                sum_2L = sums_2L[: len(value_2D)]
-                sum_2L[:, start:stop] = 0
-                _add_weighted_rows(sum_2L, value_2D, overlaps_UDL[u], start, stop)
-                for k in range(len(value_2D)):
-                    coefficient_L, product_L, sum_L = coefficients_FL[i + k], products_FL[i + k], sum_2L[k]
-                    for x in range(np.uint64(start), np.uint64(stop)):
-                        squares_L[x] += coefficient_L[x] * (product_L[x] + two * scale_L[x] * sum_L[x])
+    for i in range(len(coefficients_FL)):
+        coefficient_L, product_L, overlap_L = coefficients_FL[i], products_FL[i], overlap_FL[i]
+        for x in range(np.uint64(len(squares_L))):
+            squares_L[x] += coefficient_L[x] * (product_L[x] + two * scale_L[x] * overlap_L[x])
 
 
 @njit(**_options)

@@ -31,19 +31,18 @@ from maskmill.model.transformer import TwoWayTransformer
 CPU_BLOCK_BYTES = 8 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FactoredPrompts(DecodedPrompts):
     """Decoded prompts with image tokens in factored form. `image_tokens_NCYX` is empty except for its grid."""
 
-    factored: FactoredTokens | None = None
+    factored: FactoredTokens
 
 
 @dataclass(frozen=True)
 class _Prepared:
     """Features of an embedding that all prompts without a mask share."""
 
-    image: token_side.PreparedImage | None
-    factored: low_rank.PreparedImage | None
+    image: token_side.PreparedImage | low_rank.PreparedImage
     skips: tuple[Tensor, ...]  # (B, 4L, C/4) and (B, 16L, C/8), pixels grouped by cell
 
 
@@ -67,9 +66,8 @@ class FastMaskDecoder(MaskDecoder):
         self._dtype = dtype
         assert isinstance(self.transformer, TwoWayTransformer)
         self._token_side = TokenSideTransformer(self.transformer, dtype)
-        self._low_rank = None
-        if dtype == torch.float32 and config.grid_size**2 >= self.LEAST_FACTORED_CELLS:
-            self._low_rank = LowRankTransformer(self.transformer)
+        self._low_rank = LowRankTransformer(self._token_side)
+        self._factors = dtype == torch.float32 and config.grid_size**2 >= self.LEAST_FACTORED_CELLS
         upscale_1, _, _, upscale_2, _ = self.output_upscaling
         self._upscale_1, self._upscale_2 = (_as_linear(layer, dtype) for layer in (upscale_1, upscale_2))
         bytes_per_prompt = 4 * config.mask_size**2 * config.embed_dim // 8
@@ -87,13 +85,11 @@ class FastMaskDecoder(MaskDecoder):
             if without_mask:
                 self._prepared[embedding] = prepared
         tokens_NTC, (Y, X) = self.prepend_output_tokens(sparse_NTC), embedding.grid_BCYX.shape[-2:]
-        if prepared.factored is not None:
-            assert self._low_rank is not None
-            tokens_NTC, factored = self._low_rank(tokens_NTC, prepared.factored)
+        if isinstance(prepared.image, low_rank.PreparedImage):
+            tokens_NTC, factored = self._low_rank(tokens_NTC, prepared.image)
             no_tokens = tokens_NTC.new_empty(len(tokens_NTC), 0, Y, X)
             decoded = self.read_output_tokens(tokens_NTC, no_tokens, prepared.skips)
             return FactoredPrompts(**vars(decoded), factored=factored)
-        assert prepared.image is not None
         tokens_NTC, image_NLC = self._token_side(tokens_NTC, prepared.image)
         return self.read_output_tokens(tokens_NTC, image_NLC.transpose(1, 2).unflatten(2, (Y, X)), prepared.skips)
 
@@ -101,9 +97,10 @@ class FastMaskDecoder(MaskDecoder):
         image_BLC = (embedding.grid_BCYX + dense_NCYX).flatten(2).transpose(1, 2)
         positions_1LC = positions_1CYX.flatten(2).transpose(1, 2)
         skips = self._prepare_skips(embedding)
-        if self._low_rank is not None and len(image_BLC) == 1 and image_BLC.device.type == "cpu":
-            return _Prepared(None, self._low_rank.prepare(image_BLC, positions_1LC, self._upscale_1[0]), skips)
-        return _Prepared(self._token_side.prepare(image_BLC, positions_1LC), None, skips)
+        is_shared = len(image_BLC) == 1 and dense_NCYX.shape[-2:] == (1, 1)
+        if self._factors and is_shared and image_BLC.device.type == "cpu":
+            return _Prepared(self._low_rank.prepare(image_BLC, positions_1LC, self._upscale_1[0]), skips)
+        return _Prepared(self._token_side.prepare(image_BLC, positions_1LC), skips)
 
     def _prepare_skips(self, embedding: ImageEmbedding) -> tuple[Tensor, ...]:
         Y, X = embedding.grid_BCYX.shape[-2:]
@@ -131,7 +128,6 @@ class FastMaskDecoder(MaskDecoder):
         skips = [skip if len(skip) == 1 else skip[rows_Z] for skip in decoded.skips]
         half_skip, full_skip = self._upscaling_skips(skips) or (None, None)
         if isinstance(decoded, FactoredPrompts):
-            assert decoded.factored is not None
             half_ZLE = decoded.factored.project(rows_Z, *self._upscale_1)
         else:
             half_ZLE = fast_linear(decoded.image_tokens_NCYX.flatten(2).transpose(1, 2)[rows_Z], *self._upscale_1)

@@ -21,16 +21,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from maskmill.model.inference import cpu_kernels
 from maskmill.model.inference.token_side import (
-    ImageToTokens,
+    TokenSideBlock,
+    TokenSideTransformer,
     TokensToImage,
     heads_by_prompt,
     rows_by_prompt,
     split_heads,
 )
-from maskmill.model.layers import fast_bmm, fast_linear, fast_mlp
-from maskmill.model.transformer import TwoWayBlock, TwoWayTransformer
+from maskmill.model.layers import fast_bmm, fast_linear
 
 
 class Projected(NamedTuple):
@@ -82,12 +81,11 @@ class FactoredTokens:
 
 
 class LowRankTransformer:
-    """Replaces a `TwoWayTransformer` at inference, in float32 on a CPU, for prompts that share an image."""
+    """A `TokenSideTransformer` in float32 on a CPU, for prompts that share an image. Has its weights."""
 
-    def __init__(self, transformer: TwoWayTransformer) -> None:
-        self._transformer = transformer
-        self._blocks = [_Block(block) for block in transformer.layers if isinstance(block, TwoWayBlock)]
-        self._final = TokensToImage(transformer.final_attn_token_to_image, torch.float32)
+    def __init__(self, token_side: TokenSideTransformer) -> None:
+        self._blocks, self._final = token_side.blocks, token_side.final
+        self._norm = token_side.transformer.norm_final_attn
 
     def prepare(self, image_1LC: Tensor, positions_1LC: Tensor, weight_OC: Tensor) -> PreparedImage:
         """Projects the image tokens of the encoder and their positions. `weight_OC` is for `FactoredTokens.project`."""
@@ -99,9 +97,9 @@ class LowRankTransformer:
             overlaps, bias_overlaps, factor_LC = [], [], centred_LC
             for earlier in reversed(self._blocks[: i + 1]):
                 if earlier is not block:
-                    bias_overlaps.insert(0, factor_LC @ earlier.norm.bias)
-                    factor_LC = _centre(factor_LC * earlier.norm.weight)
-                overlaps.insert(0, earlier.project_for_overlap(factor_LC))
+                    bias_overlaps.insert(0, factor_LC @ earlier.block.norm4.bias)
+                    factor_LC = _centre(factor_LC * earlier.block.norm4.weight)
+                overlaps.insert(0, _project_for_overlap(earlier, factor_LC))
             blocks.append(
                 PreparedBlock(
                     keys=place(block.to_image.attention.k_proj, block.heads, with_bias=False),
@@ -112,7 +110,7 @@ class LowRankTransformer:
                     bias_overlaps_L=tuple(bias_overlaps),
                 )
             )
-            shared_LC = centred_LC * block.norm.weight
+            shared_LC = centred_LC * block.block.norm4.weight
         attention = self._final.attention
         place = _Placing(shared_LC, positions_LC, is_first=not blocks)
         return PreparedImage(
@@ -129,29 +127,10 @@ class LowRankTransformer:
         for block, prepared in zip(self._blocks, image.blocks, strict=True):
             x_NTC = block.block.attend_to_tokens(x_NTC, tokens_NTC)
             seen_NTC = state.attend(block.to_image, x_NTC + tokens_NTC, prepared.keys, prepared.values_UDL)
-            x_NTC = block.block.norm2(x_NTC + seen_NTC)
-            x_NTC = block.block.norm3(x_NTC + fast_mlp(block.block.mlp, x_NTC))
+            x_NTC = block.update_tokens(x_NTC, seen_NTC)
             state.update(block, x_NTC, x_NTC + tokens_NTC, prepared)
         seen_NTC = state.attend(self._final, x_NTC + tokens_NTC, image.final_keys, image.final_values_UDL)
-        return self._transformer.norm_final_attn(x_NTC + seen_NTC), state.image_tokens()
-
-
-class _Block:
-    """One `TwoWayBlock` with its weights rearranged."""
-
-    def __init__(self, block: TwoWayBlock) -> None:
-        self.block, self.norm, self.heads = block, block.norm4, block.cross_attn_token_to_image.heads
-        self.to_image = TokensToImage(block.cross_attn_token_to_image, torch.float32)
-        self.to_tokens = ImageToTokens(block.cross_attn_image_to_token, torch.float32)
-
-    def project_for_overlap(self, image_LC: Tensor) -> Tensor:
-        """Products of image tokens with the columns of the output projection and its bias, (U, D + 1, L)."""
-        projection = self.to_tokens.attention.out_proj
-        columns_UDL = _by_head(fast_linear(image_LC, projection.weight.T), self.heads)
-        # The output bias is added to the value vectors of the first head.
-        bias_U1L = columns_UDL.new_zeros(self.heads, 1, len(image_LC))
-        bias_U1L[0, 0] = image_LC @ projection.bias
-        return torch.cat([columns_UDL, bias_U1L], dim=1)
+        return self._norm(x_NTC + seen_NTC), state.image_tokens()
 
 
 class _Placing:
@@ -178,7 +157,7 @@ class _State:
     Image-sized tensors are processed prompt by prompt, so that those of one prompt stay in the caches.
     """
 
-    def __init__(self, tokens_NTC: Tensor, image: PreparedImage, blocks: list[_Block]) -> None:
+    def __init__(self, tokens_NTC: Tensor, image: PreparedImage, blocks: list[TokenSideBlock]) -> None:
         (N, T, C), L = tokens_NTC.shape, len(image.projected_LO)
         self._image, self._tokens = image, T
         self._scale_NL = tokens_NTC.new_ones(N, L)
@@ -196,11 +175,10 @@ class _State:
         """Attention from prompt tokens to the image (N, T, C)."""
         (N, T, _), L = query_NTC.shape, self._scale_NL.shape[1]
         query_UED = attention.query(query_NTC)
-        query_NFD, by_row_NFR = self._products_of_tokens(query_UED, attention.key_UDC)
         weights_UNTL = query_NTC.new_empty(len(query_UED), N, T, L)
         seen = []
-        for n in range(N):
-            weights_FL = self._scores(n, by_row_NFR[n], query_NFD[n], keys).softmax(dim=-1)
+        for n, scores_FL in enumerate(self._scores(query_UED, attention.key_UDC, keys)):
+            weights_FL = scores_FL.softmax(dim=-1)
             torch.mul(weights_FL.unflatten(0, (-1, T)), self._scale_NL[n], out=weights_UNTL[:, n])
             if self._rank:
                 seen.append(fast_linear(weights_FL, self._coefficients_NRL[n, : self._rank]))
@@ -210,63 +188,70 @@ class _State:
             seen_UED = seen_UED + heads_by_prompt(seen_NFC, T) @ attention.value_UCD
         return attention.project_out(seen_UED, N)
 
-    def update(self, block: _Block, value_NTC: Tensor, key_NTC: Tensor, prepared: PreparedBlock) -> None:
+    def update(self, block: TokenSideBlock, value_NTC: Tensor, key_NTC: Tensor, prepared: PreparedBlock) -> None:
         """Attention from the image to prompt tokens, residual sum and layer norm."""
+        from maskmill.model.inference import cpu_kernels
+
         N, first, last = len(value_NTC), self._rank, self._rank + block.heads * self._tokens
-        key_NFD, by_row_NFR = self._products_of_tokens(block.to_tokens.key(key_NTC), block.to_tokens.query_UDC)
+        scores_NFL = self._scores(block.to_tokens.key(key_NTC), block.to_tokens.query_UDC, prepared.queries)
         value_UED = split_heads(block.to_tokens.attention.v_proj(value_NTC), block.heads)
         value_UED = torch.cat([value_UED, torch.ones_like(value_UED[..., :1])], dim=2)
         self._values_NFD.append(rows_by_prompt(value_UED, N))
+        overlaps = [
+            cpu_kernels.head_products(value_NFD, None, overlap_UDL, self._scale_NL)
+            for value_NFD, overlap_UDL in zip(self._values_NFD, prepared.overlaps_UDL, strict=True)
+        ]
         basis_NRC = self._basis_NRC[:, :last]
         basis_NRC[:, first:] = block.to_tokens.values(value_NTC)
         basis_NRC -= basis_NRC.mean(dim=2, keepdim=True)
         gram_NRR = basis_NRC @ basis_NRC.mT
-        for n in range(N):
-            coefficients_RL = self._coefficients_NRL[n]
-            scores_FL = self._scores(n, by_row_NFR[n], key_NFD[n], prepared.queries)
+        for n, scores_FL in enumerate(scores_NFL):
+            coefficients_RL, scale_L = self._coefficients_NRL[n], self._scale_NL[n]
             by_head = (block.heads, self._tokens)
             weights_UTL = coefficients_RL[first:last].unflatten(0, by_head)
             torch.softmax(scores_FL.unflatten(0, by_head), dim=1, out=weights_UTL)
-            squares_L = self._squares(n, gram_NRR[n], coefficients_RL[:last], prepared)
-            inverse_L = (squares_L.clamp_(min=0) / basis_NRC.shape[2] + block.norm.eps).rsqrt_()
+            # The squared length of the centred image tokens.
+            products_RL = fast_linear(gram_NRR[n], coefficients_RL[:last].mT)
+            squares_L = scale_L.square() * prepared.length_L
+            start = 0
+            for i, overlap_NFL in enumerate(overlaps):
+                end = start + overlap_NFL.shape[1]
+                rows = coefficients_RL[start:end], products_RL[start:end]
+                cpu_kernels.add_squares(*rows, overlap_NFL[n], scale_L, squares_L)
+                if i < len(prepared.bias_overlaps_L):
+                    overlap_L = 2 * scale_L * prepared.bias_overlaps_L[i]
+                    squares_L += coefficients_RL[end] * (products_RL[end] + overlap_L)
+                start = end + 1
+            inverse_L = (squares_L.clamp_(min=0) / basis_NRC.shape[2] + block.block.norm4.eps).rsqrt_()
             coefficients_RL[:last] *= inverse_L
             coefficients_RL[last] = 1
-            self._scale_NL[n] *= inverse_L
-        basis_NRC *= block.norm.weight
-        self._basis_NRC[:, last] = block.norm.bias
+            scale_L *= inverse_L
+        basis_NRC *= block.block.norm4.weight
+        self._basis_NRC[:, last] = block.block.norm4.bias
         self._rank = last + 1
 
-    def _squares(self, n: int, gram_RR: Tensor, coefficients_RL: Tensor, prepared: PreparedBlock) -> Tensor:
-        """The squared length (L) of centred image tokens."""
-        products_RL = fast_linear(gram_RR, coefficients_RL.mT)
-        scale_L = self._scale_NL[n]
-        squares_L = scale_L.square() * prepared.length_L
-        start = 0
-        for i, value_NFD in enumerate(self._values_NFD):
-            end = start + value_NFD.shape[1]
-            rows = coefficients_RL[start:end], products_RL[start:end], value_NFD[n]
-            cpu_kernels.add_squares(*rows, prepared.overlaps_UDL[i], scale_L, squares_L)
-            if i < len(prepared.bias_overlaps_L):
-                overlap_L = 2 * scale_L * prepared.bias_overlaps_L[i]
-                squares_L += coefficients_RL[end] * (products_RL[end] + overlap_L)
-            start = end + 1
-        return squares_L
+    def _scores(self, token_UED: Tensor, weight_UDC: Tensor, image: Projected) -> Tensor:
+        """Products (N, F, L) of projected tokens with projected image tokens."""
+        from maskmill.model.inference import cpu_kernels
 
-    def _products_of_tokens(self, token_UED: Tensor, weight_UDC: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected tokens (N, F, D), and their products with the projected rows of the basis (N, F, R)."""
-        N = len(self._scale_NL)
-        token_NFC = rows_by_prompt(token_UED @ weight_UDC, N)
-        return rows_by_prompt(token_UED, N), token_NFC @ self._basis_NRC[:, : self._rank].mT
-
-    def _scores(self, n: int, by_row_FR: Tensor, token_FD: Tensor, image: Projected) -> Tensor:
-        """Products (F, L) of projected tokens with projected image tokens."""
-        scale_L = self._scale_NL[n]
+        token_NFD = rows_by_prompt(token_UED, len(self._scale_NL))
+        scores_NFL = cpu_kernels.head_products(token_NFD, image.shared_UDL, image.placed_UDL, self._scale_NL)
         if self._rank:
-            scores_FL = fast_linear(by_row_FR, self._coefficients_NRL[n, : self._rank].mT)
-        else:
-            scores_FL = scale_L.new_zeros(len(token_FD), len(scale_L))
-        cpu_kernels.add_scores(scores_FL, token_FD, image.shared_UDL, image.placed_UDL, scale_L)
-        return scores_FL
+            basis_NRC = self._basis_NRC[:, : self._rank]
+            by_row_NFR = rows_by_prompt(token_UED @ weight_UDC, len(token_NFD)) @ basis_NRC.mT
+            for n, scores_FL in enumerate(scores_NFL):
+                scores_FL += fast_linear(by_row_NFR[n], self._coefficients_NRL[n, : self._rank].mT)
+        return scores_NFL
+
+
+def _project_for_overlap(block: TokenSideBlock, image_LC: Tensor) -> Tensor:
+    """Products of image tokens with the columns of the output projection and its bias, (U, D + 1, L)."""
+    projection = block.to_tokens.attention.out_proj
+    columns_UDL = _by_head(fast_linear(image_LC, projection.weight.T), block.heads)
+    # The output bias is added to the value vectors of the first head.
+    bias_U1L = columns_UDL.new_zeros(block.heads, 1, len(image_LC))
+    bias_U1L[0, 0] = image_LC @ projection.bias
+    return torch.cat([columns_UDL, bias_U1L], dim=1)
 
 
 def _by_head(x_LI: Tensor, heads: int) -> Tensor:

@@ -49,18 +49,18 @@ class TokenSideTransformer:
 
     def __init__(self, transformer: TwoWayTransformer, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._transformer = transformer
+        self.transformer = transformer
         for name, layer in transformer.layers.named_children():
             require_class(f"transformer.layers.{name}", layer, TwoWayBlock)
-        self._blocks = [_Block(cast(TwoWayBlock, layer), dtype) for layer in transformer.layers]
-        self._tokens_to_image = TokensToImage(transformer.final_attn_token_to_image, dtype)
+        self.blocks = [TokenSideBlock(cast(TwoWayBlock, layer), dtype) for layer in transformer.layers]
+        self.final = TokensToImage(transformer.final_attn_token_to_image, dtype)
 
     def prepare(self, image_BLC: Tensor, positions_1LC: Tensor) -> PreparedImage:
         """Projects the image tokens of the encoder and their positions."""
         # The encoder returns channels first in memory. The operations below read token by token.
         image_BLC, positions_1LC = image_BLC.contiguous(), positions_1LC.contiguous()
         placed_BLC = image_BLC + positions_1LC
-        block = self._blocks[0].block
+        block = self.blocks[0].block
         to_image, to_tokens = block.cross_attn_token_to_image, block.cross_attn_image_to_token
         # The softmax over keys cancels the key bias. `project_out` adds the value bias.
         key_BLD = F.linear(placed_BLC, to_image.k_proj.weight)
@@ -78,37 +78,38 @@ class TokenSideTransformer:
 
     def __call__(self, tokens_NTC: Tensor, image: PreparedImage) -> tuple[Tensor, Tensor]:
         """Returns the updated tokens (N, T, C) in float32 and image tokens (N, L, C) in `dtype`."""
-        x_NTC, image_NLC, placed_NLC = self._blocks[0].first(tokens_NTC, image)
-        for block in self._blocks[1:]:
+        x_NTC, image_NLC, placed_NLC = self.blocks[0].first(tokens_NTC, image)
+        for block in self.blocks[1:]:
             x_NTC, image_NLC, placed_NLC = block(x_NTC, image_NLC, placed_NLC, tokens_NTC, image.positions_1LC)
-        attended_NTC = self._tokens_to_image(x_NTC + tokens_NTC, placed_NLC, image_NLC)
-        return self._transformer.norm_final_attn(x_NTC + attended_NTC), image_NLC
+        attended_NTC = self.final(x_NTC + tokens_NTC, placed_NLC, image_NLC)
+        return self.transformer.norm_final_attn(x_NTC + attended_NTC), image_NLC
 
 
-class _Block:
+class TokenSideBlock:
     """One `TwoWayBlock` with its weights rearranged."""
 
     def __init__(self, block: TwoWayBlock, dtype: torch.dtype) -> None:
-        self.block = block
-        self._tokens_to_image = TokensToImage(block.cross_attn_token_to_image, dtype)
-        self._image_to_tokens = ImageToTokens(block.cross_attn_image_to_token, dtype)
+        self.block, self.heads = block, block.cross_attn_token_to_image.heads
+        self.to_image = TokensToImage(block.cross_attn_token_to_image, dtype)
+        self.to_tokens = ImageToTokens(block.cross_attn_image_to_token, dtype)
 
     def first(self, prompts_NTC: Tensor, image: PreparedImage) -> tuple[Tensor, Tensor, Tensor]:
         """Runs as the first block: its input tokens are the prompt tokens themselves."""
         x_NTC = self.block.attend_to_tokens(prompts_NTC, prompts_NTC)
-        x_NTC = self._update_tokens(x_NTC, self._tokens_to_image.prepared(x_NTC + prompts_NTC, image))
-        weights_NFL = self._image_to_tokens.prepared_weights(x_NTC + prompts_NTC, image)
+        x_NTC = self.update_tokens(x_NTC, self.to_image.prepared(x_NTC + prompts_NTC, image))
+        weights_NFL = self.to_tokens.prepared_weights(x_NTC + prompts_NTC, image)
         return x_NTC, *self._update_image(image.tokens_BLC, weights_NFL, x_NTC, image.positions_1LC)
 
     def __call__(
         self, x_NTC: Tensor, image_NLC: Tensor, placed_NLC: Tensor, prompts_NTC: Tensor, positions_1LC: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         x_NTC = self.block.attend_to_tokens(x_NTC, prompts_NTC)
-        x_NTC = self._update_tokens(x_NTC, self._tokens_to_image(x_NTC + prompts_NTC, placed_NLC, image_NLC))
-        weights_NFL = self._image_to_tokens.weights(x_NTC + prompts_NTC, placed_NLC)
+        x_NTC = self.update_tokens(x_NTC, self.to_image(x_NTC + prompts_NTC, placed_NLC, image_NLC))
+        weights_NFL = self.to_tokens.weights(x_NTC + prompts_NTC, placed_NLC)
         return x_NTC, *self._update_image(image_NLC, weights_NFL, x_NTC, positions_1LC)
 
-    def _update_tokens(self, x_NTC: Tensor, attended_NTC: Tensor) -> Tensor:
+    def update_tokens(self, x_NTC: Tensor, attended_NTC: Tensor) -> Tensor:
+        """The prompt tokens after their attention to the image and the MLP."""
         x_NTC = self.block.norm2(x_NTC + attended_NTC)
         return self.block.norm3(x_NTC + fast_mlp(self.block.mlp, x_NTC))
 
@@ -116,7 +117,7 @@ class _Block:
         self, image_BLC: Tensor, weights_NFL: Tensor, x_NTC: Tensor, positions_1LC: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The updated image tokens (N, L, C), without and with positions added."""
-        values_NFC = self._image_to_tokens.values(x_NTC)
+        values_NFC = self.to_tokens.values(x_NTC)
         return fused_ops.update_and_norm(weights_NFL, values_NFC, image_BLC, positions_1LC, self.block.norm4)
 
 

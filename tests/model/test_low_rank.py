@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from maskmill.model.config import NetworkConfig
 from maskmill.model.families import VARIANTS
 from maskmill.model.inference.low_rank import LowRankTransformer
+from maskmill.model.inference.token_side import TokenSideTransformer
 from maskmill.model.transformer import TwoWayTransformer
 from testing.networks import SMALL_CONFIGS, randomise
 
@@ -26,7 +27,10 @@ def error(config: NetworkConfig, prompts: int, tokens: int, cells: int, value_sc
     image_1LC = torch.randn(1, cells, config.embed_dim, generator=generator)
     positions_1LC = torch.randn(1, cells, config.embed_dim, generator=generator)
     expected = transformer(tokens_NTC, image_1LC, positions_1LC)
-    ours, identity_CC = LowRankTransformer(transformer), torch.eye(config.embed_dim)
+    ours, identity_CC = (
+        LowRankTransformer(TokenSideTransformer(transformer, torch.float32)),
+        torch.eye(config.embed_dim),
+    )
     found_NTC, factored = ours(tokens_NTC, ours.prepare(image_1LC, positions_1LC, identity_CC))
     # The identity as linear function gives the image tokens themselves.
     image_NLC = factored.project(torch.arange(prompts), identity_CC, torch.zeros(config.embed_dim))
