@@ -30,8 +30,15 @@ class SingleCoreThreads:
 
 
 def _start(count: int) -> ThreadPoolExecutor:
-    pool = ThreadPoolExecutor(count, "maskmill", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(count, "maskmill", _use_one_core)
     all_started = threading.Barrier(count)
     list(pool.map(lambda _: all_started.wait(), range(count)))
     torch.set_num_threads(count)  # the pool threads changed the default for threads that start later; restore it
     return pool
+
+
+def _use_one_core() -> None:
+    # The first operation of a thread that depends on the number of threads sets it to the default of the process. The
+    # default is restored in `_start`, so without this call the thread would lose its own setting.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
