@@ -135,16 +135,16 @@ def encoder_precision(half: torch.dtype | None) -> torch.dtype:
 def _keep_freed_memory() -> None:
     """Configures glibc's malloc to keep freed memory for reuse instead of returning it to the operating system.
 
-    Each batch allocates large tensors, and page faults of new memory take as long as the computation. Allocations above
-    32 MiB, the limit of glibc, are still returned.
+    Each batch allocates large tensors, and page faults of new memory take as long as the computation. Blocks above 32 MiB
+    would be mapped one by one and returned when freed; without mapping they come from the heap, too.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return  # the C library is not glibc
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, mmap_max = -1, -4
     mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_threshold, 32 * 2**20)
+    mallopt(mmap_max, 0)
 
 
 class OptimizedNetwork(Network):

@@ -115,7 +115,8 @@ def relative_distances(size: int, device: torch.device) -> Tensor:
 def split_windows(x_BYXC: Tensor, size: int) -> Tensor:
     """Splits a grid into windows (V, size, size, C), zero-padded at the right and bottom."""
     B, Y, X, C = x_BYXC.shape
-    x_BYXC = F.pad(x_BYXC, (0, 0, 0, -X % size, 0, -Y % size))
+    if Y % size or X % size:  # `pad` copies in any case
+        x_BYXC = F.pad(x_BYXC, (0, 0, 0, -X % size, 0, -Y % size))
     rows, columns = x_BYXC.shape[1] // size, x_BYXC.shape[2] // size
     x = x_BYXC.reshape(B, rows, size, columns, size, C)
     return x.transpose(2, 3).reshape(B * rows * columns, size, size, C)

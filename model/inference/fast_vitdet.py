@@ -26,6 +26,8 @@ from maskmill.model.layers import convert_products, fast_bmm, fast_linear, fast_
 from maskmill.model.vitdet import Attention, Block, join_windows, relative_distances, split_windows
 
 QUERIES_PER_BLOCK = 512  # on a CPU: scores of a block fit in its cache
+# In float32 on a CPU, PyTorch's fused attention is faster up to this number of keys, plain matrix products above it.
+MOST_FUSED_KEYS = 512
 
 
 def speed_up(encoder: Any, dtype: torch.dtype) -> None:
@@ -127,10 +129,7 @@ def _attend_fused(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor) -> Tensor:
 
 
 def attend_in_blocks(q_VULF: Tensor, k_VULF: Tensor, v_VULD: Tensor, *biases: Tensor) -> Tensor:
-    """Returns (V, U, L, D). On CPUs plain matrix products are twice as fast as PyTorch's fused kernel at this size.
-
-    There may be fewer queries than keys.
-    """
+    """Returns (V, U, L, D). There may be fewer queries than keys."""
     tensors = [q_VULF, k_VULF, v_VULD, *biases]
     if v_VULD.shape[2] > QUERIES_PER_BLOCK:
         tensors = [x.contiguous().flatten(0, 1).unsqueeze(1) for x in tensors]  # one head at a time

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskmill.model.families.sam2.encoder import Attention, Block, Hiera, Sam2Encoder, pool
-from maskmill.model.inference.fast_vitdet import attend_in_blocks, fold_biases
+from maskmill.model.inference.fast_vitdet import MOST_FUSED_KEYS, attend_in_blocks, fold_biases
 from maskmill.model.layers import convert_products, fast_linear, fast_mlp, is_float32_on_cpu, require_class
 from maskmill.model.vitdet import join_windows, split_windows
 
@@ -110,7 +110,7 @@ class FastAttention(nn.Module):
         q_VULD, k_VULD, v_VULD = (
             x.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q_VYXC, k_VYXC, v_VYXC)
         )
-        if is_float32_on_cpu(q_VULD):
+        if is_float32_on_cpu(q_VULD) and k_VULD.shape[2] > MOST_FUSED_KEYS:
             x_VULD = attend_in_blocks(q_VULD * q_VULD.shape[-1] ** -0.5, k_VULD, v_VULD)
         else:
             x_VULD = F.scaled_dot_product_attention(q_VULD, k_VULD, v_VULD)
