@@ -37,7 +37,7 @@ from maskmill.model.families import VARIANTS
 from maskmill.model.families.sam1.config import SamConfig
 from maskmill.model.families.sam2.config import Sam2Config
 from maskmill.model.network import Network
-from maskmill.model.optimize import encoder_precision, half_precision, optimize, resolve_device
+from maskmill.model.optimize import encoder_precision, half_precision, keep_freed_memory, optimize, resolve_device
 from maskmill.pipeline.config import PRESETS, GeneratorConfig
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.prompts import plan_views
@@ -279,6 +279,10 @@ def _measure(
         replay.show(photograph.candidates)
     clock = partial(roofline.synchronized_clock, device)
     for name, engine in engines.items():
+        if name in PEERS:
+            peers.return_freed_memory()
+        else:
+            keep_freed_memory()
         seconds = []
         for _ in range(repeats):
             start = clock()

@@ -42,7 +42,7 @@ def optimize(network: Network, precision: str, device: torch.device | str) -> Ne
     if precision not in ("exact", "fast"):
         raise DeviceError(f"there is no precision {precision!r}; choose exact or fast")
     if device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     half = half_precision(device) if precision == "fast" else None
     # With TF32 cuDNN would round the operands of convolutions to 10 bits of mantissa. No effect on other devices.
     torch.backends.cudnn.allow_tf32 = False
@@ -132,8 +132,8 @@ def encoder_precision(half: torch.dtype | None) -> torch.dtype:
     return torch.float16 if half == torch.float16 else torch.float32
 
 
-def _keep_freed_memory() -> None:
-    """Configures glibc's malloc to keep freed memory for reuse instead of returning it to the operating system.
+def keep_freed_memory() -> None:
+    """Configures glibc's malloc to keep freed memory of this process instead of returning it to the operating system.
 
     Each batch allocates large tensors, and page faults of new memory take as long as the computation. Blocks above 32 MiB
     would be mapped one by one and returned when freed; without mapping they come from the heap, too.

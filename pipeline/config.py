@@ -131,7 +131,6 @@ PRESETS: dict[str, GeneratorConfig] = {
     "mini": GeneratorConfig(
         pred_iou_thresh=0.1,
         stability_score_thresh=0.3,
-        box_nms_thresh=0.6,
         min_mask_region_area=200,
         max_coverage=0.95,
         drop_small_masks=True,
