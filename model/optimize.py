@@ -135,8 +135,8 @@ def encoder_precision(half: torch.dtype | None) -> torch.dtype:
 def keep_freed_memory() -> None:
     """Configures glibc's malloc to keep freed memory of this process instead of returning it to the operating system.
 
-    Each batch allocates large tensors, and page faults of new memory take as long as the computation. Blocks above 32 MiB
-    would be mapped one by one and returned when freed; without mapping they come from the heap, too.
+    Each batch allocates large tensors, and page faults of new memory take as long as the computation. Blocks above
+    32 MiB would be mapped one by one and returned when freed; without mapping they come from the heap, too.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
