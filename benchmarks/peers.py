@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import io
 import time
@@ -20,6 +19,7 @@ from maskmill.compat.segment_anything import SamAutomaticMaskGenerator
 from maskmill.compat.segment_anything import modeling as compat_modeling
 from maskmill.model.families.mobile_sam.config import MobileSamConfig
 from maskmill.model.network import Network
+from maskmill.model.optimize import M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, configure_malloc
 from maskmill.pipeline.config import DecodingConfig, GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
@@ -41,14 +41,7 @@ def return_freed_memory() -> None:
     `keep_freed_memory` of `model.optimize` holds for a whole process and would speed up the peers, too. By default,
     glibc raises its thresholds with each large block that is freed, up to the values below.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return  # the C library is not glibc
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
-    mallopt(mmap_max, 65536)
-    mallopt(mmap_threshold, 32 * 2**20)
-    mallopt(trim_threshold, 64 * 2**20)
+    configure_malloc({M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20})
 
 
 class Maskmill:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from maskmill.model.network import Network
 from maskmill.model.prompts import AMBIGUITY_MASKS, choose
 
 MEASURED_PROMPTS = 4
+# Options of glibc's `mallopt`, from malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 
 def optimize(network: Network, precision: str, device: torch.device | str) -> Network:
@@ -138,13 +141,17 @@ def keep_freed_memory() -> None:
     Each batch allocates large tensors, and page faults of new memory take as long as the computation. Blocks above
     32 MiB would be mapped one by one and returned when freed; without mapping they come from the heap, too.
     """
+    configure_malloc({M_TRIM_THRESHOLD: 2**31 - 1, M_MMAP_MAX: 0})
+
+
+def configure_malloc(options: Mapping[int, int]) -> None:
+    """Calls glibc's `mallopt` for each option. Does nothing with another C library."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        return  # the C library is not glibc
-    trim_threshold, mmap_max = -1, -4
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_max, 0)
+        return
+    for option, value in options.items():
+        mallopt(option, value)
 
 
 class OptimizedNetwork(Network):
