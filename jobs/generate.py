@@ -287,8 +287,8 @@ def run_config(model: str, preset: str | None, overrides: Mapping[str, Any], pre
     preset = preset or variant.default_preset
     generator = generator_config(preset, overrides)
     check_model(generator, variant)
-    if precision not in ("exact", "fast"):
-        raise ConfigError(f"there is no precision {precision!r}; choose exact or fast")
+    if precision not in ("exact", "fast", "half"):
+        raise ConfigError(f"there is no precision {precision!r}; choose exact, fast or half")
     return RunConfig(model, preset, generator, precision)
 
 

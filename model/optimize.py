@@ -36,20 +36,23 @@ def optimize(network: Network, precision: str, device: torch.device | str) -> Ne
     - a network in half precision (float16 on a GPU, bf16 on a CPU) screens the prompts, see `Network.screen`. On a CPU
       it is measured first, which takes a fraction of a second: where screening would not save time, "fast" is "exact".
 
-    Embeddings, predicted IoUs and logits are float32 in both.
+    "half" computes the encoder and the image tokens of the decoder in half precision on these devices, without a second
+    computation. Embeddings, predicted IoUs and logits are returned as float32 in all three.
 
     Raises:
         DeviceError: an unknown precision, or a device that this machine does not have.
     """
     device = resolve_device(str(device))
-    if precision not in ("exact", "fast"):
-        raise DeviceError(f"there is no precision {precision!r}; choose exact or fast")
+    if precision not in ("exact", "fast", "half"):
+        raise DeviceError(f"there is no precision {precision!r}; choose exact, fast or half")
     if device.type == "cpu":
         keep_freed_memory()
-    half = half_precision(device) if precision == "fast" else None
+    half = None if precision == "exact" else half_precision(device)
     # With TF32 cuDNN would round the operands of convolutions to 10 bits of mantissa. No effect on other devices.
     torch.backends.cudnn.allow_tf32 = False
-    optimized = OptimizedNetwork(network.to(device), encoder_precision(half), half)
+    if precision == "half" and half is not None:
+        return OptimizedNetwork(network.to(device), half, half)
+    optimized = OptimizedNetwork(network.to(device), encoder_precision(half), screen_dtype=half)
     if device.type == "cpu" and half is not None and not screening_saves_time(optimized):
         optimized.screen_dtype = None
     return optimized
@@ -155,14 +158,20 @@ def configure_malloc(options: Mapping[int, int]) -> None:
 
 
 class OptimizedNetwork(Network):
-    """A `Network` for inference: the encoder computes in `encoder_dtype`, the decoder in float32.
+    """A `Network` for inference: the encoder computes in `encoder_dtype`, the decoder in `decoder_dtype`.
 
     `screen` returns the same network with a decoder in `screen_dtype`. Residual sums and norms of the encoder, prompt
     tokens and predicted IoUs are always float32. Raises TypeError if a submodule of `network` has another class than in
     `Network`.
     """
 
-    def __init__(self, network: Network, encoder_dtype: torch.dtype, screen_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        encoder_dtype: torch.dtype,
+        decoder_dtype: torch.dtype = torch.float32,
+        screen_dtype: torch.dtype | None = None,
+    ) -> None:
         with torch.device("meta"):
             super().__init__(network.config)
         self.load_state_dict(network.state_dict(), assign=True)
@@ -171,7 +180,7 @@ class OptimizedNetwork(Network):
         self._encoder_dtype, self.screen_dtype = encoder_dtype, screen_dtype
         family = FAMILIES[self.config.family]
         family.speed_up(self.image_encoder, encoder_dtype)
-        self.mask_decoder = family.fast_decoder(network.config, self.mask_decoder, torch.float32)
+        self.mask_decoder = family.fast_decoder(network.config, self.mask_decoder, decoder_dtype)
         self._grid_positions = self.prompt_encoder.grid_positions().detach()
 
     def screen(self) -> Network | None:

@@ -29,6 +29,8 @@ T = TypeVar("T")
 # The size of the largest tensor of a batch of prompts: on a CPU about the size of the caches, on a GPU a fraction of
 # its memory that leaves room for the other tensors. Larger batches launch fewer kernels.
 CPU_TENSOR_BYTES = 32 * 2**20
+# In smaller batches the matrix products of a CPU have too few rows.
+LEAST_CPU_BATCH = 8
 GPU_TENSOR_SHARE = 1 / 32
 
 
@@ -51,11 +53,11 @@ class PointDecoder:
         self._sam = network
         self._config = config
         bytes_per_prompt = 4 * network.config.mask_size**2 * network.config.embed_dim // 8
-        largest = CPU_TENSOR_BYTES
-        if network.device.type != "cpu":
+        if network.device.type == "cpu":
+            suitable = max(LEAST_CPU_BATCH, CPU_TENSOR_BYTES // bytes_per_prompt)
+        else:
             memory = torch.cuda.get_device_properties(network.device).total_memory
-            largest = GPU_TENSOR_SHARE * gpu_share * memory
-        suitable = max(1, int(largest / bytes_per_prompt))
+            suitable = max(1, int(GPU_TENSOR_SHARE * gpu_share * memory / bytes_per_prompt))
         self._batch_size = min(suitable, config.points_per_batch or suitable)
 
     def map_batches(self, function: Callable[[Tensor], T], points_P2: Tensor) -> Iterator[T]:

@@ -17,7 +17,7 @@ from maskmill.pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from maskmill.model.config import NetworkConfig  # here: the ledger uses this module, and is loaded without torch
 
-Precision = Literal["exact", "fast"]
+Precision = Literal["exact", "fast", "half"]
 
 
 @dataclass(frozen=True)

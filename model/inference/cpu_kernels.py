@@ -9,7 +9,6 @@ embedding grid, E pixels of an upscaled image, grouped by cell (E = 16 * L after
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,23 +29,23 @@ _options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "num
 def update_and_norm(
     weights_NFL: Tensor,
     values_NFC: Tensor,
-    image_BLC: Tensor,
-    positions_1LC: Tensor,
+    image_BCL: Tensor,
+    positions_1CL: Tensor,
     weight_C: Tensor,
     bias_C: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `fused_ops.update_and_norm`."""
-    N, L = len(weights_NFL), weights_NFL.shape[2]
-    image_NLC = image_BLC.new_empty(N, L, values_NFC.shape[2])
-    placed_NLC = torch.empty_like(image_NLC)
-    shared = [_array(x) for x in (positions_1LC[0], weight_C, bias_C)]
+    """See `fused_ops.update_and_norm`. Here channels come before tokens."""
+    N, (C, L) = len(weights_NFL), image_BCL.shape[1:]
+    image_NCL = image_BCL.new_empty(N, C, L)
+    placed_NCL = torch.empty_like(image_NCL)
+    shared = [_array(x) for x in (positions_1CL[0], weight_C, bias_C)]
     for n in range(N):
         # Prompt by prompt: the product is still in the cache when the kernel reads it.
-        update_LC = fast_linear(weights_NFL[n].mT, values_NFC[n].mT)
-        own = [_array(x) for x in (update_LC, image_BLC[n % len(image_BLC)], image_NLC[n], placed_NLC[n])]
+        update_CL = fast_linear(values_NFC[n].mT.contiguous(), weights_NFL[n].mT)
+        own = [_array(x) for x in (update_CL, image_BCL[n % len(image_BCL)], image_NCL[n], placed_NCL[n])]
         _add_and_norm(np.float32(eps), *own, *shared)
-    return image_NLC, placed_NLC
+    return image_NCL, placed_NCL
 
 
 def head_products(token_NFD: Tensor, shared_UDL: Tensor | None, placed_UDL: Tensor, scale_NL: Tensor) -> Tensor:
@@ -64,24 +63,42 @@ def add_squares(
     _add_squares(*map(_array, (coefficients_FL, products_FL, overlap_FL, scale_L, squares_L)))
 
 
-def norm_and_gelu(x_NLC: Tensor, skip_BLC: Tensor | None, weight_C: Tensor, bias_C: Tensor, eps: float) -> None:
-    """In place: adds the skip features, then layer norm and GELU."""
-    skip_BLC = x_NLC[:0] if skip_BLC is None else skip_BLC
-    _norm_and_gelu(np.float32(eps), *map(_array, (x_NLC, skip_BLC, weight_C, bias_C)))
+def norm_and_gelu(
+    x_PCGL: Tensor,
+    constant_C: Tensor,
+    skip_PCGL: Tensor | None,
+    scale_L: Tensor | None,
+    shared_PCGL: Tensor | None,
+    weight_C: Tensor,
+    bias_C: Tensor,
+    eps: float,
+) -> None:
+    """In place: adds a constant per channel, skip features and scale * shared, then layer norm and GELU."""
+    skip_PCGL = x_PCGL[:0] if skip_PCGL is None else skip_PCGL
+    scale_L = constant_C[:0] if scale_L is None else scale_L
+    shared_PCGL = x_PCGL[:0].float() if shared_PCGL is None else shared_PCGL
+    tensors = x_PCGL, constant_C, skip_PCGL, scale_L, shared_PCGL, weight_C, bias_C
+    _norm_and_gelu(np.float32(eps), *map(_array, tensors))
 
 
-def gelu(x_NLC: Tensor, skip_BLC: Tensor | None) -> None:
-    """In place: adds the skip features, then GELU."""
-    skip_BLC = x_NLC[:0] if skip_BLC is None else skip_BLC
-    _add_and_gelu(_array(x_NLC.flatten(1)), _array(skip_BLC.flatten(1)))
+def gelu_and_logits(
+    x_QCGL: Tensor,
+    constant_C: Tensor,
+    skip_QCGL: Tensor | None,
+    weights_KC: Tensor,
+    first_pixel: int,
+    grid_width: int,
+    logits_Khw: Tensor,
+    keep_features: bool,
+) -> None:
+    """Adds a constant per channel and skip features, applies GELU, and writes products with the mask weights as logits.
 
-
-def to_pixels(x_NEM: Tensor, chosen_K2: Tensor, grid: Sequence[int]) -> Tensor:
-    """See `fused_ops.to_pixels`."""
-    Y, X = grid
-    logits_Khw = torch.empty(len(chosen_K2), 4 * Y, 4 * X)
-    _to_pixels(_array(x_NEM), _array(chosen_K2), X, _array(logits_Khw))
-    return logits_Khw
+    G are pixels of the first upsampling step from `first_pixel` on, Q those of the second. The four pixels of a step
+    are two rows of two. If `keep_features`, the result of the GELU also replaces x.
+    """
+    skip_QCGL = x_QCGL[:0] if skip_QCGL is None else skip_QCGL
+    arrays = map(_array, (x_QCGL, constant_C, skip_QCGL, weights_KC))
+    _gelu_and_logits(*arrays, first_pixel, grid_width, _array(logits_Khw), keep_features)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
@@ -154,37 +171,51 @@ def _gelu(x):
     return x * (_HALF + z * p / q)
 
 
-# Loops count in uint64: LLVM does not vectorise loops with an index that might be negative.
+# Loops count in uint64, over rows with one axis: LLVM does not vectorise loops with an index that might be negative.
+
+# Image tokens that are processed together: what they need fits in the caches of a core.
+_BLOCK, _SMALL_BLOCK = 1024, 256
 
 
 @njit(**_options)
-def _normalise(row_C, eps):
-    """Normalises a row to mean 0 and variance 1, in place."""
-    channels = np.uint64(len(row_C))
-    total = squares = np.float32(0)
-    for c in range(channels):
-        total += row_C[c]
-    mean = total / np.float32(channels)
-    for c in range(channels):
-        row_C[c] -= mean
-        squares += row_C[c] * row_C[c]
-    scale = _ONE / np.sqrt(squares / np.float32(channels) + eps)
-    for c in range(channels):
-        row_C[c] *= scale
+def _mean_and_scale(x_CL, length, eps, mean_L, scale_L):
+    """What normalises each column of x to mean 0 and variance 1: (x - mean) * scale."""
+    share = _ONE / np.float32(len(x_CL))
+    mean_L[:] = 0
+    scale_L[:] = 0
+    for c in range(len(x_CL)):
+        x_L = x_CL[c]
+        for i in range(length):
+            mean_L[i] += share * x_L[i]
+    for c in range(len(x_CL)):
+        x_L = x_CL[c]
+        for i in range(length):
+            difference = x_L[i] - mean_L[i]
+            scale_L[i] += share * (difference * difference)
+    for i in range(length):
+        scale_L[i] = _ONE / np.sqrt(scale_L[i] + eps)
 
 
 @njit(**_options)
-def _add_and_norm(eps, update_LC, image_LC, normed_LC, placed_LC, positions_LC, weight_C, bias_C):
-    L, C = update_LC.shape
-    row_C = np.empty(C, np.float32)
-    for i in range(L):
-        for c in range(np.uint64(C)):
-            row_C[c] = _load(update_LC[i, c]) + _load(image_LC[i, c])
-        _normalise(row_C, eps)
-        for c in range(np.uint64(C)):
-            value = row_C[c] * weight_C[c] + bias_C[c]
-            _store(normed_LC[i], c, value)
-            _store(placed_LC[i], c, value + _load(positions_LC[i, c]))
+def _add_and_norm(eps, update_CL, image_CL, normed_CL, placed_CL, positions_CL, weight_C, bias_C):
+    C, L = update_CL.shape
+    block_CL = np.empty((C, _SMALL_BLOCK), np.float32)
+    mean_L, scale_L = np.empty(_SMALL_BLOCK, np.float32), np.empty(_SMALL_BLOCK, np.float32)
+    for start in range(0, L, _SMALL_BLOCK):
+        stop = min(start + _SMALL_BLOCK, L)
+        length = np.uint64(stop - start)
+        for c in range(C):
+            block_L, update_L, image_L = block_CL[c], update_CL[c, start:stop], image_CL[c, start:stop]
+            for i in range(length):
+                block_L[i] = _load(update_L[i]) + _load(image_L[i])
+        _mean_and_scale(block_CL, length, eps, mean_L, scale_L)
+        for c in range(C):
+            block_L, positions_L, weight, bias = block_CL[c], positions_CL[c, start:stop], weight_C[c], bias_C[c]
+            normed_L, placed_L = normed_CL[c, start:stop], placed_CL[c, start:stop]
+            for i in range(length):
+                value = (block_L[i] - mean_L[i]) * scale_L[i] * weight + bias
+                _store(normed_L, i, value)
+                _store(placed_L, i, value + _load(positions_L[i]))
 
 
 @njit(**_options)
@@ -207,9 +238,6 @@ def _add_weighted_rows(sums_2L, weights_2D, row_DL, start, stop):
         if not is_one:
             for x in range(np.uint64(start), np.uint64(stop)):
                 sum_1[x] += weight_1[d] * row_DL[d, x]
-
-
-_BLOCK = 1024  # image tokens: their features of one head fit in the caches of a core
 
 
 @njit(**_options)
@@ -245,44 +273,68 @@ def _add_squares(coefficients_FL, products_FL, overlap_FL, scale_L, squares_L):
 
 
 @njit(**_options)
-def _norm_and_gelu(eps, x_NLC, skip_BLC, weight_C, bias_C):
-    N, L, C = x_NLC.shape
-    row_C = np.empty(C, np.float32)
-    for n in range(N):
-        for i in range(L):
-            x_C = x_NLC[n, i]
-            for c in range(np.uint64(C)):
-                row_C[c] = _load(x_C[c])
-            if len(skip_BLC) > 0:
-                skip_C = skip_BLC[n % len(skip_BLC), i]
-                for c in range(np.uint64(C)):
-                    row_C[c] += _load(skip_C[c])
-            _normalise(row_C, eps)
-            for c in range(np.uint64(C)):
-                _store(x_C, c, _gelu(row_C[c] * weight_C[c] + bias_C[c]))
+def _norm_and_gelu(eps, x_PCGL, constant_C, skip_PCGL, scale_L, shared_PCGL, weight_C, bias_C):
+    P, C, G, L = x_PCGL.shape
+    block_CL = np.empty((C, _BLOCK), np.float32)
+    mean_L, scales_L = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    for pixel in range(P * G):
+        p, g = pixel // G, pixel % G
+        for start in range(0, L, _BLOCK):
+            part = slice(start, min(start + _BLOCK, L))
+            length = np.uint64(part.stop - start)
+            for c in range(C):
+                block_L, x_L, constant = block_CL[c], x_PCGL[p, c, g, part], constant_C[c]
+                for i in range(length):
+                    block_L[i] = _load(x_L[i]) + constant
+                if len(skip_PCGL) > 0:
+                    skip_L = skip_PCGL[p, c, g, part]
+                    for i in range(length):
+                        block_L[i] += _load(skip_L[i])
+                if len(shared_PCGL) > 0:
+                    shared_L, factor_L = shared_PCGL[p, c, g, part], scale_L[part]
+                    for i in range(length):
+                        block_L[i] += factor_L[i] * shared_L[i]
+            _mean_and_scale(block_CL, length, eps, mean_L, scales_L)
+            for c in range(C):
+                block_L, x_L, weight, bias = block_CL[c], x_PCGL[p, c, g, part], weight_C[c], bias_C[c]
+                for i in range(length):
+                    _store(x_L, i, _gelu((block_L[i] - mean_L[i]) * scales_L[i] * weight + bias))
 
 
 @njit(**_options)
-def _add_and_gelu(x_NE, skip_BE):
-    N, E = x_NE.shape
-    for n in range(N):
-        x_E = x_NE[n]
-        if len(skip_BE) > 0:
-            skip_E = skip_BE[n % len(skip_BE)]
-            for i in range(np.uint64(E)):
-                _store(x_E, i, _gelu(_load(x_E[i]) + _load(skip_E[i])))
-        else:
-            for i in range(np.uint64(E)):
-                _store(x_E, i, _gelu(_load(x_E[i])))
-
-
-@njit(**_options)
-def _to_pixels(x_NEM, chosen_K2, grid_width, logits_Khw):
-    for k in range(len(chosen_K2)):
-        n, m = chosen_K2[k]
-        for i in range(x_NEM.shape[1] // 16):
-            y, x = 4 * (i // grid_width), 4 * (i % grid_width)
-            for p in range(16):
-                # The bits of p are the row and column in the first upsampling step, then those in the second.
-                row, column = (p >> 3 & 1) * 2 + (p >> 1 & 1), (p >> 2 & 1) * 2 + (p & 1)
-                logits_Khw[k, y + row, x + column] = _load(x_NEM[n, 16 * i + p, m])
+def _gelu_and_logits(x_QCGL, constant_C, skip_QCGL, weights_KC, first_pixel, grid_width, logits_Khw, keep_features):
+    Q, C, G, L = x_QCGL.shape
+    masks = len(weights_KC)
+    cells = max(1, _BLOCK // grid_width) * grid_width  # whole rows of cells
+    sums_KL = np.empty((masks, cells), np.float32)
+    activated_L = np.empty(cells, np.float32)
+    for g in range(G):
+        p = first_pixel + g
+        for start in range(0, L, cells):
+            part = slice(start, min(start + cells, L))
+            length = np.uint64(part.stop - start)
+            for q in range(Q):
+                sums_KL[:] = 0
+                for c in range(C):
+                    x_L, constant = x_QCGL[q, c, g, part], constant_C[c]
+                    if len(skip_QCGL) > 0:
+                        skip_L = skip_QCGL[q, c, g, part]
+                        for i in range(length):
+                            activated_L[i] = _gelu(_load(x_L[i]) + constant + _load(skip_L[i]))
+                    else:
+                        for i in range(length):
+                            activated_L[i] = _gelu(_load(x_L[i]) + constant)
+                    if keep_features:
+                        for i in range(length):
+                            _store(x_L, i, activated_L[i])
+                    for k in range(masks):
+                        sum_L, weight = sums_KL[k], weights_KC[k, c]
+                        for i in range(length):
+                            sum_L[i] += weight * activated_L[i]
+                row, column = 2 * (p // 2) + q // 2, 2 * (p % 2) + q % 2
+                for k in range(masks):
+                    for first in range(0, part.stop - start, grid_width):
+                        sum_X = sums_KL[k, first : first + grid_width]
+                        logits_w = logits_Khw[k, 4 * ((start + first) // grid_width) + row]
+                        for x in range(np.uint64(grid_width)):
+                            logits_w[np.uint64(4) * x + np.uint64(column)] = sum_X[x]

@@ -30,6 +30,7 @@ from maskmill.model.inference.token_side import (
     split_heads,
 )
 from maskmill.model.layers import fast_bmm, fast_linear
+from maskmill.model.mask_decoder import DecodedPrompts
 
 
 class Projected(NamedTuple):
@@ -58,26 +59,29 @@ class PreparedImage(NamedTuple):
     blocks: tuple[PreparedBlock, ...]
     final_keys: Projected
     final_values_UDL: Tensor
-    projected_LO: Tensor  # the linear function of the shared tokens after the last block
+    projected_OL: Tensor  # a linear function of the shared tokens after the last block
 
 
 @dataclass(frozen=True)
 class FactoredTokens:
     """Image tokens x_l = scale_l * shared_l + coefficients_l @ basis of N prompts."""
 
-    projected_LO: Tensor  # what `project` needs of the shared tokens
+    # Of the linear function that `LowRankTransformer.prepare` was given, the part of the shared tokens, without scale.
+    projected_OL: Tensor
     scale_NL: Tensor
     coefficients_NRL: Tensor
     basis_NRC: Tensor
 
-    def project(self, rows_Z: Tensor, weight_OC: Tensor, bias_O: Tensor) -> Tensor:
-        """A linear function (Z, L, O) of the image tokens of some prompts: the one that `prepare` was given."""
-        projected_ZLO = self.projected_LO.new_empty(len(rows_Z), *self.projected_LO.shape)
-        for n, out_LO in zip(rows_Z.tolist(), projected_ZLO, strict=True):
-            basis_RO = fast_linear(self.basis_NRC[n], weight_OC)
-            own_LO = fast_linear(self.coefficients_NRL[n].mT, basis_RO.mT, bias_O)
-            torch.addcmul(own_LO, self.scale_NL[n, :, None], self.projected_LO, out=out_LO)
-        return projected_ZLO
+    def project(self, n: int, weight_OC: Tensor) -> Tensor:
+        """The linear function (O, L) of the image tokens of a prompt, without the part of the shared tokens."""
+        return fast_linear(fast_linear(weight_OC, self.basis_NRC[n]), self.coefficients_NRL[n].mT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactoredPrompts(DecodedPrompts):
+    """Decoded prompts with image tokens in factored form. `image_tokens_NCYX` is empty except for its grid."""
+
+    factored: FactoredTokens
 
 
 class LowRankTransformer:
@@ -88,7 +92,8 @@ class LowRankTransformer:
         self._norm = token_side.transformer.norm_final_attn
 
     def prepare(self, image_1LC: Tensor, positions_1LC: Tensor, weight_OC: Tensor) -> PreparedImage:
-        """Projects the image tokens of the encoder and their positions. `weight_OC` is for `FactoredTokens.project`."""
+        """Projects the image tokens of the encoder and their positions. `weight_OC` is a linear
+        function of image tokens, for `FactoredTokens.project`."""
         shared_LC, positions_LC = image_1LC[0].contiguous(), positions_1LC[0].contiguous()
         blocks = []
         for i, block in enumerate(self._blocks):
@@ -117,7 +122,7 @@ class LowRankTransformer:
             blocks=tuple(blocks),
             final_keys=place(attention.k_proj, attention.heads, with_bias=False),
             final_values_UDL=_by_head(fast_linear(shared_LC, attention.v_proj.weight), attention.heads),
-            projected_LO=fast_linear(shared_LC, weight_OC),
+            projected_OL=fast_linear(weight_OC, shared_LC),
         )
 
     def __call__(self, tokens_NTC: Tensor, image: PreparedImage) -> tuple[Tensor, FactoredTokens]:
@@ -158,7 +163,7 @@ class _State:
     """
 
     def __init__(self, tokens_NTC: Tensor, image: PreparedImage, blocks: list[TokenSideBlock]) -> None:
-        (N, T, C), L = tokens_NTC.shape, len(image.projected_LO)
+        (N, T, C), L = tokens_NTC.shape, image.projected_OL.shape[1]
         self._image, self._tokens = image, T
         self._scale_NL = tokens_NTC.new_ones(N, L)
         # Each update adds the rows of its value vectors and one for the bias of its norm.
@@ -169,7 +174,7 @@ class _State:
         self._values_NFD: list[Tensor] = []
 
     def image_tokens(self) -> FactoredTokens:
-        return FactoredTokens(self._image.projected_LO, self._scale_NL, self._coefficients_NRL, self._basis_NRC)
+        return FactoredTokens(self._image.projected_OL, self._scale_NL, self._coefficients_NRL, self._basis_NRC)
 
     def attend(self, attention: TokensToImage, query_NTC: Tensor, keys: Projected, values_UDL: Tensor) -> Tensor:
         """Attention from prompt tokens to the image (N, T, C)."""

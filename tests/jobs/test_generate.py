@@ -59,7 +59,7 @@ def test_overrides_change_the_preset():
     [
         ("vit_x", None, {}, "exact", "no model 'vit_x'; choose one of .*vit_b"),
         ("mini", "best", {}, "exact", "no preset 'best'; choose one of .*sa1b"),
-        ("mini", None, {}, "bf16", "no precision 'bf16'; choose exact or fast"),
+        ("mini", None, {}, "bf16", "no precision 'bf16'; choose exact, fast or half"),
         ("mini", None, {"stability_score_thresh": 7}, "exact", "stability_score_thresh"),
         ("mini", None, {"min_mask_region_area_in": "cells"}, "exact", "min_mask_region_area_in is 'cells'"),
         ("efficient_sam_ti", None, {"use_m2m": True}, "exact", "efficient_sam_ti takes no masks as prompts"),

@@ -13,6 +13,8 @@ from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.families.sam1.config import SamConfig
 from maskmill.model.inference import cpu_kernels
 from maskmill.model.inference.fast_decoder import FastMaskDecoder
+from maskmill.model.inference.upscaling import CellsLast, ChannelsLast
+from maskmill.model.mask_decoder import DecodedPrompts
 from maskmill.model.network import Network
 from testing.networks import SMALL_CONFIGS, SMALL_SAM2_CONFIGS, random_network
 
@@ -124,33 +126,69 @@ def test_kernels_are_torchs_formulas(channels: int, dtype: torch.dtype, toleranc
     for other in (shared, x.flip(0)):
         # One value vector per channel, weighted by the update itself.
         weights, values = x.mT.contiguous(), torch.eye(channels, dtype=dtype).expand(3, -1, -1)
-        found, placed = cpu_kernels.update_and_norm(weights, values, other, positions, weight, bias, 1e-6)
+        images = other.mT.contiguous(), positions.mT.contiguous()
+        found, placed = (y.mT for y in cpu_kernels.update_and_norm(weights, values, *images, weight, bias, 1e-6))
         assert error(found.float(), norm(x.float() + other.float())) < tolerance
         assert error(placed.float(), norm(x.float() + other.float()) + positions.float()) < tolerance
-    for skip in (None, shared, x.flip(0)):
-        total = x.float() if skip is None else x.float() + skip.float()
-        found = x.clone()
-        cpu_kernels.norm_and_gelu(found, skip, weight, bias, 1e-6)
-        assert error(found.float(), F.gelu(norm(total))) < tolerance
-        found = x.clone()
-        cpu_kernels.gelu(found, skip)
-        assert error(found.float(), F.gelu(total)) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("cells", [1, 48, 1024, 1500])
+@pytest.mark.parametrize("with_skip", [False, True])
+@pytest.mark.parametrize("with_shared", [False, True])
+def test_norm_and_gelu_is_torchs_formula(
+    cells: int, dtype: torch.dtype, tolerance: float, with_skip: bool, with_shared: bool
+) -> None:
+    torch.manual_seed(cells)
+    x, skip = (3 * torch.randn(2, 2, 13, 2, cells)).to(dtype)
+    shared, scale = torch.randn(x.shape), torch.rand(cells)
+    constant, weight, bias = torch.randn(3, 13)
+    total = x.float() + constant[:, None, None]
+    total = total + skip.float() if with_skip else total
+    total = total + scale * shared if with_shared else total
+    expected = F.gelu(F.layer_norm(total.movedim(1, 3), (13,), weight, bias, 1e-6)).movedim(3, 1)
+    scaled = (scale, shared) if with_shared else (None, None)
+    cpu_kernels.norm_and_gelu(x, constant, skip if with_skip else None, *scaled, weight, bias, 1e-6)
+    assert error(x.float(), expected) < tolerance
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The GELU of `gelu_and_logits`."""
+    found = x.clone()
+    without_masks = torch.empty(0, 1), 0, len(x), torch.empty(0, 4, 4 * len(x))
+    cpu_kernels.gelu_and_logits(found[None, None, None], torch.zeros(1), None, *without_masks, keep_features=True)
+    return found
 
 
 def test_gelu_is_right_everywhere() -> None:
     x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([-1e30, 1e30, 0.0, -0.0])])
-    found = x.clone()[None, None]
-    cpu_kernels.gelu(found, None)
-    assert (found[0, 0, :-4] - F.gelu(x[:-4].double()).float()).abs().max() < 2e-6
-    assert found[0, 0, -3:].tolist() == [pytest.approx(1e30), 0, 0]
-    assert abs(found[0, 0, -4] / x[-4]) < 1e-7
+    found = gelu(x)
+    assert (found[:-4] - F.gelu(x[:-4].double()).float()).abs().max() < 2e-6
+    assert found[-3:].tolist() == [pytest.approx(1e30), 0, 0]
+    assert abs(found[-4] / x[-4]) < 1e-7
 
 
 def test_bfloat16_is_rounded_as_torch_rounds() -> None:
-    x = torch.cat([torch.randn(10_000), torch.tensor([0.0, 1 + 2**-8, 1 + 3 * 2**-8, 3e38])])
-    placed = torch.zeros(1, 1, len(x), dtype=torch.bfloat16)
-    cpu_kernels.gelu(placed, x.to(torch.bfloat16)[None, None])
+    x = torch.cat([torch.randn(10_000), torch.tensor([0.0, 1 + 2**-8, 1 + 3 * 2**-8, 3e38])]).to(torch.bfloat16)
     # The halves that torch rounds to even numbers: what comes out must be the nearest bfloat16 of the float32 result.
-    exact = x.to(torch.bfloat16).float()[None, None]
-    cpu_kernels.gelu(exact, None)
-    assert torch.equal(placed, exact.to(torch.bfloat16))
+    assert torch.equal(gelu(x), gelu(x.float()).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_both_layouts_of_the_upscaling_are_the_same_function(dtype: torch.dtype) -> None:
+    for config in CONFIGS.values():
+        decoder, embedding = random_network(config).mask_decoder, embeddings(config, 3)
+        decoded = DecodedPrompts(
+            torch.empty(0), torch.empty(0), embedding.grid_BCYX.to(dtype).to(memory_format=torch.channels_last)
+        )
+        rows_Z, chosen_K2 = torch.tensor([2, 0]), torch.tensor([[0, 1], [0, 2], [1, 0]])
+        weights_ZMC = torch.randn(2, 4, config.embed_dim // 8)
+        found = []
+        layers = decoder.output_upscaling
+        for upscaling in (CellsLast(layers, dtype, 1), CellsLast(layers, dtype, 10_000), ChannelsLast(layers, dtype)):
+            skips = [upscaling.arrange_skip(skip, steps) for steps, skip in enumerate(embedding.skips, start=1)]
+            found.append(upscaling(decoded, rows_Z, weights_ZMC, chosen_K2, skips, with_features=True))
+        for *both, channels_last in zip(*found, strict=True):
+            for cells_last in both:
+                assert error(cells_last.float(), channels_last.float()) < (5e-6 if dtype == torch.float32 else 0.02)

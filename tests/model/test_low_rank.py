@@ -33,7 +33,8 @@ def error(config: NetworkConfig, prompts: int, tokens: int, cells: int, value_sc
     )
     found_NTC, factored = ours(tokens_NTC, ours.prepare(image_1LC, positions_1LC, identity_CC))
     # The identity as linear function gives the image tokens themselves.
-    image_NLC = factored.project(torch.arange(prompts), identity_CC, torch.zeros(config.embed_dim))
+    own_NCL = torch.stack([factored.project(n, identity_CC) for n in range(prompts)])
+    image_NLC = (own_NCL + factored.scale_NL[:, None] * factored.projected_OL).mT
     pairs = zip((found_NTC, image_NLC), expected, strict=True)
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 

@@ -101,7 +101,7 @@ def test_screening_is_used_where_it_is_measured_to_save_time(family: str) -> Non
 def test_screen_is_close_to_float32_and_comes_out_as_float32() -> None:
     network = random_network(CONFIG)
     exact = results(network)
-    screen = OptimizedNetwork(network, torch.float32, torch.bfloat16).screen()
+    screen = OptimizedNetwork(network, torch.float32, screen_dtype=torch.bfloat16).screen()
     assert screen is not None
     for name, tensor in results(screen).items():
         assert tensor.dtype == torch.float32
@@ -112,11 +112,22 @@ def test_screen_is_close_to_float32_and_comes_out_as_float32() -> None:
             assert 1e-5 < error < 0.05, name
 
 
+def test_half_computes_encoder_and_decoder_in_bf16_and_screens_nothing() -> None:
+    network = random_network(CONFIG)
+    exact = results(network)
+    half = optimize(network, "half", "cpu")
+    assert half.screen() is None
+    for name, tensor in results(half).items():
+        assert tensor.dtype == torch.float32
+        error = (exact[name] - tensor).abs().max() / tensor.abs().max()
+        assert (error < 2e-6) if half_precision(CPU) is None else (1e-5 < error < 0.1), name
+
+
 def test_float16_as_gpus_take_it_is_closer_than_bfloat16(gpu: str) -> None:
     exact = {name: x.cpu() for name, x in results(random_network(CONFIG)).items()}
 
     def errors(dtype: torch.dtype) -> dict[str, float]:
-        screen = OptimizedNetwork(random_network(CONFIG).to(gpu), dtype, dtype).screen()
+        screen = OptimizedNetwork(random_network(CONFIG).to(gpu), dtype, screen_dtype=dtype).screen()
         assert screen is not None
         found = {name: x.cpu() for name, x in results(screen).items()}
         assert {tensor.dtype for tensor in found.values()} == {torch.float32}
@@ -150,7 +161,7 @@ def test_part_of_an_unknown_class_is_refused(name: str, kind: type[nn.Module]) -
 
 
 def test_screen_shares_all_weights_but_the_decoder_s_copies() -> None:
-    fast = OptimizedNetwork(random_network(CONFIG), torch.float32, torch.bfloat16)
+    fast = OptimizedNetwork(random_network(CONFIG), torch.float32, screen_dtype=torch.bfloat16)
     screen = fast.screen()
     assert screen is not None
     assert fast.screen() is not screen
@@ -174,7 +185,7 @@ def test_encoder_in_half_precision_leaves_the_original_and_the_delicate_weights_
 
 def test_gpu_equals_cpu(gpu: str) -> None:
     on_cpu = results(random_network(CONFIG))
-    for precision, tolerance in (("exact", 1e-4), ("fast", 0.05)):
+    for precision, tolerance in (("exact", 1e-4), ("fast", 0.05), ("half", 0.05)):
         on_gpu = results(optimize(random_network(CONFIG), precision, gpu))
         for name, tensor in on_cpu.items():
             assert (on_gpu[name].cpu() - tensor).abs().max() / tensor.abs().max() < tolerance, name
@@ -197,5 +208,5 @@ def test_resolve_device_refuses_a_gpu_that_is_not_there() -> None:
 
 
 def test_optimize_refuses_other_precisions() -> None:
-    with pytest.raises(DeviceError, match="there is no precision 'fp8'; choose exact or fast"):
+    with pytest.raises(DeviceError, match="there is no precision 'fp8'; choose exact, fast or half"):
         optimize(random_network(CONFIG), "fp8", "cpu")

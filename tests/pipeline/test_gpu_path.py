@@ -31,7 +31,7 @@ def one_thread() -> Iterator[None]:
 def open_generator(
     device: torch.device, screen: torch.dtype | None, config: GeneratorConfig, gpu_share: float = 1
 ) -> MaskGenerator:
-    network = OptimizedNetwork(load_model("mini", None).network.to(device), torch.float32, screen)
+    network = OptimizedNetwork(load_model("mini", None).network.to(device), torch.float32, screen_dtype=screen)
     return MaskGenerator(network, config, gpu_share=gpu_share)
 
 

@@ -9,8 +9,6 @@ channels, Y X embedding grid, h w = 4Y 4X mask logits, E = h*w pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,16 +18,19 @@ from maskmill.model.families.sam_hq.config import SamHqConfig
 from maskmill.model.families.sam_hq.decoder import HqMaskDecoder
 from maskmill.model.inference import fused_ops
 from maskmill.model.inference.fast_decoder import FastMaskDecoder
+from maskmill.model.mask_decoder import DecodedPrompts
 
 
 class FastHqMaskDecoder(FastMaskDecoder, HqMaskDecoder):
     """An `HqMaskDecoder` for inference, see `FastMaskDecoder`."""
 
+    CPU_BLOCK = 1  # the features of several prompts would not fit in the caches
+
     def __init__(self, config: SamHqConfig, decoder: HqMaskDecoder, dtype: torch.dtype) -> None:
         super().__init__(config, decoder, dtype)
         widen, _, _, narrow = self.embedding_maskfeature
         # Tuples: tensors that are attributes would become further parameters of this module.
-        self._widen = widen.get_parameter("weight").to(dtype), widen.get_parameter("bias").to(dtype)
+        self._widen = widen.get_parameter("weight").to(dtype), widen.get_parameter("bias").float()
         # A convolution gathers from an offset, `F.fold` scatters to it: the kernel is flipped.
         self._narrow = narrow.get_parameter("weight").flip(2, 3).flatten(2), narrow.get_parameter("bias")
 
@@ -37,28 +38,28 @@ class FastHqMaskDecoder(FastMaskDecoder, HqMaskDecoder):
         """The features of the image, (B, C, E)."""
         return (self.image_features(embedding).flatten(2).to(self._dtype),)
 
-    def _upscaling_skips(self, skips: Sequence[Tensor]) -> Sequence[Tensor]:
-        return []
+    def _logits_of(self, decoded: DecodedPrompts, rows_Z: Tensor, mask_tokens_ZMC: Tensor, chosen_K2: Tensor) -> Tensor:
+        weights_ZMC = self.mask_weights(mask_tokens_ZMC)
+        logits_Khw, full_ZChw = self._upscaling(decoded, rows_Z, weights_ZMC, chosen_K2, [], with_features=True)
+        if full_ZChw is None:
+            return logits_Khw
+        (features_BCE,) = decoded.skips
+        features_BCE = features_BCE if len(features_BCE) == 1 else features_BCE[rows_Z]
+        hq_Khw = self._hq_logits(full_ZChw, mask_tokens_ZMC[:, -1], features_BCE)[chosen_K2[:, 0]]
+        return hq_Khw if self.hq_token_only else logits_Khw + hq_Khw
 
-    def _add_details(
-        self, logits_Khw: Tensor, full_ZEC: Tensor, mask_tokens_ZMC: Tensor, skips: Sequence[Tensor], prompts_K: Tensor
-    ) -> Tensor:
-        h, w = logits_Khw.shape[-2:]
-        cells = full_ZEC.unflatten(1, (h // 4, w // 4, 2, 2, 2, 2)).permute(0, 1, 3, 5, 2, 4, 6, 7)
-        full_ZhwC = cells.flatten(1, 3).flatten(2, 4)
-        weight, bias = self._widen
-        wide_ZChw = F.conv2d(full_ZhwC.permute(0, 3, 1, 2), weight, bias, padding=1)
-        wide_ZEC = wide_ZChw.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+    def _hq_logits(self, full_ZChw: Tensor, hq_tokens_ZC: Tensor, features_BCE: Tensor) -> Tensor:
+        """The logits (Z, h, w) of the high-quality token."""
+        h, w = full_ZChw.shape[-2:]
+        weight, bias_C = self._widen
         norm = self.embedding_maskfeature[1]
         assert isinstance(norm, nn.LayerNorm)
-        wide_ZEC = fused_ops.norm_and_gelu(wide_ZEC, None, norm)
-        weights_ZC = self.hf_mlp(mask_tokens_ZMC[:, -1])
+        wide_ZCE = F.conv2d(full_ZChw, weight, padding=1).flatten(2)
+        wide_ZCE = fused_ops.norm_and_gelu(wide_ZCE, bias_C, norm)
+        weights_ZC = self.hf_mlp(hq_tokens_ZC)
         narrow_OC9, narrow_bias_O = self._narrow
-        kernel_ZC9 = torch.einsum("zo,oci->zci", weights_ZC, narrow_OC9).to(self._dtype)
-        products_Z9E = (wide_ZEC @ kernel_ZC9).mT.float()
-        hq_ZE = F.fold(products_Z9E, (h, w), kernel_size=3, padding=1).flatten(1)
-        (features_BCE,) = skips
+        kernel_Z9C = torch.einsum("zo,oci->zic", weights_ZC, narrow_OC9).to(self._dtype)
+        hq_ZE = F.fold((kernel_Z9C @ wide_ZCE).float(), (h, w), kernel_size=3, padding=1).flatten(1)
         hq_ZE = hq_ZE + (weights_ZC[:, None].to(self._dtype) @ features_BCE)[:, 0]
         hq_ZE = hq_ZE + (weights_ZC @ narrow_bias_O)[:, None]
-        hq_Khw = hq_ZE.unflatten(1, (h, w))[prompts_K]
-        return hq_Khw if self.hq_token_only else logits_Khw + hq_Khw
+        return hq_ZE.unflatten(1, (h, w))

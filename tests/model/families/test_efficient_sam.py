@@ -157,7 +157,7 @@ def test_masks_and_too_many_points_are_refused() -> None:
 @torch.inference_mode()
 def test_screen_in_bfloat16_is_close_to_float32() -> None:
     config = SMALL_CONFIGS["grid7"]
-    network = OptimizedNetwork(random_network(config), torch.float32, torch.bfloat16)
+    network = OptimizedNetwork(random_network(config), torch.float32, screen_dtype=torch.bfloat16)
     screen = network.screen()
     assert screen is not None
     image = torch.randn(1, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(2))

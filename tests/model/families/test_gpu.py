@@ -28,7 +28,7 @@ def results(network: Network) -> dict[str, Tensor]:
 @pytest.mark.parametrize("family", SMALL)
 def test_gpu_equals_cpu(family: str, gpu: str) -> None:
     on_cpu = results(random_network(SMALL[family]))
-    for precision, tolerance in (("exact", 1e-4), ("fast", 0.05)):
+    for precision, tolerance in (("exact", 1e-4), ("fast", 0.05), ("half", 0.05)):
         on_gpu = results(optimize(random_network(SMALL[family]), precision, gpu))
         for name, tensor in on_cpu.items():
             assert (on_gpu[name] - tensor).abs().max() / tensor.abs().max() < tolerance, name
