@@ -29,23 +29,23 @@ _options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "num
 def update_and_norm(
     weights_NFL: Tensor,
     values_NFC: Tensor,
-    image_BCL: Tensor,
-    positions_1CL: Tensor,
+    image_BLC: Tensor,
+    positions_1LC: Tensor,
     weight_C: Tensor,
     bias_C: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """See `fused_ops.update_and_norm`. Here channels come before tokens."""
-    N, (C, L) = len(weights_NFL), image_BCL.shape[1:]
-    image_NCL = image_BCL.new_empty(N, C, L)
-    placed_NCL = torch.empty_like(image_NCL)
-    shared = [_array(x) for x in (positions_1CL[0], weight_C, bias_C)]
+    """See `fused_ops.update_and_norm`."""
+    N, L = len(weights_NFL), weights_NFL.shape[2]
+    image_NLC = image_BLC.new_empty(N, L, values_NFC.shape[2])
+    placed_NLC = torch.empty_like(image_NLC)
+    shared = [_array(x) for x in (positions_1LC[0], weight_C, bias_C)]
     for n in range(N):
         # Prompt by prompt: the product is still in the cache when the kernel reads it.
-        update_CL = fast_linear(values_NFC[n].mT.contiguous(), weights_NFL[n].mT)
-        own = [_array(x) for x in (update_CL, image_BCL[n % len(image_BCL)], image_NCL[n], placed_NCL[n])]
+        update_LC = fast_linear(weights_NFL[n].mT, values_NFC[n].mT)
+        own = [_array(x) for x in (update_LC, image_BLC[n % len(image_BLC)], image_NLC[n], placed_NLC[n])]
         _add_and_norm(np.float32(eps), *own, *shared)
-    return image_NCL, placed_NCL
+    return image_NLC, placed_NLC
 
 
 def head_products(token_NFD: Tensor, shared_UDL: Tensor | None, placed_UDL: Tensor, scale_NL: Tensor) -> Tensor:
@@ -174,48 +174,37 @@ def _gelu(x):
 # Loops count in uint64, over rows with one axis: LLVM does not vectorise loops with an index that might be negative.
 
 # Image tokens that are processed together: what they need fits in the caches of a core.
-_BLOCK, _SMALL_BLOCK = 1024, 256
+_BLOCK = 1024
 
 
 @njit(**_options)
-def _mean_and_scale(x_CL, length, eps, mean_L, scale_L):
-    """What normalises each column of x to mean 0 and variance 1: (x - mean) * scale."""
-    share = _ONE / np.float32(len(x_CL))
-    mean_L[:] = 0
-    scale_L[:] = 0
-    for c in range(len(x_CL)):
-        x_L = x_CL[c]
-        for i in range(length):
-            mean_L[i] += share * x_L[i]
-    for c in range(len(x_CL)):
-        x_L = x_CL[c]
-        for i in range(length):
-            difference = x_L[i] - mean_L[i]
-            scale_L[i] += share * (difference * difference)
-    for i in range(length):
-        scale_L[i] = _ONE / np.sqrt(scale_L[i] + eps)
+def _normalise(row_C, eps):
+    """Normalises a row to mean 0 and variance 1, in place."""
+    channels = np.uint64(len(row_C))
+    total = squares = np.float32(0)
+    for c in range(channels):
+        total += row_C[c]
+    mean = total / np.float32(channels)
+    for c in range(channels):
+        row_C[c] -= mean
+        squares += row_C[c] * row_C[c]
+    scale = _ONE / np.sqrt(squares / np.float32(channels) + eps)
+    for c in range(channels):
+        row_C[c] *= scale
 
 
 @njit(**_options)
-def _add_and_norm(eps, update_CL, image_CL, normed_CL, placed_CL, positions_CL, weight_C, bias_C):
-    C, L = update_CL.shape
-    block_CL = np.empty((C, _SMALL_BLOCK), np.float32)
-    mean_L, scale_L = np.empty(_SMALL_BLOCK, np.float32), np.empty(_SMALL_BLOCK, np.float32)
-    for start in range(0, L, _SMALL_BLOCK):
-        stop = min(start + _SMALL_BLOCK, L)
-        length = np.uint64(stop - start)
-        for c in range(C):
-            block_L, update_L, image_L = block_CL[c], update_CL[c, start:stop], image_CL[c, start:stop]
-            for i in range(length):
-                block_L[i] = _load(update_L[i]) + _load(image_L[i])
-        _mean_and_scale(block_CL, length, eps, mean_L, scale_L)
-        for c in range(C):
-            block_L, positions_L, weight, bias = block_CL[c], positions_CL[c, start:stop], weight_C[c], bias_C[c]
-            normed_L, placed_L = normed_CL[c, start:stop], placed_CL[c, start:stop]
-            for i in range(length):
-                value = (block_L[i] - mean_L[i]) * scale_L[i] * weight + bias
-                _store(normed_L, i, value)
-                _store(placed_L, i, value + _load(positions_L[i]))
+def _add_and_norm(eps, update_LC, image_LC, normed_LC, placed_LC, positions_LC, weight_C, bias_C):
+    L, C = update_LC.shape
+    row_C = np.empty(C, np.float32)
+    for i in range(L):
+        for c in range(np.uint64(C)):
+            row_C[c] = _load(update_LC[i, c]) + _load(image_LC[i, c])
+        _normalise(row_C, eps)
+        for c in range(np.uint64(C)):
+            value = row_C[c] * weight_C[c] + bias_C[c]
+            _store(normed_LC[i], c, value)
+            _store(placed_LC[i], c, value + _load(positions_LC[i, c]))
 
 
 @njit(**_options)
@@ -277,6 +266,7 @@ def _norm_and_gelu(eps, x_PCGL, constant_C, skip_PCGL, scale_L, shared_PCGL, wei
     P, C, G, L = x_PCGL.shape
     block_CL = np.empty((C, _BLOCK), np.float32)
     mean_L, scales_L = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    share = _ONE / np.float32(C)
     for pixel in range(P * G):
         p, g = pixel // G, pixel % G
         for start in range(0, L, _BLOCK):
@@ -294,7 +284,19 @@ def _norm_and_gelu(eps, x_PCGL, constant_C, skip_PCGL, scale_L, shared_PCGL, wei
                     shared_L, factor_L = shared_PCGL[p, c, g, part], scale_L[part]
                     for i in range(length):
                         block_L[i] += factor_L[i] * shared_L[i]
-            _mean_and_scale(block_CL, length, eps, mean_L, scales_L)
+            mean_L[:] = 0
+            scales_L[:] = 0
+            for c in range(C):
+                block_L = block_CL[c]
+                for i in range(length):
+                    mean_L[i] += share * block_L[i]
+            for c in range(C):
+                block_L = block_CL[c]
+                for i in range(length):
+                    difference = block_L[i] - mean_L[i]
+                    scales_L[i] += share * (difference * difference)
+            for i in range(length):
+                scales_L[i] = _ONE / np.sqrt(scales_L[i] + eps)
             for c in range(C):
                 block_L, x_L, weight, bias = block_CL[c], x_PCGL[p, c, g, part], weight_C[c], bias_C[c]
                 for i in range(length):

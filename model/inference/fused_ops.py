@@ -13,24 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def arrange(x_BLC: Tensor) -> Tensor:
-    """The tensor in the order of memory that is fastest: on a CPU channel by channel, else token by token."""
-    return x_BLC.mT.contiguous().mT if _has_kernels(x_BLC) else x_BLC.contiguous()
-
-
 def update_and_norm(
     weights_NFL: Tensor, values_NFC: Tensor, image_BLC: Tensor, positions_1LC: Tensor, norm: nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:
-    """Returns the layer norm of image + weights^T values (N, L, C), and the same plus positions.
-
-    `arrange` has been applied to the image and the positions. The results are arranged, too.
-    """
+    """Returns the layer norm of image + weights^T values (N, L, C), and the same plus positions."""
     if _has_kernels(image_BLC):
         from maskmill.model.inference import cpu_kernels
 
-        tensors = weights_NFL, values_NFC, image_BLC.mT, positions_1LC.mT, norm.weight, norm.bias
-        image_NCL, placed_NCL = cpu_kernels.update_and_norm(*tensors, norm.eps)
-        return image_NCL.mT, placed_NCL.mT
+        tensors = weights_NFL, values_NFC, image_BLC, positions_1LC, norm.weight, norm.bias
+        return cpu_kernels.update_and_norm(*tensors, norm.eps)
     image_NLC = _normalise(image_BLC + weights_NFL.mT @ values_NFC, norm).to(image_BLC.dtype)
     return image_NLC, image_NLC + positions_1LC
 

@@ -57,7 +57,8 @@ class TokenSideTransformer:
 
     def prepare(self, image_BLC: Tensor, positions_1LC: Tensor) -> PreparedImage:
         """Projects the image tokens of the encoder and their positions."""
-        image_BLC, positions_1LC = fused_ops.arrange(image_BLC), fused_ops.arrange(positions_1LC)
+        # The encoder returns channels first in memory. The operations below read token by token.
+        image_BLC, positions_1LC = image_BLC.contiguous(), positions_1LC.contiguous()
         placed_BLC = image_BLC + positions_1LC
         block = self.blocks[0].block
         to_image, to_tokens = block.cross_attn_token_to_image, block.cross_attn_image_to_token

@@ -126,8 +126,7 @@ def test_kernels_are_torchs_formulas(channels: int, dtype: torch.dtype, toleranc
     for other in (shared, x.flip(0)):
         # One value vector per channel, weighted by the update itself.
         weights, values = x.mT.contiguous(), torch.eye(channels, dtype=dtype).expand(3, -1, -1)
-        images = other.mT.contiguous(), positions.mT.contiguous()
-        found, placed = (y.mT for y in cpu_kernels.update_and_norm(weights, values, *images, weight, bias, 1e-6))
+        found, placed = cpu_kernels.update_and_norm(weights, values, other, positions, weight, bias, 1e-6)
         assert error(found.float(), norm(x.float() + other.float())) < tolerance
         assert error(placed.float(), norm(x.float() + other.float()) + positions.float()) < tolerance
 
