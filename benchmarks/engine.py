@@ -78,7 +78,7 @@ class Timing:
     # By engine name.
     seconds: dict[str, float] = field(default_factory=dict)
     masks: dict[str, int] = field(default_factory=dict)
-    # By precision (*exact* or *fast*), then by step.
+    # By precision, then by step.
     milliseconds: dict[str, dict[str, float]] = field(default_factory=dict)
     # Remaining masks after each filter, in *exact* precision.
     left: dict[str, int] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def main() -> None:
         "transformers": arguments.transformers,
     }
     replay = None if variant.name == "mini" else load.Replay(variant, device)
-    factories = _engines(variant, [name for name in limits if limits[name]], device, replay)
+    factories, dtypes = _engines(variant, [name for name in limits if limits[name]], device, replay)
     _warm_up(factories, config, photographs[0], replay)
     engines = {name: factory(config) for name, factory in factories.items()}
     timings = []
@@ -127,7 +127,6 @@ def main() -> None:
         ordered = chosen if number % 2 == 0 else dict(reversed(chosen.items()))
         timings.append(_measure(photograph, ordered, replay, arguments.repeats, device))
         print(timings[-1], flush=True)
-    dtypes = _dtypes(device)
     peaks = {
         dtype: roofline.peak(device, dtype) for dtype in {dtype for step in dtypes.values() for dtype in step.values()}
     }
@@ -198,8 +197,11 @@ def _photographs(
 
 def _engines(
     variant: NetworkConfig, wanted: list[str], device: torch.device, replay: load.Replay | None
-) -> dict[str, EngineFactory]:
-    """Creates the engines of the wanted peers and of maskmill, all with the same weights."""
+) -> tuple[dict[str, EngineFactory], dict[str, dict[str, torch.dtype]]]:
+    """Creates the engines of the wanted peers and of maskmill, all with the same weights.
+
+    The second result is the dtype of most matrix multiplications of maskmill, by precision and step.
+    """
     factories: dict[str, EngineFactory] = {}
     if isinstance(variant, Sam2Config):
         network, published = _sam2_networks(variant)
@@ -213,19 +215,16 @@ def _engines(
         if twin is not None:
             factories["transformers"] = peers.transformers(twin, variant.image_size, device, replay)
         factories["compat"] = peers.compat(network, device, replay)
-    factories["exact"] = partial(peers.Maskmill, optimize(network, "exact", device), replay)
-    if half_precision(device):
-        factories["fast"] = partial(peers.Maskmill, optimize(network, "fast", device), replay)
-    return factories
-
-
-def _dtypes(device: torch.device) -> dict[str, dict[str, torch.dtype]]:
-    """Returns the dtype of matrix multiplications by precision and step. *fast* recomputes kept masks in float32."""
-    half = half_precision(device)
-    dtypes = {"exact": {"encode": torch.float32, "prompt": torch.float32}}
-    if half is not None:
-        dtypes["fast"] = {"encode": encoder_precision(half), "prompt": half}
-    return dtypes
+    dtypes, half = {}, half_precision(device)
+    for precision in ("exact", "fast", "half") if half else ("exact",):
+        optimized = optimize(network, precision, device)
+        factories[precision] = partial(peers.Maskmill, optimized, replay)
+        in_half = precision == "half"
+        dtypes[precision] = {
+            "encode": half if half and in_half else encoder_precision(half if precision == "fast" else None),
+            "prompt": half if half and (in_half or optimized.screen() is not None) else torch.float32,
+        }
+    return factories, dtypes
 
 
 def _networks(variant: NetworkConfig, twin: bool) -> tuple[Network, SamModel | None]:

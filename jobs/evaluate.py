@@ -76,7 +76,7 @@ def evaluate(
         str,
         typer.Option(
             help="exact: float32, the published masks. fast: bf16 or float16 pre-selects candidates; "
-            "the masks that are kept are computed in float32."
+            "the masks that are kept are computed in float32. half: everything in bf16 or float16."
         ),
     ] = "fast",
     device: Device = "auto",

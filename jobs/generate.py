@@ -112,7 +112,8 @@ def generate(
         str,
         typer.Option(
             help="exact: float32, the published masks. fast: bf16 or float16 pre-selects candidates; "
-            "the masks that are kept are computed in float32. On a CPU where that saves no time, fast is exact."
+            "the masks that are kept are computed in float32. On a CPU where that saves no time, fast is exact. "
+            "half: everything in bf16 or float16, for other masks: HALFTEXT"
         ),
     ] = "exact",
     audit: Annotated[
@@ -120,7 +121,7 @@ def generate(
         typer.Option(
             min=0,
             max=1,
-            help="Process this share of the images again in exact precision, to check --precision fast. 0.001: one in "
+            help="Process this share of the images again in exact precision, to check fast or half. 0.001: one in "
             "a thousand, and at least one image of each of the first ten shards. The rows of the run do not change.",
         ),
     ] = 0,
@@ -272,7 +273,7 @@ def generate_masks(
         log.write("info", "there is nothing to audit: the run has exact precision")
     elif audit:
         exact = replace(engine, config=replace(config, precision="exact"))
-        audited = Audit(audit, frozenset(shard.index for shard in islice(left, FIRST_SHARDS)), exact)
+        audited = Audit(audit, frozenset(shard.index for shard in islice(left, FIRST_SHARDS)), exact, config.precision)
     job = Job(open_planned(plan.source), ledger, engine, config.decoding, audit=audited)
     run_job(job, left, device, address, image_timeout, gpus_per_worker, selectors, workers)
 

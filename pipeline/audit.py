@@ -1,4 +1,4 @@
-"""Audits a fast run: processes a share of its images again in exact precision, and compares the masks."""
+"""Audits a fast or half run: processes a share of its images again in exact precision, and compares the masks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from maskmill.filters.agreement import Agreement, agree
+from maskmill.pipeline.config import Precision
 from maskmill.pipeline.engine import Engine
 from maskmill.pipeline.records import Clock, ImageMasks, Shard, StepTimer
 from maskmill.pipeline.views import ResizedImage
@@ -27,6 +28,7 @@ class Audit:
     share: float  # of all images
     first_shards: frozenset[int]  # at least one image of each is chosen
     make_exact_engine: Callable[[], Engine]
+    precision: Precision = "fast"  # of the run
 
     def chooses(self, shard: Shard, image_id: str, chosen: int) -> bool:
         """Whether an image is audited. `chosen` images of its shard have been chosen before."""
@@ -43,7 +45,7 @@ class Auditor:
         self._lock = threading.Lock()
 
     def compare(self, image: ResizedImage, masks: ImageMasks, clock: Clock) -> Agreement:
-        """The agreement of masks of the fast engine (A) with those of the exact engine (B)."""
+        """The agreement of masks of the run (A) with those of the exact engine (B)."""
         with self._lock:
             self._engine = self._engine or self.audit.make_exact_engine()
             exact = self._engine.generate(image, StepTimer(clock))

@@ -129,9 +129,10 @@ PRESETS: dict[str, GeneratorConfig] = {
     # For the embedded model, which predicts lower scores than the published models and more small islands. Chosen with
     # benchmarks/thresholds.py on the validation split of BSDS500 (docs/model-card.md).
     "mini": GeneratorConfig(
-        pred_iou_thresh=0.1,
-        stability_score_thresh=0.3,
-        min_mask_region_area=200,
+        pred_iou_thresh=0.2,
+        stability_score_thresh=0.2,
+        box_nms_thresh=0.62,
+        min_mask_region_area=100,
         max_coverage=0.95,
         drop_small_masks=True,
     ),

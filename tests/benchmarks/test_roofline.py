@@ -67,4 +67,6 @@ def test_mask_decoder_is_counted_as_optimized(config):
     )
     # Left out, as they are next to nothing: positional encodings, and query biases times keys.
     assert prompts == pytest.approx(5 * roofline.prompt(config), rel=2e-3)
-    assert masks == pytest.approx(5 * roofline.masks_of_prompt(config), rel=2e-3)
+    # The products with the mask weights are computed in a compiled loop, which torch does not count.
+    in_loop = (config.multimask_outputs + 1) * config.mask_size**2 * config.embed_dim // 8
+    assert masks == pytest.approx(5 * (roofline.masks_of_prompt(config) - in_loop), rel=2e-3)

@@ -155,10 +155,11 @@ def test_generate_goes_from_images_to_tables(
     ("precision", "expected"),
     [
         ("fast", "audit     3 images again in exact precision: 100.00 % of the masks matched at IoU 0.9, 100.00 % of"),
+        ("half", "audit     3 images again in exact precision: "),
         ("exact", "maskmill: there is nothing to audit: the run has exact precision"),
     ],
 )
-def test_images_are_audited_when_the_run_is_fast(
+def test_images_are_audited_unless_the_run_is_exact(
     tmp_path: Path, precision: str, expected: str, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "drawings").mkdir()

@@ -123,6 +123,11 @@ def test_wrong_fast_engine_is_found_and_the_rows_do_not_change(tmp_path: Path, c
     audit = summary["audit"]
     assert (audit["images"], audit["masks_a"], audit["masks_b"], audit["matched"]) == (6, 12, 18, 12)
     assert (audit["shares"]["matched"], audit["shares"]["same_count"]) == (0.8, 0.0)
+    # A user of half precision accepts other masks.
+    run_job(*open_job(tmp_path, engine, Audit(1.0, frozenset(), exact, "half"), "half"))
+    printed = capsys.readouterr()
+    assert "80.00 % of the masks matched" in printed.out
+    assert "less agreement" not in printed.err
 
 
 @pytest.mark.ray
