@@ -34,6 +34,7 @@ def demo(
     # Imported here because torch and pyarrow take seconds to import and `--help` does not need them.
     from maskmill.jobs.console import plain_console
     from maskmill.jobs.generate import generate_masks
+    from maskmill.model.weights import MINI_TERMS
     from maskmill.pipeline.overlay import contact_sheet, write_picture
     from maskmill.pipeline.preview import overlays
     from maskmill.pipeline.storage import open_storage
@@ -51,6 +52,8 @@ def demo(
     console = plain_console()
     console.print(f"pictures  {pictures}/*.png")
     console.print(f"sheet     {out}/contact-sheet.png")
+    if checkpoint is None:
+        console.print(f"weights   {MINI_TERMS}")
 
 
 def _write_photographs(folder: Path) -> None:

@@ -154,6 +154,7 @@ def test_demo_makes_tables_and_a_picture_of_each_photograph(tmp_path: Path, caps
 
     printed = capsys.readouterr().out
     assert "images    6 (6 ok, 0 failed)" in printed
+    assert printed.splitlines()[-1].startswith("weights   non-commercial research")
     photographs = sorted(path.stem for path in (tmp_path / "photographs").iterdir())
     assert sorted(path.stem for path in (tmp_path / "overlays").iterdir()) == photographs
     assert main(["verify", str(tmp_path / "tables")]) == 0
