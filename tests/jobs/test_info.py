@@ -65,7 +65,7 @@ def test_info_says_what_is_embedded_when_no_file_is_named() -> None:
         "terms": "non-commercial research",
         "sha256": hashlib.sha256(embedded_checkpoint("mini").read_bytes()).hexdigest(),
         "training data": "bsds500-train",
-        "preset": "mini: predicted IoU > 0.1, stability score >= 0.3",
+        "preset": "mini: predicted IoU > 0.2, stability score >= 0.2",
     }.items():
         assert any(row.startswith(name) and value in row for row in rows), name
 
