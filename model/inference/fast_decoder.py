@@ -18,7 +18,7 @@ from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.inference import low_rank, token_side
 from maskmill.model.inference.low_rank import FactoredPrompts, LowRankTransformer
 from maskmill.model.inference.token_side import TokenSideTransformer
-from maskmill.model.inference.upscaling import CellsLast, ChannelsLast
+from maskmill.model.inference.upscaling import CellsLast, ChannelsLast, ChosenMasks
 from maskmill.model.layers import require_same_classes
 from maskmill.model.mask_decoder import DecodedPrompts, MaskDecoder
 from maskmill.model.transformer import TwoWayTransformer
@@ -43,7 +43,7 @@ class FastMaskDecoder(MaskDecoder):
     # From this size of an embedding, prompts on one image are decoded in factored form (`low_rank.py`), in float32 on a
     # CPU. In smaller embeddings its many calls cost more than the products that it saves.
     LEAST_FACTORED_CELLS = 2048
-    # Prompts whose masks a CPU decodes together.
+    # On a CPU, the masks of this many prompts are decoded in one call.
     CPU_BLOCK = 64
 
     def __init__(self, config: NetworkConfig, decoder: MaskDecoder, dtype: torch.dtype) -> None:
@@ -111,4 +111,4 @@ class FastMaskDecoder(MaskDecoder):
 
     def _logits_of(self, decoded: DecodedPrompts, rows_Z: Tensor, mask_tokens_ZMC: Tensor, chosen_K2: Tensor) -> Tensor:
         weights_ZMC = self.mask_weights(mask_tokens_ZMC)
-        return self._upscaling(decoded, rows_Z, weights_ZMC, chosen_K2, decoded.skips)[0]
+        return self._upscaling(ChosenMasks(decoded, rows_Z, weights_ZMC, chosen_K2), decoded.skips)[0]

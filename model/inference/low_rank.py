@@ -92,8 +92,10 @@ class LowRankTransformer:
         self._norm = token_side.transformer.norm_final_attn
 
     def prepare(self, image_1LC: Tensor, positions_1LC: Tensor, weight_OC: Tensor) -> PreparedImage:
-        """Projects the image tokens of the encoder and their positions. `weight_OC` is a linear
-        function of image tokens, for `FactoredTokens.project`."""
+        """Projects the image tokens of the encoder and their positions.
+
+        `weight_OC` is the linear function that `FactoredTokens.project` will get.
+        """
         shared_LC, positions_LC = image_1LC[0].contiguous(), positions_1LC[0].contiguous()
         blocks = []
         for i, block in enumerate(self._blocks):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,15 @@ from maskmill.model.mask_decoder import DecodedPrompts
 
 # Pixels of the first step that are processed together: 1 MiB of features with `vit_b`, 2 MiB after the second step.
 GROUPED_CELLS = 4096
+
+
+class ChosenMasks(NamedTuple):
+    """The masks to compute."""
+
+    decoded: DecodedPrompts
+    rows_Z: Tensor  # prompts of `decoded`
+    weights_ZMC: Tensor
+    indices_K2: Tensor  # of each mask, in Z and M
 
 
 class Upscaling(ABC):
@@ -47,17 +57,11 @@ class Upscaling(ABC):
 
     @abstractmethod
     def __call__(
-        self,
-        decoded: DecodedPrompts,
-        rows_Z: Tensor,
-        weights_ZMC: Tensor,
-        chosen_K2: Tensor,
-        skips: Sequence[Tensor],
-        with_features: bool = False,
+        self, masks: ChosenMasks, skips: Sequence[Tensor], with_features: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """The logits (K, h, w) in float32 and, if `with_features`, the upscaled image (Z, C, h, w).
 
-        `rows_Z` are prompts of `decoded`, `chosen_K2` the indices in Z and M of each mask. Skips have been arranged.
+        Skips have been arranged.
         """
 
 
@@ -77,14 +81,9 @@ class ChannelsLast(Upscaling):
         return _split_pixels(skip_BChw, steps).permute(order).flatten(1, -2).to(self.dtype).contiguous()
 
     def __call__(
-        self,
-        decoded: DecodedPrompts,
-        rows_Z: Tensor,
-        weights_ZMC: Tensor,
-        chosen_K2: Tensor,
-        skips: Sequence[Tensor],
-        with_features: bool = False,
+        self, masks: ChosenMasks, skips: Sequence[Tensor], with_features: bool = False
     ) -> tuple[Tensor, Tensor | None]:
+        decoded, rows_Z, weights_ZMC, indices_K2 = masks
         grid = decoded.image_tokens_NCYX.shape[-2:]
         x_ZEC = decoded.image_tokens_NCYX[rows_Z].flatten(2).transpose(1, 2)
         for i, (weight, bias) in enumerate(self._products):
@@ -92,7 +91,7 @@ class ChannelsLast(Upscaling):
             if skips:
                 x_ZEC = x_ZEC + _of_prompts(skips[i], rows_Z)
             x_ZEC = F.gelu(x_ZEC if i else self._normalise(x_ZEC)).to(self.dtype)
-        prompts_K, masks_K = chosen_K2.unbind(dim=1)
+        prompts_K, masks_K = indices_K2.unbind(dim=1)
         logits_ZEM = x_ZEC @ weights_ZMC.mT.to(self.dtype)
         logits_Khw = _to_rows_and_columns(logits_ZEM[prompts_K, :, masks_K].float(), grid)
         if not with_features:
@@ -136,20 +135,15 @@ class CellsLast(Upscaling):
         return x_C4L.unflatten(1, (-1, self._group)).transpose(0, 1).contiguous()
 
     def __call__(
-        self,
-        decoded: DecodedPrompts,
-        rows_Z: Tensor,
-        weights_ZMC: Tensor,
-        chosen_K2: Tensor,
-        skips: Sequence[Tensor],
-        with_features: bool = False,
+        self, masks: ChosenMasks, skips: Sequence[Tensor], with_features: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         from maskmill.model.inference import cpu_kernels
 
+        decoded, rows_Z, weights_ZMC, indices_K2 = masks
         Y, X = decoded.image_tokens_NCYX.shape[-2:]
-        logits_Khw = weights_ZMC.new_empty(len(chosen_K2), 4 * Y, 4 * X)
-        weights_KC = weights_ZMC[chosen_K2[:, 0], chosen_K2[:, 1]]
-        counts = chosen_K2[:, 0].bincount(minlength=len(rows_Z)).tolist()
+        logits_Khw = weights_ZMC.new_empty(len(indices_K2), 4 * Y, 4 * X)
+        weights_KC = weights_ZMC[indices_K2[:, 0], indices_K2[:, 1]]
+        counts = indices_K2[:, 0].bincount(minlength=len(rows_Z)).tolist()
         features = []
         own = zip(rows_Z.tolist(), weights_KC.split(counts), logits_Khw.split(counts), strict=True)
         for n, own_weights_KC, own_logits_Khw in own:

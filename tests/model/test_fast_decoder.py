@@ -13,7 +13,7 @@ from maskmill.model.embedding import ImageEmbedding
 from maskmill.model.families.sam1.config import SamConfig
 from maskmill.model.inference import cpu_kernels
 from maskmill.model.inference.fast_decoder import FastMaskDecoder
-from maskmill.model.inference.upscaling import CellsLast, ChannelsLast
+from maskmill.model.inference.upscaling import CellsLast, ChannelsLast, ChosenMasks
 from maskmill.model.mask_decoder import DecodedPrompts
 from maskmill.model.network import Network
 from testing.networks import SMALL_CONFIGS, SMALL_SAM2_CONFIGS, random_network
@@ -187,7 +187,7 @@ def test_both_layouts_of_the_upscaling_are_the_same_function(dtype: torch.dtype)
         layers = decoder.output_upscaling
         for upscaling in (CellsLast(layers, dtype, 1), CellsLast(layers, dtype, 10_000), ChannelsLast(layers, dtype)):
             skips = [upscaling.arrange_skip(skip, steps) for steps, skip in enumerate(embedding.skips, start=1)]
-            found.append(upscaling(decoded, rows_Z, weights_ZMC, chosen_K2, skips, with_features=True))
+            found.append(upscaling(ChosenMasks(decoded, rows_Z, weights_ZMC, chosen_K2), skips, with_features=True))
         for *both, channels_last in zip(*found, strict=True):
             for cells_last in both:
                 assert error(cells_last.float(), channels_last.float()) < (5e-6 if dtype == torch.float32 else 0.02)

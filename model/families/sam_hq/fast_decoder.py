@@ -18,6 +18,7 @@ from maskmill.model.families.sam_hq.config import SamHqConfig
 from maskmill.model.families.sam_hq.decoder import HqMaskDecoder
 from maskmill.model.inference import fused_ops
 from maskmill.model.inference.fast_decoder import FastMaskDecoder
+from maskmill.model.inference.upscaling import ChosenMasks
 from maskmill.model.mask_decoder import DecodedPrompts
 
 
@@ -40,7 +41,8 @@ class FastHqMaskDecoder(FastMaskDecoder, HqMaskDecoder):
 
     def _logits_of(self, decoded: DecodedPrompts, rows_Z: Tensor, mask_tokens_ZMC: Tensor, chosen_K2: Tensor) -> Tensor:
         weights_ZMC = self.mask_weights(mask_tokens_ZMC)
-        logits_Khw, full_ZChw = self._upscaling(decoded, rows_Z, weights_ZMC, chosen_K2, [], with_features=True)
+        masks = ChosenMasks(decoded, rows_Z, weights_ZMC, chosen_K2)
+        logits_Khw, full_ZChw = self._upscaling(masks, [], with_features=True)
         if full_ZChw is None:
             return logits_Khw
         (features_BCE,) = decoded.skips
