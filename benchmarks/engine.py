@@ -37,7 +37,7 @@ from maskmill.model.families import VARIANTS
 from maskmill.model.families.sam1.config import SamConfig
 from maskmill.model.families.sam2.config import Sam2Config
 from maskmill.model.network import Network
-from maskmill.model.optimize import encoder_precision, half_precision, keep_freed_memory, optimize, resolve_device
+from maskmill.model.optimize import half_precision, keep_freed_memory, optimize, resolve_device
 from maskmill.pipeline.config import PRESETS, GeneratorConfig
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.prompts import plan_views
@@ -215,15 +215,12 @@ def _engines(
         if twin is not None:
             factories["transformers"] = peers.transformers(twin, variant.image_size, device, replay)
         factories["compat"] = peers.compat(network, device, replay)
-    dtypes, half = {}, half_precision(device)
-    for precision in ("exact", "fast", "half") if half else ("exact",):
+    dtypes = {}
+    for precision in ("exact", "fast", "half") if half_precision(device) else ("exact",):
         optimized = optimize(network, precision, device)
         factories[precision] = partial(peers.Maskmill, optimized, replay)
-        in_half = precision == "half"
-        dtypes[precision] = {
-            "encode": half if half and in_half else encoder_precision(half if precision == "fast" else None),
-            "prompt": half if half and (in_half or optimized.screen() is not None) else torch.float32,
-        }
+        prompts = optimized.screen_dtype or optimized.decoder_dtype
+        dtypes[precision] = {"encode": optimized.encoder_dtype, "prompt": prompts}
     return factories, dtypes
 
 

@@ -27,7 +27,7 @@ MEASURED_PROMPTS = 4
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 
-def optimize(network: Network, precision: str, device: torch.device | str) -> Network:
+def optimize(network: Network, precision: str, device: torch.device | str) -> OptimizedNetwork:
     """The network for inference on `device`. Moves `network` itself.
 
     "exact" computes everything in float32. "fast" differs on devices with native half-precision multiplication:
@@ -177,7 +177,7 @@ class OptimizedNetwork(Network):
         self.load_state_dict(network.state_dict(), assign=True)
         require_same_classes(network, self)
         self.eval()
-        self._encoder_dtype, self.screen_dtype = encoder_dtype, screen_dtype
+        self.encoder_dtype, self.decoder_dtype, self.screen_dtype = encoder_dtype, decoder_dtype, screen_dtype
         family = FAMILIES[self.config.family]
         family.speed_up(self.image_encoder, encoder_dtype)
         self.mask_decoder = family.fast_decoder(network.config, self.mask_decoder, decoder_dtype)
@@ -198,6 +198,6 @@ class OptimizedNetwork(Network):
         return self._grid_positions
 
     def encode_images(self, images_B3SS: Tensor) -> ImageEmbedding:
-        half = self._encoder_dtype != torch.float32
-        with torch.autocast(self.device.type, self._encoder_dtype if half else None, enabled=half):
+        half = self.encoder_dtype != torch.float32
+        with torch.autocast(self.device.type, self.encoder_dtype if half else None, enabled=half):
             return super().encode_images(images_B3SS).map(Tensor.float)
