@@ -13,9 +13,7 @@ cells, F input rows that they are interpolated from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,13 +26,9 @@ from torch import Tensor
 from maskmill.compiled import njit
 from maskmill.filters.upsampling import Upsampling
 
-_Result = TypeVar("_Result")
-
 # Kinds of spans of pixels: all at most the lower threshold; all above the upper threshold; undecided until
 # interpolated. numba compiles these constants into the kernels. END follows the last span of a row.
 OUTSIDE, INSIDE, MIXED, END = (np.int32(kind) for kind in range(4))
-
-_POOL = ThreadPoolExecutor(thread_name_prefix="mask-measure")
 
 
 def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: float) -> tuple[Tensor, Tensor]:
@@ -46,7 +40,7 @@ def measure(logits_Khw: Tensor, upsampling: Upsampling, offset: float, margin: f
     logits = logits_Khw.numpy()
     counts_K3 = np.zeros((len(logits), 3), np.int64)
     boxes_K24 = np.empty((len(logits), 2, 4), np.int64)
-    _by_thread(lambda k: _measure(logits[k], upsampling, offset, margin, counts_K3[k], boxes_K24[k]), len(logits))
+    _measure(logits, upsampling, offset, margin, counts_K3, boxes_K24)
     return torch.from_numpy(counts_K3), torch.from_numpy(boxes_K24)
 
 
@@ -55,20 +49,7 @@ def find_changes(logits_Khw: Tensor, upsampling: Upsampling, offset: int, stride
 
     A position occurs twice if the mask continues from the end of one column to the start of the next.
     """
-    logits = logits_Khw.numpy()
-    blocks = _by_thread(
-        lambda k: [_changes(logits_hw, upsampling, offset, stride) for logits_hw in logits[k]], len(logits)
-    )
-    return [positions for block in blocks for positions in block]
-
-
-def _by_thread(function: Callable[[slice], _Result], count: int) -> list[_Result]:
-    """Splits `range(count)` into one slice per torch thread, and returns the results of `function` for each slice."""
-    blocks = min(torch.get_num_threads(), count)
-    if blocks <= 1:
-        return [function(slice(count))]
-    ends = [count * i // blocks for i in range(blocks + 1)]
-    return list(_POOL.map(function, map(slice, ends[:-1], ends[1:])))
+    return [_changes(logits_hw, upsampling, offset, stride) for logits_hw in logits_Khw.numpy()]
 
 
 class _Buffers(NamedTuple):
@@ -247,7 +228,9 @@ def _measure(logits_Khw, upsampling, offset, margin, counts_K3, boxes_K24):
 def _changes(logits_hw, upsampling, offset, stride):
     buffers = _buffers(upsampling)
     H, W = len(upsampling.rows.near), len(upsampling.columns.near)
-    inside = np.zeros((H + 2, W), np.bool_)  # with a row of zeros above and below
+    # With a row of zeros above and below, and padded to whole words of 8 pixels.
+    inside = np.zeros((H + 2, -(-W // 8) * 8), np.bool_)
+    words = inside.view(np.uint64)
     left, top, right, bottom = W, H, 0, 0
     for i in range(len(logits_hw)):
         y0, y1 = upsampling.row_cells[i], upsampling.row_cells[i + 1]
@@ -270,8 +253,11 @@ def _changes(logits_hw, upsampling, offset, stride):
     next_W = np.cumsum(count_W) - count_W  # index of the next change of each column
     positions = np.empty(count_W.sum(), np.int64)
     for y in range(top, bottom + 1):
-        for x in range(left, right):
-            if inside[y, x] != inside[y + 1, x]:
-                positions[next_W[x]] = offset + x * stride + y
-                next_W[x] += 1
+        for word in range(left // 8, (right + 7) // 8):
+            if words[y, word] == words[y + 1, word]:
+                continue
+            for x in range(8 * word, 8 * word + 8):
+                if inside[y, x] != inside[y + 1, x]:
+                    positions[next_W[x]] = offset + x * stride + y
+                    next_W[x] += 1
     return positions

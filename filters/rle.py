@@ -32,19 +32,21 @@ def from_changes(positions: Sequence[NDArray[np.int64]], pixels: int) -> list[by
     Positions count pixels column by column. A position that occurs twice is no change: the mask continues from the end
     of one column to the start of the next.
     """
-    lengths: list[NDArray[np.int64]] = []
-    for changes in positions:
-        twice = changes[1:] == changes[:-1]
-        once = ~(np.append(twice, False) | np.append(False, twice)) & (changes < pixels)
-        lengths.append(np.diff(changes[once], prepend=0, append=pixels))
-    return _compress(lengths)
+    changes = np.concatenate([np.empty(0, np.int64), *positions])
+    mask = np.repeat(np.arange(len(positions)), [len(of_mask) for of_mask in positions])
+    twice = (changes[1:] == changes[:-1]) & (mask[1:] == mask[:-1])
+    once = ~(np.append(twice, False) | np.append(False, twice)) & (changes < pixels)
+    changes_K = np.bincount(mask[once], minlength=len(positions))
+    end = np.insert(changes[once], changes_K.cumsum(), pixels)  # of each run
+    length = np.diff(end, prepend=0)
+    first = (changes_K + 1).cumsum() - (changes_K + 1)
+    length[first] = end[first]
+    return _compress(length, changes_K + 1)
 
 
-def _compress(lengths: Sequence[NDArray[np.int64]]) -> list[bytes]:
-    """Encodes the run lengths of each mask as text. See `_runs` for the format."""
-    length = np.concatenate([np.empty(0, np.int64), *lengths])
-    runs = np.array([len(of_mask) for of_mask in lengths], np.int64)
-    position = np.arange(len(length)) - np.repeat(runs.cumsum() - runs, runs)
+def _compress(length: NDArray[np.int64], runs_K: NDArray[np.int64]) -> list[bytes]:
+    """Encodes the run lengths of K masks as text: `runs_K` of them per mask. See `_runs` for the format."""
+    position = np.arange(len(length)) - np.repeat(runs_K.cumsum() - runs_K, runs_K)
     number = length.copy()
     later = np.flatnonzero(position > 2)
     number[later] -= length[later - 2]
@@ -57,7 +59,7 @@ def _compress(lengths: Sequence[NDArray[np.int64]]) -> list[bytes]:
         longer = np.flatnonzero(digits > place)
         more = digits[longer] > place + 1
         text[start[longer] + place] = ((number[longer] >> 5 * place) & 31) + 32 * more + 48
-    ends = np.append(start, len(text))[runs.cumsum()]
+    ends = np.append(start, len(text))[runs_K.cumsum()]
     return [text[a:b].tobytes() for a, b in pairwise([0, *ends.tolist()])]
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from maskmill.filters import mask_measure, rle
 from maskmill.filters.boxes import xywh_to_xyxy, xyxy_to_xywh
@@ -26,6 +27,8 @@ from maskmill.pipeline.upsampling import crop_upsampling
 
 # Masks that are encoded together; bounds the memory for the positions of their borders.
 MASKS_PER_BLOCK = 64
+# On a CPU threads encode blocks at once: enough blocks that all of them are busy to the end.
+CPU_MASKS_PER_BLOCK = 16
 
 
 class EncodedMask(NamedTuple):
@@ -71,17 +74,25 @@ class MaskEncoder:
 
     def _counts(self, batch: MaskBatch, height: int, width: int) -> list[bytes]:
         """The `counts` of each mask. Masks of the same crop are encoded together."""
-        counts = [b""] * len(batch)
+
+        @torch.inference_mode()  # inference mode is thread-local
+        def encode(block: Tensor) -> list[bytes]:
+            x0, y0, x1, y1 = crop_boxes_K4[block[0]].tolist()
+            upsampling = crop_upsampling(self._network, y1 - y0, x1 - x0)
+            logits = batch.logits[block.to(batch.logits.device, non_blocking=True)]
+            return mask_measure.encode(logits, upsampling, (x0, y0), height, width)
+
+        on_cpu = batch.logits.device.type == "cpu"
         crop_boxes_K4 = batch.crop_boxes.cpu()
+        blocks: list[Tensor] = []
         for crop_box_4 in crop_boxes_K4.unique(dim=0):
             rows = (crop_boxes_K4 == crop_box_4).all(dim=1).nonzero()[:, 0]
-            x0, y0, x1, y1 = crop_box_4.tolist()
-            upsampling = crop_upsampling(self._network, y1 - y0, x1 - x0)
-            for block in rows.split(MASKS_PER_BLOCK):
-                logits = batch.logits[block.to(batch.logits.device, non_blocking=True)]
-                block_counts = mask_measure.encode(logits, upsampling, (x0, y0), height, width)
-                for row, text in zip(block.tolist(), block_counts, strict=True):
-                    counts[row] = text
+            blocks += rows.split(CPU_MASKS_PER_BLOCK if on_cpu else MASKS_PER_BLOCK)
+        counts = [b""] * len(batch)
+        encoded = self._threads.map(encode, blocks) if on_cpu else map(encode, blocks)
+        for block, block_counts in zip(blocks, encoded, strict=True):
+            for row, text in zip(block.tolist(), block_counts, strict=True):
+                counts[row] = text
         return counts
 
     def _remove_small_regions(self, masks: list[EncodedMask], height: int, width: int) -> list[EncodedMask]:

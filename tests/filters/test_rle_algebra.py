@@ -232,7 +232,7 @@ def test_text_is_accepted_if_and_only_if_the_parser_of_tables_accepts_it(counts:
 def test_runs_of_no_length_are_read_as_they_are_decoded(lengths: list[int], height: int):
     lengths[-1] += -sum(lengths) % height or (height if sum(lengths) == 0 else 0)
     width = sum(lengths) // height
-    counts = rle._compress([np.array(lengths, np.int64)])[0]
+    counts = rle._compress(np.array(lengths, np.int64), np.array([len(lengths)]))[0]
     mask = rle.decode(counts, height, width)
     sides = np.array([height]), np.array([width])
     batch = algebra.pack([counts])
