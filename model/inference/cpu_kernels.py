@@ -23,7 +23,7 @@ from maskmill.compiled import njit
 from maskmill.model.layers import fast_linear
 
 # These options let LLVM vectorise the loops: sums in any order, and IEEE division (no ZeroDivisionError).
-_options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+OPTIONS: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 
 
 def update_and_norm(
@@ -46,21 +46,6 @@ def update_and_norm(
         own = [_array(x) for x in (update_LC, image_BLC[n % len(image_BLC)], image_NLC[n], placed_NLC[n])]
         _add_and_norm(np.float32(eps), *own, *shared)
     return image_NLC, placed_NLC
-
-
-def head_products(token_NFD: Tensor, shared_UDL: Tensor | None, placed_UDL: Tensor, scale_NL: Tensor) -> Tensor:
-    """Products (N, F, L) of tokens with scale * shared + placed, head by head."""
-    products_NFL = token_NFD.new_empty(*token_NFD.shape[:2], placed_UDL.shape[2])
-    shared_UDL = placed_UDL[:0] if shared_UDL is None else shared_UDL
-    _head_products(*map(_array, (products_NFL, token_NFD, shared_UDL, placed_UDL, scale_NL)))
-    return products_NFL
-
-
-def add_squares(
-    coefficients_FL: Tensor, products_FL: Tensor, overlap_FL: Tensor, scale_L: Tensor, squares_L: Tensor
-) -> None:
-    """Adds the sum over F of coefficient * (product + 2 * scale * overlap) to `squares_L`, in place."""
-    _add_squares(*map(_array, (coefficients_FL, products_FL, overlap_FL, scale_L, squares_L)))
 
 
 def norm_and_gelu(
@@ -161,7 +146,7 @@ _Q = _float32(1.0, 0.25094083, 0.028511103, 0.0018705947, 7.281694e-05, 1.199475
 _LIMIT, _HALF, _ONE = _float32(5.5, 0.5, 1.0)
 
 
-@njit(**_options)
+@njit(**OPTIONS)
 def _gelu(x):
     z = -_LIMIT if x < -_LIMIT else x
     z = _LIMIT if z > _LIMIT else z
@@ -171,13 +156,30 @@ def _gelu(x):
     return x * (_HALF + z * p / q)
 
 
+# exp(x) = 2^n exp(r), with n an integer and |r| <= ln(2) / 2. ln(2) has two parts, so that n * ln(2) is exact enough.
+_LOG2_E, _LN_2, _LN_2_REST, _LEAST = _float32(1.44269504, 0.693359375, -2.12194440e-4, -87.0)
+_TAYLOR = _float32(1, 1, 1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720)
+
+
+@njit(**OPTIONS)
+def exp(x):
+    """The exponential of x <= 0, in a Numba kernel that LLVM vectorises; e^-87 below -87. Relative error below 1e-6."""
+    x = _LEAST if x < _LEAST else x
+    n = np.floor(x * _LOG2_E + _HALF)
+    r = x - n * _LN_2 - n * _LN_2_REST
+    series = _TAYLOR[6]
+    for i in (5, 4, 3, 2, 1, 0):
+        series = series * r + _TAYLOR[i]
+    return series * _bitcast(np.uint32(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23)))
+
+
 # Loops count in uint64, over rows with one axis: LLVM does not vectorise loops with an index that might be negative.
 
 # Image tokens that are processed together: what they need fits in the caches of a core.
 _BLOCK = 1024
 
 
-@njit(**_options)
+@njit(**OPTIONS)
 def _normalise(row_C, eps):
     """Normalises a row to mean 0 and variance 1, in place."""
     channels = np.uint64(len(row_C))
@@ -193,7 +195,7 @@ def _normalise(row_C, eps):
         row_C[c] *= scale
 
 
-@njit(**_options)
+@njit(**OPTIONS)
 def _add_and_norm(eps, update_LC, image_LC, normed_LC, placed_LC, positions_LC, weight_C, bias_C):
     L, C = update_LC.shape
     row_C = np.empty(C, np.float32)
@@ -207,61 +209,7 @@ def _add_and_norm(eps, update_LC, image_LC, normed_LC, placed_LC, positions_LC, 
             _store(placed_LC[i], c, value + _load(positions_LC[i, c]))
 
 
-@njit(**_options)
-def _add_weighted_rows(sums_2L, weights_2D, row_DL, start, stop):
-    """Adds weights_2D @ row_DL to a range of two rows. Two at a time, to read `row_DL` less often."""
-    D = weights_2D.shape[1]
-    sum_0, sum_1, weight_0, weight_1 = sums_2L[0], sums_2L[-1], weights_2D[0], weights_2D[-1]
-    is_one = len(sums_2L) == 1
-    whole = 0 if is_one else D - D % 4
-    for d in range(0, whole, 4):
-        a0, b0, c0, d0 = weight_0[d], weight_0[d + 1], weight_0[d + 2], weight_0[d + 3]
-        a1, b1, c1, d1 = weight_1[d], weight_1[d + 1], weight_1[d + 2], weight_1[d + 3]
-        for x in range(np.uint64(start), np.uint64(stop)):
-            a, b, c, e = row_DL[d, x], row_DL[d + 1, x], row_DL[d + 2, x], row_DL[d + 3, x]
-            sum_0[x] += a0 * a + b0 * b + c0 * c + d0 * e
-            sum_1[x] += a1 * a + b1 * b + c1 * c + d1 * e
-    for d in range(whole, D):
-        for x in range(np.uint64(start), np.uint64(stop)):
-            sum_0[x] += weight_0[d] * row_DL[d, x]
-        if not is_one:
-            for x in range(np.uint64(start), np.uint64(stop)):
-                sum_1[x] += weight_1[d] * row_DL[d, x]
-
-
-@njit(**_options)
-def _head_products(products_NFL, token_NFD, shared_UDL, placed_UDL, scale_NL):
-    N, rows, L = products_NFL.shape
-    U = len(placed_UDL)
-    T = rows // U
-    for u in range(U):
-        for start in range(0, L, _BLOCK):
-            stop = min(start + _BLOCK, L)
-            for n in range(N):
-                scale_L = scale_NL[n]
-                for i in range(u * T, u * T + T, 2):
-                    pair = slice(i, min(i + 2, u * T + T))
-                    sum_2L, token_2D = products_NFL[n, pair], token_NFD[n, pair]
-                    sum_2L[:, start:stop] = 0
-                    if len(shared_UDL) > 0:
-                        _add_weighted_rows(sum_2L, token_2D, shared_UDL[u], start, stop)
-                        for k in range(len(sum_2L)):
-                            sum_L = sum_2L[k]
-                            for x in range(np.uint64(start), np.uint64(stop)):
-                                sum_L[x] *= scale_L[x]
-                    _add_weighted_rows(sum_2L, token_2D, placed_UDL[u], start, stop)
-
-
-@njit(**_options)
-def _add_squares(coefficients_FL, products_FL, overlap_FL, scale_L, squares_L):
-    two = np.float32(2)
-    for i in range(len(coefficients_FL)):
-        coefficient_L, product_L, overlap_L = coefficients_FL[i], products_FL[i], overlap_FL[i]
-        for x in range(np.uint64(len(squares_L))):
-            squares_L[x] += coefficient_L[x] * (product_L[x] + two * scale_L[x] * overlap_L[x])
-
-
-@njit(**_options)
+@njit(**OPTIONS)
 def _norm_and_gelu(eps, x_PCGL, constant_C, skip_PCGL, scale_L, shared_PCGL, weight_C, bias_C):
     P, C, G, L = x_PCGL.shape
     block_CL = np.empty((C, _BLOCK), np.float32)
@@ -303,7 +251,7 @@ def _norm_and_gelu(eps, x_PCGL, constant_C, skip_PCGL, scale_L, shared_PCGL, wei
                     _store(x_L, i, _gelu((block_L[i] - mean_L[i]) * scales_L[i] * weight + bias))
 
 
-@njit(**_options)
+@njit(**OPTIONS)
 def _gelu_and_logits(x_QCGL, constant_C, skip_QCGL, weights_KC, first_pixel, grid_width, logits_Khw, keep_features):
     Q, C, G, L = x_QCGL.shape
     masks = len(weights_KC)

@@ -42,7 +42,7 @@ class FastMaskDecoder(MaskDecoder):
 
     # From this size of an embedding, prompts on one image are decoded in factored form (`low_rank.py`), in float32 on a
     # CPU. In smaller embeddings its many calls cost more than the products that it saves.
-    LEAST_FACTORED_CELLS = 2048
+    LEAST_FACTORED_CELLS = 512
     # On a CPU, the masks of this many prompts are decoded in one call.
     CPU_BLOCK = 64
 

@@ -15,10 +15,13 @@ prompts, F = U*T tokens of a prompt for each head (head by head), R rows of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maskmill.model.inference.token_side import (
@@ -29,14 +32,14 @@ from maskmill.model.inference.token_side import (
     rows_by_prompt,
     split_heads,
 )
-from maskmill.model.layers import fast_bmm, fast_linear
+from maskmill.model.layers import fast_linear
 from maskmill.model.mask_decoder import DecodedPrompts
 
 
 class Projected(NamedTuple):
     """A projection of x_l + position_l, per head, without the part of the basis."""
 
-    shared_UDL: Tensor | None  # to be multiplied by the scale; None before the first update, when the scale is 1
+    shared_UDL: Tensor  # to be multiplied by the scale; empty before the first update, when the scale is 1
     placed_UDL: Tensor  # positions and bias; before the first update also the image tokens
 
 
@@ -47,10 +50,10 @@ class PreparedBlock(NamedTuple):
     values_UDL: Tensor
     queries: Projected
     length_L: Tensor  # squared length of the centred shared tokens
-    # Products of the centred shared tokens with the value vectors of this and all earlier blocks (U, D + 1, L), and
-    # with the biases of the earlier norms (L).
-    overlaps_UDL: tuple[Tensor, ...]
-    bias_overlaps_L: tuple[Tensor, ...]
+    # Products of the centred shared tokens with the value vectors of the heads of all blocks up to this one, and with
+    # the biases of the earlier norms.
+    overlaps_GVL: Tensor
+    bias_overlaps_HL: Tensor
 
 
 class PreparedImage(NamedTuple):
@@ -113,8 +116,8 @@ class LowRankTransformer:
                     values_UDL=_by_head(fast_linear(shared_LC, block.to_image.attention.v_proj.weight), block.heads),
                     queries=place(block.to_tokens.attention.q_proj, block.heads),
                     length_L=centred_LC.square().sum(dim=1),
-                    overlaps_UDL=tuple(overlaps),
-                    bias_overlaps_L=tuple(bias_overlaps),
+                    overlaps_GVL=torch.cat(overlaps),
+                    bias_overlaps_HL=torch.stack(bias_overlaps) if bias_overlaps else shared_LC.new_empty(0, len(shared_LC)),
                 )
             )
             shared_LC = centred_LC * block.block.norm4.weight
@@ -151,7 +154,8 @@ class _Placing:
         bias = projection.bias if with_bias else None
         if self._is_first:
             placed_LC = self._shared_LC + self._positions_LC
-            return Projected(None, _by_head(fast_linear(placed_LC, projection.weight, bias), heads))
+            placed_UDL = _by_head(fast_linear(placed_LC, projection.weight, bias), heads)
+            return Projected(placed_UDL[:0], placed_UDL)
         return Projected(
             _by_head(fast_linear(self._shared_LC, projection.weight), heads),
             _by_head(fast_linear(self._positions_LC, projection.weight, bias), heads),
@@ -159,10 +163,7 @@ class _Placing:
 
 
 class _State:
-    """The image tokens of N prompts between two updates.
-
-    Image-sized tensors are processed prompt by prompt, so that those of one prompt stay in the caches.
-    """
+    """The image tokens of N prompts between two updates."""
 
     def __init__(self, tokens_NTC: Tensor, image: PreparedImage, blocks: list[TokenSideBlock]) -> None:
         (N, T, C), L = tokens_NTC.shape, image.projected_OL.shape[1]
@@ -173,82 +174,65 @@ class _State:
         self._coefficients_NRL = tokens_NTC.new_empty(N, rows, L)
         self._basis_NRC = tokens_NTC.new_empty(N, rows, C)
         self._rank = 0
-        self._values_NFD: list[Tensor] = []
+        self._values: list[Tensor] = []  # (N, F, V) of each block
 
     def image_tokens(self) -> FactoredTokens:
         return FactoredTokens(self._image.projected_OL, self._scale_NL, self._coefficients_NRL, self._basis_NRC)
 
     def attend(self, attention: TokensToImage, query_NTC: Tensor, keys: Projected, values_UDL: Tensor) -> Tensor:
         """Attention from prompt tokens to the image (N, T, C)."""
-        (N, T, _), L = query_NTC.shape, self._scale_NL.shape[1]
-        query_UED = attention.query(query_NTC)
-        weights_UNTL = query_NTC.new_empty(len(query_UED), N, T, L)
-        seen = []
-        for n, scores_FL in enumerate(self._scores(query_UED, attention.key_UDC, keys)):
-            weights_FL = scores_FL.softmax(dim=-1)
-            torch.mul(weights_FL.unflatten(0, (-1, T)), self._scale_NL[n], out=weights_UNTL[:, n])
-            if self._rank:
-                seen.append(fast_linear(weights_FL, self._coefficients_NRL[n, : self._rank]))
-        seen_UED = fast_bmm(weights_UNTL.flatten(1, 2), values_UDL.mT)
+        from maskmill.model.inference import low_rank_kernels
+
+        N, T, _ = query_NTC.shape
+        scores = self._scores(attention.query(query_NTC), attention.key_UDC, keys)
+        seen_NFD, seen_NFR = (x.new_empty(x.shape) for x in (scores.token_NFD, scores.by_row_NFR))
+        state = self._coefficients_NRL, self._scale_NL
+        low_rank_kernels.attend(*_arrays(*scores, *state, values_UDL, seen_NFD, seen_NFR))
+        seen_UED = heads_by_prompt(seen_NFD, T)
         if self._rank:
-            seen_NFC = torch.stack(seen) @ self._basis_NRC[:, : self._rank]
+            seen_NFC = seen_NFR @ self._basis_NRC[:, : self._rank]
             seen_UED = seen_UED + heads_by_prompt(seen_NFC, T) @ attention.value_UCD
         return attention.project_out(seen_UED, N)
 
     def update(self, block: TokenSideBlock, value_NTC: Tensor, key_NTC: Tensor, prepared: PreparedBlock) -> None:
         """Attention from the image to prompt tokens, residual sum and layer norm."""
-        from maskmill.model.inference import cpu_kernels
+        from maskmill.model.inference import low_rank_kernels
 
         N, first, last = len(value_NTC), self._rank, self._rank + block.heads * self._tokens
-        scores_NFL = self._scores(block.to_tokens.key(key_NTC), block.to_tokens.query_UDC, prepared.queries)
+        scores = self._scores(block.to_tokens.key(key_NTC), block.to_tokens.query_UDC, prepared.queries)
         value_UED = split_heads(block.to_tokens.attention.v_proj(value_NTC), block.heads)
         value_UED = torch.cat([value_UED, torch.ones_like(value_UED[..., :1])], dim=2)
-        self._values_NFD.append(rows_by_prompt(value_UED, N))
-        overlaps = [
-            cpu_kernels.head_products(value_NFD, None, overlap_UDL, self._scale_NL)
-            for value_NFD, overlap_UDL in zip(self._values_NFD, prepared.overlaps_UDL, strict=True)
-        ]
+        self._values.append(rows_by_prompt(value_UED, N))
         basis_NRC = self._basis_NRC[:, :last]
         basis_NRC[:, first:] = block.to_tokens.values(value_NTC)
         basis_NRC -= basis_NRC.mean(dim=2, keepdim=True)
         gram_NRR = basis_NRC @ basis_NRC.mT
-        for n, scores_FL in enumerate(scores_NFL):
-            coefficients_RL, scale_L = self._coefficients_NRL[n], self._scale_NL[n]
-            by_head = (block.heads, self._tokens)
-            weights_UTL = coefficients_RL[first:last].unflatten(0, by_head)
-            torch.softmax(scores_FL.unflatten(0, by_head), dim=1, out=weights_UTL)
-            # The squared length of the centred image tokens.
-            products_RL = fast_linear(gram_NRR[n], coefficients_RL[:last].mT)
-            squares_L = scale_L.square() * prepared.length_L
-            start = 0
-            for i, overlap_NFL in enumerate(overlaps):
-                end = start + overlap_NFL.shape[1]
-                rows = coefficients_RL[start:end], products_RL[start:end]
-                cpu_kernels.add_squares(*rows, overlap_NFL[n], scale_L, squares_L)
-                if i < len(prepared.bias_overlaps_L):
-                    overlap_L = 2 * scale_L * prepared.bias_overlaps_L[i]
-                    squares_L += coefficients_RL[end] * (products_RL[end] + overlap_L)
-                start = end + 1
-            inverse_L = (squares_L.clamp_(min=0) / basis_NRC.shape[2] + block.block.norm4.eps).rsqrt_()
-            coefficients_RL[:last] *= inverse_L
-            coefficients_RL[last] = 1
-            scale_L *= inverse_L
-        basis_NRC *= block.block.norm4.weight
-        self._basis_NRC[:, last] = block.block.norm4.bias
+        values_NGV = torch.cat(self._values, dim=1)
+        shared = prepared.overlaps_GVL, prepared.bias_overlaps_HL, prepared.length_L
+        norm = block.block.norm4
+        low_rank_kernels.update(
+            *_arrays(*scores, gram_NRR, values_NGV, *shared),
+            basis_NRC.shape[2],
+            np.float32(norm.eps),
+            *_arrays(self._coefficients_NRL, self._scale_NL),
+        )
+        basis_NRC *= norm.weight
+        self._basis_NRC[:, last] = norm.bias
         self._rank = last + 1
 
-    def _scores(self, token_UED: Tensor, weight_UDC: Tensor, image: Projected) -> Tensor:
-        """Products (N, F, L) of projected tokens with projected image tokens."""
-        from maskmill.model.inference import cpu_kernels
+    def _scores(self, token_UED: Tensor, weight_UDC: Tensor, image: Projected) -> _Scores:
+        """What the kernels multiply: projected tokens, projected image tokens, and tokens projected onto the basis."""
+        token_NFD = rows_by_prompt(token_UED, len(self._scale_NL)).contiguous()
+        basis_NRC = self._basis_NRC[:, : self._rank]
+        by_row_NFR = rows_by_prompt(token_UED @ weight_UDC, len(token_NFD)) @ basis_NRC.mT
+        return _Scores(token_NFD, image.shared_UDL, image.placed_UDL, by_row_NFR)
 
-        token_NFD = rows_by_prompt(token_UED, len(self._scale_NL))
-        scores_NFL = cpu_kernels.head_products(token_NFD, image.shared_UDL, image.placed_UDL, self._scale_NL)
-        if self._rank:
-            basis_NRC = self._basis_NRC[:, : self._rank]
-            by_row_NFR = rows_by_prompt(token_UED @ weight_UDC, len(token_NFD)) @ basis_NRC.mT
-            for n, scores_FL in enumerate(scores_NFL):
-                scores_FL += fast_linear(by_row_NFR[n], self._coefficients_NRL[n, : self._rank].mT)
-        return scores_NFL
+
+class _Scores(NamedTuple):
+    token_NFD: Tensor
+    shared_UDL: Tensor
+    placed_UDL: Tensor
+    by_row_NFR: Tensor
 
 
 def _project_for_overlap(block: TokenSideBlock, image_LC: Tensor) -> Tensor:
@@ -268,3 +252,10 @@ def _by_head(x_LI: Tensor, heads: int) -> Tensor:
 
 def _centre(x_LC: Tensor) -> Tensor:
     return x_LC - x_LC.mean(dim=-1, keepdim=True)
+
+
+def _arrays(*tensors: Tensor) -> Iterator[NDArray[np.float32]]:
+    """NumPy views. The kernels would read and write elsewhere if a tensor were not contiguous."""
+    for tensor in tensors:
+        assert tensor.is_contiguous()
+        yield tensor.detach().numpy()

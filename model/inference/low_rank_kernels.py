@@ -1,0 +1,191 @@
+"""Numba kernels of `model.inference.low_rank`: attention between prompt tokens and image tokens in factored form.
+
+The kernels go through the image tokens in blocks that fit in the caches, one prompt after the other, in the calling
+thread. Arrays are float32 and contiguous.
+
+Shapes: N prompts, T prompt tokens, L image tokens, U heads, D features per head, F = U*T tokens of a prompt for each
+head (head by head), R rows of the basis, V = D + 1 features of a value vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from maskmill.compiled import njit
+from maskmill.model.inference.cpu_kernels import OPTIONS, exp
+from maskmill.model.inference.matrix_tiles import add_product, add_product_of_rows
+
+# Image tokens that are processed together: with 56 tokens of 114 rows, 0.4 MiB.
+BLOCK = 512
+
+
+@njit(**OPTIONS)
+def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scale_NL, values_UDL, seen_NFD, seen_NFR):
+    """Attention from prompt tokens to image tokens: weighted means of values, and of the coefficients.
+
+    `shared_UDL` is empty before the first update. `coefficients_NRL` may have more rows than `by_row_NFR`.
+    """
+    N, F, D = token_NFD.shape
+    U, L = len(placed_UDL), scale_NL.shape[1]
+    T, R = F // U, by_row_NFR.shape[2]
+    weights_FB, scaled_TB = np.empty((F, min(BLOCK, L)), np.float32), np.empty((T, min(BLOCK, L)), np.float32)
+    highest_F, total_F = np.empty(F, np.float32), np.empty(F, np.float32)
+    for n in range(N):
+        highest_F[:], total_F[:] = -np.inf, 0
+        seen_NFD[n], seen_NFR[n] = 0, 0
+        for start in range(0, L, BLOCK):
+            block = slice(start, min(start + BLOCK, L))
+            B = block.stop - start
+            coefficients_RB, scale_B = coefficients_NRL[n, :R, block], scale_NL[n, block]
+            _scores(token_NFD[n], shared_UDL, placed_UDL, by_row_NFR[n], coefficients_RB, scale_B, start, weights_FB)
+            # A softmax over all blocks: what was added before is divided by the growth of the largest exponential.
+            for f in range(F):
+                weights_B = weights_FB[f]
+                highest = max(highest_F[f], _highest(weights_B[:B]))
+                shrink = exp(highest_F[f] - highest)
+                highest_F[f] = highest
+                total = np.float32(0)
+                for x in range(np.uint64(B)):
+                    weights_B[x] = exp(weights_B[x] - highest)
+                    total += weights_B[x]
+                total_F[f] = total_F[f] * shrink + total
+                if start > 0:
+                    seen_NFD[n, f] *= shrink
+                    seen_NFR[n, f] *= shrink
+            if R > 0:
+                add_product_of_rows(weights_FB[:, :B], coefficients_RB, seen_NFR[n])
+            for u in range(U):
+                for t in range(T):
+                    scaled_B, weights_B = scaled_TB[t], weights_FB[u * T + t]
+                    for x in range(np.uint64(B)):
+                        scaled_B[x] = weights_B[x] * scale_B[x]
+                add_product_of_rows(scaled_TB[:, :B], values_UDL[u, :, block], seen_NFD[n, u * T : u * T + T])
+        for f in range(F):
+            seen_NFD[n, f] /= total_F[f]
+            seen_NFR[n, f] /= total_F[f]
+
+
+@njit(**OPTIONS)
+def update(
+    token_NFD,
+    shared_UDL,
+    placed_UDL,
+    by_row_NFR,
+    gram_NRR,
+    value_NGV,
+    overlaps_GVL,
+    bias_overlaps_HL,
+    length_L,
+    channels,
+    epsilon,
+    coefficients_NRL,
+    scale_NL,
+):
+    """Attention from image tokens to prompt tokens, residual sum and layer norm: new coefficients and scale, in place.
+
+    G are the heads of this block and all earlier ones, block by block; the rows of `coefficients_NRL` are G*T
+    value vectors, after those of each block one for the bias of its norm. H are the earlier blocks. `epsilon` is that
+    of the norm.
+    """
+    N, F, _ = token_NFD.shape
+    U, L = len(placed_UDL), scale_NL.shape[1]
+    T, R = F // U, by_row_NFR.shape[2]
+    last = R + F
+    zero, one, two = np.float32(0), np.float32(1), np.float32(2)
+    share = one / np.float32(channels)
+    size = min(BLOCK, L)
+    products_RB, overlap_TB = np.empty((last, size), np.float32), np.empty((T, size), np.float32)
+    squares_B = np.empty(size, np.float32)
+    for n in range(N):
+        for start in range(0, L, BLOCK):
+            block = slice(start, min(start + BLOCK, L))
+            B = block.stop - start
+            coefficients_RB, scale_B = coefficients_NRL[n, :, block], scale_NL[n, block]
+            weights_FB = coefficients_RB[R:last]
+            _scores(token_NFD[n], shared_UDL, placed_UDL, by_row_NFR[n], coefficients_RB[:R], scale_B, start, weights_FB)
+            for u in range(U):
+                _softmax_over_rows(weights_FB[u * T : u * T + T], squares_B[:B])
+            # The squared length of the centred image tokens.
+            for x in range(np.uint64(B)):
+                squares_B[x] = scale_B[x] * scale_B[x] * length_L[start + x]
+            products_RB[:, :B] = 0
+            add_product(gram_NRR[n], coefficients_RB[:last], products_RB[:, :B])
+            row = 0
+            for g in range(len(overlaps_GVL)):
+                overlap_TB[:, :B] = 0
+                add_product(value_NGV[n, g * T : g * T + T], overlaps_GVL[g, :, block], overlap_TB[:, :B])
+                for t in range(T):
+                    coefficient_B, product_B, overlap_B = coefficients_RB[row], products_RB[row], overlap_TB[t]
+                    for x in range(np.uint64(B)):
+                        squares_B[x] += coefficient_B[x] * (product_B[x] + two * scale_B[x] * overlap_B[x])
+                    row += 1
+                if row < last and (g + 1) % U == 0:
+                    coefficient_B, product_B = coefficients_RB[row], products_RB[row]
+                    overlap_B = bias_overlaps_HL[g // U, block]
+                    for x in range(np.uint64(B)):
+                        squares_B[x] += coefficient_B[x] * (product_B[x] + two * scale_B[x] * overlap_B[x])
+                    row += 1
+            for x in range(np.uint64(B)):
+                squares_B[x] = one / np.sqrt(max(squares_B[x], zero) * share + epsilon)
+                scale_B[x] *= squares_B[x]
+            for r in range(last):
+                coefficient_B = coefficients_RB[r]
+                for x in range(np.uint64(B)):
+                    coefficient_B[x] *= squares_B[x]
+            coefficients_RB[last] = one
+
+
+@njit(**OPTIONS)
+def _scores(token_FD, shared_UDL, placed_UDL, by_row_FR, coefficients_RB, scale_B, start, scores_FB):
+    """Products of projected tokens with projected image tokens, of a block of them."""
+    U, T, B = len(placed_UDL), len(token_FD) // len(placed_UDL), len(scale_B)
+    block = slice(start, start + B)
+    scores_FB[:, :B] = 0
+    if len(shared_UDL) > 0:
+        for u in range(U):
+            rows = slice(u * T, u * T + T)
+            add_product(token_FD[rows], shared_UDL[u, :, block], scores_FB[rows, :B])
+        for f in range(len(scores_FB)):
+            score_B = scores_FB[f]
+            for x in range(np.uint64(B)):
+                score_B[x] *= scale_B[x]
+    for u in range(U):
+        rows = slice(u * T, u * T + T)
+        add_product(token_FD[rows], placed_UDL[u, :, block], scores_FB[rows, :B])
+    if by_row_FR.shape[1] > 0:
+        add_product(by_row_FR, coefficients_RB, scores_FB[:, :B])
+
+
+@njit(error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})  # for vectors
+def _highest(x_B):
+    highest = x_B[0]
+    for x in range(np.uint64(len(x_B))):
+        highest = x_B[x] if x_B[x] > highest else highest
+    return highest
+
+
+@njit(**OPTIONS)
+def _softmax_over_rows(x_TB, total_B):
+    """The softmax over the rows, in place. `total_B` is overwritten."""
+    T, B = x_TB.shape
+    for x in range(np.uint64(B)):
+        total_B[x] = x_TB[0, x]
+    for t in range(1, T):
+        x_B = x_TB[t]
+        for x in range(np.uint64(B)):
+            total_B[x] = max(total_B[x], x_B[x])
+    for t in range(T):
+        x_B = x_TB[t]
+        for x in range(np.uint64(B)):
+            x_B[x] = exp(x_B[x] - total_B[x])
+    total_B[:] = 0
+    for t in range(T):
+        x_B = x_TB[t]
+        for x in range(np.uint64(B)):
+            total_B[x] += x_B[x]
+    for t in range(T):
+        x_B = x_TB[t]
+        for x in range(np.uint64(B)):
+            x_B[x] /= total_B[x]
