@@ -207,6 +207,8 @@ class _State:
         basis_NRC[:, first:] = block.to_tokens.values(value_NTC)
         basis_NRC -= basis_NRC.mean(dim=2, keepdim=True)
         gram_NRR = basis_NRC @ basis_NRC.mT
+        # Symmetric: for a quadratic form the lower half is enough, if what is left out counts twice in it.
+        gram_NRR = gram_NRR.tril() + gram_NRR.tril(-1)
         values_NGV = torch.cat(self._values, dim=1)
         shared = prepared.overlaps_GVL, prepared.bias_overlaps_HL, prepared.length_L
         norm = block.block.norm4

@@ -15,7 +15,7 @@ import numpy as np
 
 from maskmill.compiled import njit
 from maskmill.model.inference.cpu_kernels import OPTIONS, exp
-from maskmill.model.inference.matrix_tiles import add_product, add_product_of_rows
+from maskmill.model.inference.matrix_tiles import ROWS, add_product, add_product_of_rows
 
 # Image tokens that are processed together: with 56 tokens of 114 rows, 0.4 MiB.
 BLOCK = 512
@@ -31,26 +31,25 @@ def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scal
     U, L = len(placed_UDL), scale_NL.shape[1]
     T, R = F // U, by_row_NFR.shape[2]
     weights_FB, scaled_TB = np.empty((F, min(BLOCK, L)), np.float32), np.empty((T, min(BLOCK, L)), np.float32)
-    highest_F, total_F = np.empty(F, np.float32), np.empty(F, np.float32)
-    for n in range(N):
-        highest_F[:], total_F[:] = -np.inf, 0
-        seen_NFD[n], seen_NFR[n] = 0, 0
-        for start in range(0, L, BLOCK):
-            block = slice(start, min(start + BLOCK, L))
-            B = block.stop - start
+    highest_NF, total_NF = np.full((N, F), -np.inf, np.float32), np.zeros((N, F), np.float32)
+    seen_NFD[:], seen_NFR[:] = 0, 0
+    for start in range(0, L, BLOCK):
+        block = slice(start, min(start + BLOCK, L))
+        B = block.stop - start
+        for n in range(N):
             coefficients_RB, scale_B = coefficients_NRL[n, :R, block], scale_NL[n, block]
             _scores(token_NFD[n], shared_UDL, placed_UDL, by_row_NFR[n], coefficients_RB, scale_B, start, weights_FB)
             # A softmax over all blocks: what was added before is divided by the growth of the largest exponential.
             for f in range(F):
-                weights_B = weights_FB[f]
-                highest = max(highest_F[f], _highest(weights_B[:B]))
-                shrink = exp(highest_F[f] - highest)
-                highest_F[f] = highest
+                weights_B = weights_FB[f, :B]
+                highest = max(highest_NF[n, f], _highest(weights_B))
+                shrink = exp(highest_NF[n, f] - highest)
+                highest_NF[n, f] = highest
                 total = np.float32(0)
                 for x in range(np.uint64(B)):
                     weights_B[x] = exp(weights_B[x] - highest)
                     total += weights_B[x]
-                total_F[f] = total_F[f] * shrink + total
+                total_NF[n, f] = total_NF[n, f] * shrink + total
                 if start > 0:
                     seen_NFD[n, f] *= shrink
                     seen_NFR[n, f] *= shrink
@@ -58,13 +57,14 @@ def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scal
                 add_product_of_rows(weights_FB[:, :B], coefficients_RB, seen_NFR[n])
             for u in range(U):
                 for t in range(T):
-                    scaled_B, weights_B = scaled_TB[t], weights_FB[u * T + t]
+                    scaled_B, weights_B = scaled_TB[t, :B], weights_FB[u * T + t, :B]
                     for x in range(np.uint64(B)):
                         scaled_B[x] = weights_B[x] * scale_B[x]
                 add_product_of_rows(scaled_TB[:, :B], values_UDL[u, :, block], seen_NFD[n, u * T : u * T + T])
+    for n in range(N):
         for f in range(F):
-            seen_NFD[n, f] /= total_F[f]
-            seen_NFR[n, f] /= total_F[f]
+            seen_NFD[n, f] /= total_NF[n, f]
+            seen_NFR[n, f] /= total_NF[n, f]
 
 
 @njit(**OPTIONS)
@@ -93,48 +93,55 @@ def update(
     U, L = len(placed_UDL), scale_NL.shape[1]
     T, R = F // U, by_row_NFR.shape[2]
     last = R + F
-    zero, one, two = np.float32(0), np.float32(1), np.float32(2)
+    zero, one = np.float32(0), np.float32(1)
     share = one / np.float32(channels)
     size = min(BLOCK, L)
     products_RB, overlap_TB = np.empty((last, size), np.float32), np.empty((T, size), np.float32)
     squares_B = np.empty(size, np.float32)
-    for n in range(N):
-        for start in range(0, L, BLOCK):
-            block = slice(start, min(start + BLOCK, L))
-            B = block.stop - start
-            coefficients_RB, scale_B = coefficients_NRL[n, :, block], scale_NL[n, block]
-            weights_FB = coefficients_RB[R:last]
-            _scores(token_NFD[n], shared_UDL, placed_UDL, by_row_NFR[n], coefficients_RB[:R], scale_B, start, weights_FB)
+    for start in range(0, L, BLOCK):
+        block = slice(start, min(start + BLOCK, L))
+        B = block.stop - start
+        for n in range(N):
+            coefficients_RL, scale_B = coefficients_NRL[n], scale_NL[n, block]
+            weights_FB = coefficients_RL[R:last, block]
+            _scores(token_NFD[n], shared_UDL, placed_UDL, by_row_NFR[n], coefficients_RL[:R, block], scale_B, start, weights_FB)
             for u in range(U):
-                _softmax_over_rows(weights_FB[u * T : u * T + T], squares_B[:B])
+                _softmax_over_rows(coefficients_RL[R + u * T : R + u * T + T], start, squares_B[:B])
             # The squared length of the centred image tokens.
+            products_RB[:] = 0
+            for r in range(0, last, ROWS):
+                end = min(r + ROWS, last)
+                add_product(gram_NRR[n, r:end, :end], coefficients_RL[:end, block], products_RB[r:end, :B])
+            length_B = length_L[block]
             for x in range(np.uint64(B)):
-                squares_B[x] = scale_B[x] * scale_B[x] * length_L[start + x]
-            products_RB[:, :B] = 0
-            add_product(gram_NRR[n], coefficients_RB[:last], products_RB[:, :B])
+                squares_B[x] = scale_B[x] * scale_B[x] * length_B[x]
             row = 0
             for g in range(len(overlaps_GVL)):
-                overlap_TB[:, :B] = 0
+                overlap_TB[:] = 0
                 add_product(value_NGV[n, g * T : g * T + T], overlaps_GVL[g, :, block], overlap_TB[:, :B])
                 for t in range(T):
-                    coefficient_B, product_B, overlap_B = coefficients_RB[row], products_RB[row], overlap_TB[t]
-                    for x in range(np.uint64(B)):
-                        squares_B[x] += coefficient_B[x] * (product_B[x] + two * scale_B[x] * overlap_B[x])
+                    rows = coefficients_RL[row, block], products_RB[row], overlap_TB[t]
+                    _add_squares(*rows, scale_B, squares_B)
                     row += 1
                 if row < last and (g + 1) % U == 0:
-                    coefficient_B, product_B = coefficients_RB[row], products_RB[row]
-                    overlap_B = bias_overlaps_HL[g // U, block]
-                    for x in range(np.uint64(B)):
-                        squares_B[x] += coefficient_B[x] * (product_B[x] + two * scale_B[x] * overlap_B[x])
+                    rows = coefficients_RL[row, block], products_RB[row], bias_overlaps_HL[g // U, block]
+                    _add_squares(*rows, scale_B, squares_B)
                     row += 1
             for x in range(np.uint64(B)):
                 squares_B[x] = one / np.sqrt(max(squares_B[x], zero) * share + epsilon)
                 scale_B[x] *= squares_B[x]
             for r in range(last):
-                coefficient_B = coefficients_RB[r]
+                coefficient_B = coefficients_RL[r, block]
                 for x in range(np.uint64(B)):
                     coefficient_B[x] *= squares_B[x]
-            coefficients_RB[last] = one
+            coefficients_RL[last, block] = one
+
+
+@njit(**OPTIONS)
+def _add_squares(coefficient_B, product_B, overlap_B, scale_B, squares_B):
+    two = np.float32(2)
+    for x in range(np.uint64(len(coefficient_B))):
+        squares_B[x] += coefficient_B[x] * (product_B[x] + two * scale_B[x] * overlap_B[x])
 
 
 @njit(**OPTIONS)
@@ -167,25 +174,27 @@ def _highest(x_B):
 
 
 @njit(**OPTIONS)
-def _softmax_over_rows(x_TB, total_B):
-    """The softmax over the rows, in place. `total_B` is overwritten."""
-    T, B = x_TB.shape
-    for x in range(np.uint64(B)):
-        total_B[x] = x_TB[0, x]
+def _softmax_over_rows(x_TL, start, total_B):
+    """The softmax over the rows, in place, for columns from `start` on. `total_B` is overwritten."""
+    T, B = len(x_TL), len(total_B)
+    block = slice(start, start + B)
+    total_B[:] = x_TL[0, block]
     for t in range(1, T):
-        x_B = x_TB[t]
+        x_B = x_TL[t, block]
         for x in range(np.uint64(B)):
-            total_B[x] = max(total_B[x], x_B[x])
+            total_B[x] = x_B[x] if x_B[x] > total_B[x] else total_B[x]
     for t in range(T):
-        x_B = x_TB[t]
+        x_B = x_TL[t, block]
         for x in range(np.uint64(B)):
             x_B[x] = exp(x_B[x] - total_B[x])
-    total_B[:] = 0
-    for t in range(T):
-        x_B = x_TB[t]
+    total_B[:] = x_TL[0, block]
+    for t in range(1, T):
+        x_B = x_TL[t, block]
         for x in range(np.uint64(B)):
             total_B[x] += x_B[x]
+    for x in range(np.uint64(B)):
+        total_B[x] = np.float32(1) / total_B[x]
     for t in range(T):
-        x_B = x_TB[t]
+        x_B = x_TL[t, block]
         for x in range(np.uint64(B)):
-            x_B[x] /= total_B[x]
+            x_B[x] *= total_B[x]
