@@ -39,54 +39,16 @@ def update_and_norm(
     N, L = len(weights_NFL), weights_NFL.shape[2]
     image_NLC = image_BLC.new_empty(N, L, values_NFC.shape[2])
     placed_NLC = torch.empty_like(image_NLC)
-    shared = [_array(x) for x in (positions_1LC[0], weight_C, bias_C)]
+    shared = [array(x) for x in (positions_1LC[0], weight_C, bias_C)]
     for n in range(N):
         # Prompt by prompt: the product is still in the cache when the kernel reads it.
         update_LC = fast_linear(weights_NFL[n].mT, values_NFC[n].mT)
-        own = [_array(x) for x in (update_LC, image_BLC[n % len(image_BLC)], image_NLC[n], placed_NLC[n])]
+        own = [array(x) for x in (update_LC, image_BLC[n % len(image_BLC)], image_NLC[n], placed_NLC[n])]
         _add_and_norm(np.float32(eps), *own, *shared)
     return image_NLC, placed_NLC
 
 
-def norm_and_gelu(
-    x_PCGL: Tensor,
-    constant_C: Tensor,
-    skip_PCGL: Tensor | None,
-    scale_L: Tensor | None,
-    shared_PCGL: Tensor | None,
-    weight_C: Tensor,
-    bias_C: Tensor,
-    eps: float,
-) -> None:
-    """In place: adds a constant per channel, skip features and scale * shared, then layer norm and GELU."""
-    skip_PCGL = x_PCGL[:0] if skip_PCGL is None else skip_PCGL
-    scale_L = constant_C[:0] if scale_L is None else scale_L
-    shared_PCGL = x_PCGL[:0].float() if shared_PCGL is None else shared_PCGL
-    tensors = x_PCGL, constant_C, skip_PCGL, scale_L, shared_PCGL, weight_C, bias_C
-    _norm_and_gelu(np.float32(eps), *map(_array, tensors))
-
-
-def gelu_and_logits(
-    x_QCGL: Tensor,
-    constant_C: Tensor,
-    skip_QCGL: Tensor | None,
-    weights_KC: Tensor,
-    first_pixel: int,
-    grid_width: int,
-    logits_Khw: Tensor,
-    keep_features: bool,
-) -> None:
-    """Adds a constant per channel and skip features, applies GELU, and writes products with the mask weights as logits.
-
-    G are pixels of the first upsampling step from `first_pixel` on, Q those of the second. The four pixels of a step
-    are two rows of two. If `keep_features`, the result of the GELU also replaces x.
-    """
-    skip_QCGL = x_QCGL[:0] if skip_QCGL is None else skip_QCGL
-    arrays = map(_array, (x_QCGL, constant_C, skip_QCGL, weights_KC))
-    _gelu_and_logits(*arrays, first_pixel, grid_width, _array(logits_Khw), keep_features)
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
+def array(tensor: Tensor) -> NDArray[Any]:
     """A NumPy view of the tensor. bfloat16 becomes uint16, because NumPy has no bfloat16."""
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
@@ -103,22 +65,22 @@ def _generate_bitcast(typing_context: Any, value: Any) -> Any:
 _bitcast: Any = intrinsic(_generate_bitcast)
 
 
-def _load(value) -> Any:
+def load(value) -> Any:
     """Converts an array element (float32, or the bits of a bfloat16) to float32."""
 
 
-def _store(array, index, value) -> Any:
+def store(array, index, value) -> Any:
     """Stores a float32 in an array, rounded to the type of the array."""
 
 
-@overload(_load, inline="always")
+@overload(load, inline="always")
 def _overload_load(value):
     if value == types.float32:
         return lambda value: value
     return lambda value: _bitcast(np.uint32(np.uint32(value) << np.uint32(16)))
 
 
-@overload(_store, inline="always")
+@overload(store, inline="always")
 def _overload_store(array, index, value):
     if array.dtype == types.float32:
 
@@ -147,7 +109,7 @@ _LIMIT, _HALF, _ONE = _float32(5.5, 0.5, 1.0)
 
 
 @njit(**OPTIONS)
-def _gelu(x):
+def gelu(x):
     z = -_LIMIT if x < -_LIMIT else x
     z = _LIMIT if z > _LIMIT else z
     t = z * z
@@ -201,90 +163,9 @@ def _add_and_norm(eps, update_LC, image_LC, normed_LC, placed_LC, positions_LC, 
     row_C = np.empty(C, np.float32)
     for i in range(L):
         for c in range(np.uint64(C)):
-            row_C[c] = _load(update_LC[i, c]) + _load(image_LC[i, c])
+            row_C[c] = load(update_LC[i, c]) + load(image_LC[i, c])
         _normalise(row_C, eps)
         for c in range(np.uint64(C)):
             value = row_C[c] * weight_C[c] + bias_C[c]
-            _store(normed_LC[i], c, value)
-            _store(placed_LC[i], c, value + _load(positions_LC[i, c]))
-
-
-@njit(**OPTIONS)
-def _norm_and_gelu(eps, x_PCGL, constant_C, skip_PCGL, scale_L, shared_PCGL, weight_C, bias_C):
-    P, C, G, L = x_PCGL.shape
-    block_CL = np.empty((C, _BLOCK), np.float32)
-    mean_L, scales_L = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
-    share = _ONE / np.float32(C)
-    for pixel in range(P * G):
-        p, g = pixel // G, pixel % G
-        for start in range(0, L, _BLOCK):
-            part = slice(start, min(start + _BLOCK, L))
-            length = np.uint64(part.stop - start)
-            for c in range(C):
-                block_L, x_L, constant = block_CL[c], x_PCGL[p, c, g, part], constant_C[c]
-                for i in range(length):
-                    block_L[i] = _load(x_L[i]) + constant
-                if len(skip_PCGL) > 0:
-                    skip_L = skip_PCGL[p, c, g, part]
-                    for i in range(length):
-                        block_L[i] += _load(skip_L[i])
-                if len(shared_PCGL) > 0:
-                    shared_L, factor_L = shared_PCGL[p, c, g, part], scale_L[part]
-                    for i in range(length):
-                        block_L[i] += factor_L[i] * shared_L[i]
-            mean_L[:] = 0
-            scales_L[:] = 0
-            for c in range(C):
-                block_L = block_CL[c]
-                for i in range(length):
-                    mean_L[i] += share * block_L[i]
-            for c in range(C):
-                block_L = block_CL[c]
-                for i in range(length):
-                    difference = block_L[i] - mean_L[i]
-                    scales_L[i] += share * (difference * difference)
-            for i in range(length):
-                scales_L[i] = _ONE / np.sqrt(scales_L[i] + eps)
-            for c in range(C):
-                block_L, x_L, weight, bias = block_CL[c], x_PCGL[p, c, g, part], weight_C[c], bias_C[c]
-                for i in range(length):
-                    _store(x_L, i, _gelu((block_L[i] - mean_L[i]) * scales_L[i] * weight + bias))
-
-
-@njit(**OPTIONS)
-def _gelu_and_logits(x_QCGL, constant_C, skip_QCGL, weights_KC, first_pixel, grid_width, logits_Khw, keep_features):
-    Q, C, G, L = x_QCGL.shape
-    masks = len(weights_KC)
-    cells = max(1, _BLOCK // grid_width) * grid_width  # whole rows of cells
-    sums_KL = np.empty((masks, cells), np.float32)
-    activated_L = np.empty(cells, np.float32)
-    for g in range(G):
-        p = first_pixel + g
-        for start in range(0, L, cells):
-            part = slice(start, min(start + cells, L))
-            length = np.uint64(part.stop - start)
-            for q in range(Q):
-                sums_KL[:] = 0
-                for c in range(C):
-                    x_L, constant = x_QCGL[q, c, g, part], constant_C[c]
-                    if len(skip_QCGL) > 0:
-                        skip_L = skip_QCGL[q, c, g, part]
-                        for i in range(length):
-                            activated_L[i] = _gelu(_load(x_L[i]) + constant + _load(skip_L[i]))
-                    else:
-                        for i in range(length):
-                            activated_L[i] = _gelu(_load(x_L[i]) + constant)
-                    if keep_features:
-                        for i in range(length):
-                            _store(x_L, i, activated_L[i])
-                    for k in range(masks):
-                        sum_L, weight = sums_KL[k], weights_KC[k, c]
-                        for i in range(length):
-                            sum_L[i] += weight * activated_L[i]
-                row, column = 2 * (p // 2) + q // 2, 2 * (p % 2) + q % 2
-                for k in range(masks):
-                    for first in range(0, part.stop - start, grid_width):
-                        sum_X = sums_KL[k, first : first + grid_width]
-                        logits_w = logits_Khw[k, 4 * ((start + first) // grid_width) + row]
-                        for x in range(np.uint64(grid_width)):
-                            logits_w[np.uint64(4) * x + np.uint64(column)] = sum_X[x]
+            store(normed_LC[i], c, value)
+            store(placed_LC[i], c, value + load(positions_LC[i, c]))

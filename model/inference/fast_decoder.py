@@ -58,7 +58,7 @@ class FastMaskDecoder(MaskDecoder):
         self._factors = dtype == torch.float32 and config.grid_size**2 >= self.LEAST_FACTORED_CELLS
         layers = self.output_upscaling
         if next(decoder.parameters()).device.type == "cpu":
-            self._upscaling = CellsLast(layers, dtype, config.grid_size**2)
+            self._upscaling = CellsLast(layers, dtype)
         else:
             self._upscaling = ChannelsLast(layers, dtype)
         self._prepared: WeakKeyDictionary[ImageEmbedding, _Prepared] = WeakKeyDictionary()

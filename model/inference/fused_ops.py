@@ -29,10 +29,9 @@ def update_and_norm(
 def norm_and_gelu(x_BCE: Tensor, constant_C: Tensor, norm: nn.LayerNorm) -> Tensor:
     """Adds a constant to each channel, then applies norm and GELU."""
     if _has_kernels(x_BCE):
-        from maskmill.model.inference import cpu_kernels
+        from maskmill.model.inference import upscaling_kernels
 
-        constants = norm.weight, norm.bias, norm.eps
-        cpu_kernels.norm_and_gelu(x_BCE[:, :, None], constant_C, None, None, None, *constants)
+        upscaling_kernels.norm_and_gelu(x_BCE, constant_C, None, norm)
         return x_BCE
     return F.gelu(_normalise((x_BCE + constant_C[:, None]).mT, norm).mT).to(x_BCE.dtype)
 

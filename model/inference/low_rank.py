@@ -76,8 +76,9 @@ class FactoredTokens:
     basis_NRC: Tensor
 
     def project(self, n: int, weight_OC: Tensor) -> Tensor:
-        """The linear function (O, L) of the image tokens of a prompt, without the part of the shared tokens."""
-        return fast_linear(fast_linear(weight_OC, self.basis_NRC[n]), self.coefficients_NRL[n].mT)
+        """The linear function (O, L) of the image tokens of a prompt."""
+        own_OL = fast_linear(fast_linear(weight_OC, self.basis_NRC[n]), self.coefficients_NRL[n].mT)
+        return own_OL + self.scale_NL[n] * self.projected_OL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,9 @@ class LowRankTransformer:
                     queries=place(block.to_tokens.attention.q_proj, block.heads),
                     length_L=centred_LC.square().sum(dim=1),
                     overlaps_GVL=torch.cat(overlaps),
-                    bias_overlaps_HL=torch.stack(bias_overlaps) if bias_overlaps else shared_LC.new_empty(0, len(shared_LC)),
+                    bias_overlaps_HL=torch.stack(bias_overlaps)
+                    if bias_overlaps
+                    else shared_LC.new_empty(0, len(shared_LC)),
                 )
             )
             shared_LC = centred_LC * block.block.norm4.weight

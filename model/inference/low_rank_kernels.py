@@ -9,8 +9,6 @@ head (head by head), R rows of the basis, V = D + 1 features of a value vector.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from maskmill.compiled import njit
@@ -27,7 +25,7 @@ def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scal
 
     `shared_UDL` is empty before the first update. `coefficients_NRL` may have more rows than `by_row_NFR`.
     """
-    N, F, D = token_NFD.shape
+    N, F, _ = token_NFD.shape
     U, L = len(placed_UDL), scale_NL.shape[1]
     T, R = F // U, by_row_NFR.shape[2]
     weights_FB, scaled_TB = np.empty((F, min(BLOCK, L)), np.float32), np.empty((T, min(BLOCK, L)), np.float32)
@@ -104,7 +102,16 @@ def update(
         for n in range(N):
             coefficients_RL, scale_B = coefficients_NRL[n], scale_NL[n, block]
             weights_FB = coefficients_RL[R:last, block]
-            _scores(token_NFD[n], shared_UDL, placed_UDL, by_row_NFR[n], coefficients_RL[:R, block], scale_B, start, weights_FB)
+            _scores(
+                token_NFD[n],
+                shared_UDL,
+                placed_UDL,
+                by_row_NFR[n],
+                coefficients_RL[:R, block],
+                scale_B,
+                start,
+                weights_FB,
+            )
             for u in range(U):
                 _softmax_over_rows(coefficients_RL[R + u * T : R + u * T + T], start, squares_B[:B])
             # The squared length of the centred image tokens.

@@ -99,9 +99,7 @@ def _tile(builder: ir.IRBuilder, a: _Matrix, b: _Matrix, c: _Matrix, rows: int, 
             continue
         target = c.at(row, _i64(column), _f32)
         signature = ir.FunctionType(_f32, [_f32, _vector])
-        add_lanes = cgutils.get_or_insert_function(
-            builder.module, signature, f"llvm.vector.reduce.fadd.v{LANES}f32"
-        )
+        add_lanes = cgutils.get_or_insert_function(builder.module, signature, f"llvm.vector.reduce.fadd.v{LANES}f32")
         builder.store(builder.call(add_lanes, [builder.load(target), result], fastmath=("reassoc",)), target)
 
 

@@ -4,12 +4,12 @@ The published decoder upscales with two transposed convolutions. Their 2 x 2 ker
 cell determines its own 4 x 4 pixels, and a convolution is a matrix multiplication of the channels of each cell. The
 pixels stay grouped by cell; only the logits are arranged by row and column.
 
-Two forms of the same function. `CellsLast` is for CPUs: norms, GELUs and the products with mask weights run along the
-cells in compiled loops, prompt by prompt. `ChannelsLast` is torch operations on all prompts together.
+Two forms of the same function. `CellsLast` is for CPUs: compiled loops along the cells, prompt by prompt.
+`ChannelsLast` is torch operations on all prompts together.
 
 Shapes: B images (1 if all prompts share one, else N), Z prompts with at least one chosen mask, K chosen masks, M masks
-per prompt, C channels, Y X embedding grid, L = Y*X cells, E pixels, grouped by cell, h w = 4Y 4X mask logits. The four
-pixels of the first step are P groups of G, those of the second step Q.
+per prompt, C channels, D of them after the second step, Y X embedding grid, L = Y*X cells, E pixels, grouped by cell,
+h w = 4Y 4X mask logits, P Q the four pixels of the first and second step.
 Source: `modeling/mask_decoder.py` of segment-anything, through `model/mask_decoder.py`.
 """
 
@@ -26,9 +26,6 @@ from torch import Tensor, nn
 from maskmill.model.inference.low_rank import FactoredPrompts
 from maskmill.model.layers import fast_linear
 from maskmill.model.mask_decoder import DecodedPrompts
-
-# Pixels of the first step that are processed together: 1 MiB of features with `vit_b`, 2 MiB after the second step.
-GROUPED_CELLS = 4096
 
 
 class ChosenMasks(NamedTuple):
@@ -108,84 +105,114 @@ class ChannelsLast(Upscaling):
 
 
 class CellsLast(Upscaling):
-    """Channels come before cells: each step of a kernel handles many cells. For CPUs.
+    """Channels come before cells: each step of a kernel handles many cells. For CPUs."""
 
-    The second step is done for one group of pixels after the other, so that their features stay in the caches.
-    """
-
-    def __init__(self, layers: nn.Sequential, dtype: torch.dtype, cells: int) -> None:
+    def __init__(self, layers: nn.Sequential, dtype: torch.dtype) -> None:
         super().__init__(layers, dtype)
-        self._group = 4 if 4 * cells <= GROUPED_CELLS else 1
         (weight_1, bias_1), (weight_2, bias_2) = self.convolutions
-        self.weight_1 = self._group_pixels(weight_1.permute(1, 2, 3, 0).flatten(1, 2)).flatten(0, 2).to(dtype)
+        self.weight_1 = weight_1.permute(2, 3, 1, 0).flatten(0, 2).to(dtype).contiguous()
         self._weight_2 = weight_2.permute(2, 3, 1, 0).flatten(0, 2).to(dtype).contiguous()
         self._biases = bias_1.float(), bias_2.float()
 
     def arrange_skip(self, skip_BChw: Tensor, steps: int) -> Tensor:
-        """Returns (B, P, C, G, L) after one step, (B, P, Q, C, G, L) after two."""
+        """Returns (B, P, C, L) after one step, (B, P, Q, C, L) after two."""
         pixels = _split_pixels(skip_BChw, steps).to(self.dtype)
         if steps == 1:
-            x_BC4L = pixels.permute(0, 1, 3, 5, 2, 4).flatten(4).flatten(2, 3)
-            return torch.stack([self._group_pixels(x_C4L) for x_C4L in x_BC4L])
-        x_BQC4L = pixels.permute(0, 4, 7, 1, 3, 6, 2, 5).flatten(6).flatten(4, 5).flatten(1, 2)
-        return torch.stack([self._group_pixels(x_QC4L.flatten(0, 1)).unflatten(1, (4, -1)) for x_QC4L in x_BQC4L])
-
-    def _group_pixels(self, x_C4L: Tensor) -> Tensor:
-        """Returns (P, C, G, L)."""
-        return x_C4L.unflatten(1, (-1, self._group)).transpose(0, 1).contiguous()
+            return pixels.permute(0, 3, 5, 1, 2, 4).flatten(4).flatten(1, 2).contiguous()
+        return pixels.permute(0, 3, 6, 4, 7, 1, 2, 5).flatten(6).flatten(3, 4).flatten(1, 2).contiguous()
 
     def __call__(
         self, masks: ChosenMasks, skips: Sequence[Tensor], with_features: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        from maskmill.model.inference import cpu_kernels
-
         decoded, rows_Z, weights_ZMC, indices_K2 = masks
         Y, X = decoded.image_tokens_NCYX.shape[-2:]
         logits_Khw = weights_ZMC.new_empty(len(indices_K2), 4 * Y, 4 * X)
-        weights_KC = weights_ZMC[indices_K2[:, 0], indices_K2[:, 1]]
+        weights_KD = weights_ZMC[indices_K2[:, 0], indices_K2[:, 1]]
+        features_ZPQDL = weights_ZMC.new_empty(
+            len(rows_Z) if with_features else 0, 4, 4, weights_ZMC.shape[2], Y * X, dtype=self.dtype
+        )
         counts = indices_K2[:, 0].bincount(minlength=len(rows_Z)).tolist()
-        features = []
-        own = zip(rows_Z.tolist(), weights_KC.split(counts), logits_Khw.split(counts), strict=True)
-        for n, own_weights_KC, own_logits_Khw in own:
+        own = zip(rows_Z.tolist(), weights_KD.split(counts), logits_Khw.split(counts), strict=True)
+        for z, (n, own_weights_KD, own_logits_Khw) in enumerate(own):
             half_skip, full_skip = [skip[n % len(skip)] for skip in skips] or (None, None)
-            full = []
-            for i, half_CGL in enumerate(self._first_step(decoded, n, half_skip)):
-                full_QCGL = fast_linear(self._weight_2, half_CGL.flatten(1).mT).view(4, -1, self._group, Y * X)
-                skip_QCGL = None if full_skip is None else full_skip[i]
-                outputs = own_weights_KC, i * self._group, X, own_logits_Khw
-                cpu_kernels.gelu_and_logits(full_QCGL, self._biases[1], skip_QCGL, *outputs, with_features)
-                if with_features:
-                    full.append(full_QCGL)
-            if with_features:
-                cells = torch.stack(full).transpose(2, 3).transpose(1, 2).flatten(0, 1)
-                features.append(cells.view(2, 2, 2, 2, -1, Y, X).permute(4, 5, 0, 2, 6, 1, 3).flatten(4).flatten(1, 3))
-        return logits_Khw, torch.stack(features) if features else None
+            outputs = own_weights_KD, X, own_logits_Khw, features_ZPQDL[z] if with_features else None
+            if self.dtype == torch.float32 and isinstance(self.norm, nn.LayerNorm):
+                self._upscale(decoded, n, half_skip, full_skip, *outputs)
+            else:
+                self._upscale_in_steps(decoded, n, half_skip, full_skip, *outputs)
+        if not with_features:
+            return logits_Khw, None
+        by_pixel = features_ZPQDL.unflatten(4, (Y, X)).unflatten(2, (2, 2)).unflatten(1, (2, 2))
+        return logits_Khw, by_pixel.permute(0, 5, 6, 1, 3, 7, 2, 4).flatten(5).flatten(2, 4)
 
-    def _first_step(self, decoded: DecodedPrompts, n: int, skip_PCGL: Tensor | None) -> Tensor:
-        """Pixels (P, C, G, L) of one prompt after the first step, norm and GELU."""
-        from maskmill.model.inference import cpu_kernels
+    def _upscale(
+        self,
+        decoded: DecodedPrompts,
+        n: int,
+        half_skip_PCL: Tensor | None,
+        full_skip_PQDL: Tensor | None,
+        weights_KD: Tensor,
+        width: int,
+        logits_Khw: Tensor,
+        features_PQDL: Tensor | None,
+    ) -> None:
+        """Both steps of prompt `n` in one kernel."""
+        from maskmill.model.inference import upscaling_kernels as kernels
 
-        groups = 4 // self._group, -1, self._group
-        scale_L = shared_PCGL = None
+        if isinstance(decoded, FactoredPrompts):
+            factored = decoded.factored
+            weight_OR, x_RL = fast_linear(self.weight_1, factored.basis_NRC[n]), factored.coefficients_NRL[n]
+            scale_L, shared_OL = factored.scale_NL[n], factored.projected_OL
+        else:
+            shared_OL = fast_linear(self.weight_1, decoded.image_tokens_NCYX[n].flatten(1).mT)
+            scale_L = shared_OL.new_ones(shared_OL.shape[1])
+            weight_OR, x_RL = self.weight_1[:, :0].contiguous(), shared_OL[:0]
+        shared_PCL = shared_OL.unflatten(0, (4, -1))
+        first = kernels.FirstStep(weight_OR, x_RL, scale_L, shared_PCL, self._biases[0], half_skip_PCL)
+        second = kernels.SecondStep(self._weight_2, self._biases[1], full_skip_PQDL)
+        assert isinstance(self.norm, nn.LayerNorm)
+        kernels.upscale(first, self.norm, second, weights_KD, width, logits_Khw, features_PQDL)
+
+    def _upscale_in_steps(
+        self,
+        decoded: DecodedPrompts,
+        n: int,
+        half_skip_PCL: Tensor | None,
+        full_skip_PQDL: Tensor | None,
+        weights_KD: Tensor,
+        width: int,
+        logits_Khw: Tensor,
+        features_PQDL: Tensor | None,
+    ) -> None:
+        """The same for other dtypes and norms, with the products in oneDNN."""
+        from maskmill.model.inference import upscaling_kernels as kernels
+
+        half_PCL = self._first_step(decoded, n, half_skip_PCL)
+        for p, half_CL in enumerate(half_PCL):
+            full_QDL = fast_linear(self._weight_2, half_CL.mT).unflatten(0, (4, -1))
+            skip_QDL = None if full_skip_PQDL is None else full_skip_PQDL[p]
+            kernels.gelu_and_logits(full_QDL, self._biases[1], skip_QDL, weights_KD, p, width, logits_Khw)
+            if features_PQDL is not None:
+                features_PQDL[p] = full_QDL
+
+    def _first_step(self, decoded: DecodedPrompts, n: int, skip_PCL: Tensor | None) -> Tensor:
+        """Pixels (P, C, L) of one prompt after the first step, norm and GELU."""
+        from maskmill.model.inference import upscaling_kernels as kernels
+
         if isinstance(decoded, FactoredPrompts):
             x_OL = decoded.factored.project(n, self.weight_1)
-            scale_L, shared_PCGL = decoded.factored.scale_NL[n], decoded.factored.projected_OL.unflatten(0, groups)
         else:
             x_OL = fast_linear(self.weight_1, decoded.image_tokens_NCYX[n].flatten(1).mT)
-        x_PCGL = x_OL.unflatten(0, groups)
-        bias_C, norm = self._biases[0], self.norm
+        x_PCL, bias_C, norm = x_OL.unflatten(0, (4, -1)), self._biases[0], self.norm
         if isinstance(norm, nn.LayerNorm):
-            constants = norm.weight, norm.bias, norm.eps
-            cpu_kernels.norm_and_gelu(x_PCGL, bias_C, skip_PCGL, scale_L, shared_PCGL, *constants)
-            return x_PCGL
-        x_PCGL = x_PCGL + bias_C[:, None, None]
-        if scale_L is not None and shared_PCGL is not None:
-            x_PCGL = x_PCGL + scale_L * shared_PCGL
-        if skip_PCGL is not None:
-            x_PCGL = x_PCGL + skip_PCGL
+            kernels.norm_and_gelu(x_PCL, bias_C, skip_PCL, norm)
+            return x_PCL
+        x_PCL = x_PCL + bias_C[:, None]
+        if skip_PCL is not None:
+            x_PCL = x_PCL + skip_PCL
         # The whole image is one group of the norm.
-        normed_1CPGL = norm(x_PCGL.transpose(0, 1)[None])
-        return F.gelu(normed_1CPGL[0].transpose(0, 1)).to(self.dtype).contiguous()
+        normed_1CPL = norm(x_PCL.transpose(0, 1)[None])
+        return F.gelu(normed_1CPL[0].transpose(0, 1)).to(self.dtype).contiguous()
 
 
 def _of_prompts(skip_B: Tensor, rows_Z: Tensor) -> Tensor:
