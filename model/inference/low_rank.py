@@ -3,7 +3,7 @@
 A block adds a weighted sum of the prompt's value vectors to each image token, then normalises it. There are far fewer
 value vectors (one per head and prompt token) than channels. So the image tokens of a prompt have the form
 
-    x_l = scale_l * shared_l + coefficients_l @ basis
+    x_l = scale_l * (shared_l + coefficients_l @ basis)
 
 where `shared` is equal for all prompts of the image, and `basis` holds the value vectors and the biases of the norms.
 The decoder needs only linear functions of x. This file computes those of `shared` once per image and those of `basis`
@@ -39,7 +39,7 @@ from maskmill.model.mask_decoder import DecodedPrompts
 class Projected(NamedTuple):
     """A projection of x_l + position_l, per head, without the part of the basis."""
 
-    shared_UDL: Tensor  # to be multiplied by the scale; empty before the first update, when the scale is 1
+    shared_UDL: Tensor  # to be multiplied by the scale, which is 1 before the first update: then empty
     placed_UDL: Tensor  # positions and bias; before the first update also the image tokens
 
 
@@ -50,8 +50,8 @@ class PreparedBlock(NamedTuple):
     values_UDL: Tensor
     queries: Projected
     length_L: Tensor  # squared length of the centred shared tokens
-    # Products of the centred shared tokens with the value vectors of the heads of all blocks up to this one, and with
-    # the biases of the earlier norms.
+    # Twice the products of the centred shared tokens with the value vectors of the heads of all blocks up to this one,
+    # and with the biases of the earlier norms.
     overlaps_GVL: Tensor
     bias_overlaps_HL: Tensor
 
@@ -67,7 +67,7 @@ class PreparedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class FactoredTokens:
-    """Image tokens x_l = scale_l * shared_l + coefficients_l @ basis of N prompts."""
+    """Image tokens x_l = scale_l * (shared_l + coefficients_l @ basis) of N prompts."""
 
     # Of the linear function that `LowRankTransformer.prepare` was given, the part of the shared tokens, without scale.
     projected_OL: Tensor
@@ -78,7 +78,7 @@ class FactoredTokens:
     def project(self, n: int, weight_OC: Tensor) -> Tensor:
         """The linear function (O, L) of the image tokens of a prompt."""
         own_OL = fast_linear(fast_linear(weight_OC, self.basis_NRC[n]), self.coefficients_NRL[n].mT)
-        return own_OL + self.scale_NL[n] * self.projected_OL
+        return self.scale_NL[n] * (self.projected_OL + own_OL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +117,8 @@ class LowRankTransformer:
                     values_UDL=_by_head(fast_linear(shared_LC, block.to_image.attention.v_proj.weight), block.heads),
                     queries=place(block.to_tokens.attention.q_proj, block.heads),
                     length_L=centred_LC.square().sum(dim=1),
-                    overlaps_GVL=torch.cat(overlaps),
-                    bias_overlaps_HL=torch.stack(bias_overlaps)
+                    overlaps_GVL=2 * torch.cat(overlaps),
+                    bias_overlaps_HL=2 * torch.stack(bias_overlaps)
                     if bias_overlaps
                     else shared_LC.new_empty(0, len(shared_LC)),
                 )

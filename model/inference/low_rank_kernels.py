@@ -23,12 +23,12 @@ BLOCK = 512
 def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scale_NL, values_UDL, seen_NFD, seen_NFR):
     """Attention from prompt tokens to image tokens: weighted means of values, and of the coefficients.
 
-    `shared_UDL` is empty before the first update. `coefficients_NRL` may have more rows than `by_row_NFR`.
+    `shared_UDL` and `by_row_NFR` are empty before the first update. `coefficients_NRL` may have more rows than these.
     """
     N, F, _ = token_NFD.shape
     U, L = len(placed_UDL), scale_NL.shape[1]
     T, R = F // U, by_row_NFR.shape[2]
-    weights_FB, scaled_TB = np.empty((F, min(BLOCK, L)), np.float32), np.empty((T, min(BLOCK, L)), np.float32)
+    weights_FB = np.empty((F, min(BLOCK, L)), np.float32)
     highest_NF, total_NF = np.full((N, F), -np.inf, np.float32), np.zeros((N, F), np.float32)
     seen_NFD[:], seen_NFR[:] = 0, 0
     for start in range(0, L, BLOCK):
@@ -36,7 +36,9 @@ def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scal
         B = block.stop - start
         for n in range(N):
             coefficients_RB, scale_B = coefficients_NRL[n, :R, block], scale_NL[n, block]
-            _scores(token_NFD[n], shared_UDL, placed_UDL, by_row_NFR[n], coefficients_RB, scale_B, start, weights_FB)
+            _scores(
+                token_NFD[n], shared_UDL, placed_UDL, by_row_NFR[n], coefficients_RB, scale_B, start, weights_FB, 0, 0
+            )
             # A softmax over all blocks: what was added before is divided by the growth of the largest exponential.
             for f in range(F):
                 weights_B = weights_FB[f, :B]
@@ -45,8 +47,9 @@ def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scal
                 highest_NF[n, f] = highest
                 total = np.float32(0)
                 for x in range(np.uint64(B)):
-                    weights_B[x] = exp(weights_B[x] - highest)
-                    total += weights_B[x]
+                    weight = exp(weights_B[x] - highest)
+                    total += weight
+                    weights_B[x] = weight * scale_B[x]
                 total_NF[n, f] = total_NF[n, f] * shrink + total
                 if start > 0:
                     seen_NFD[n, f] *= shrink
@@ -54,11 +57,8 @@ def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scal
             if R > 0:
                 add_product_of_rows(weights_FB[:, :B], coefficients_RB, seen_NFR[n])
             for u in range(U):
-                for t in range(T):
-                    scaled_B, weights_B = scaled_TB[t, :B], weights_FB[u * T + t, :B]
-                    for x in range(np.uint64(B)):
-                        scaled_B[x] = weights_B[x] * scale_B[x]
-                add_product_of_rows(scaled_TB[:, :B], values_UDL[u, :, block], seen_NFD[n, u * T : u * T + T])
+                rows = slice(u * T, u * T + T)
+                add_product_of_rows(weights_FB[rows, :B], values_UDL[u, :, block], seen_NFD[n, rows])
     for n in range(N):
         for f in range(F):
             seen_NFD[n, f] /= total_NF[n, f]
@@ -94,82 +94,63 @@ def update(
     zero, one = np.float32(0), np.float32(1)
     share = one / np.float32(channels)
     size = min(BLOCK, L)
-    products_RB, overlap_TB = np.empty((last, size), np.float32), np.empty((T, size), np.float32)
+    products_RB = np.empty((last, size), np.float32)
     squares_B = np.empty(size, np.float32)
     for start in range(0, L, BLOCK):
         block = slice(start, min(start + BLOCK, L))
         B = block.stop - start
         for n in range(N):
             coefficients_RL, scale_B = coefficients_NRL[n], scale_NL[n, block]
-            weights_FB = coefficients_RL[R:last, block]
-            _scores(
-                token_NFD[n],
-                shared_UDL,
-                placed_UDL,
-                by_row_NFR[n],
-                coefficients_RL[:R, block],
-                scale_B,
-                start,
-                weights_FB,
-            )
+            projected = token_NFD[n], shared_UDL, placed_UDL, by_row_NFR[n], coefficients_RL[:R, block]
+            _scores(*projected, scale_B, start, coefficients_RL, R, start)
             for u in range(U):
-                _softmax_over_rows(coefficients_RL[R + u * T : R + u * T + T], start, squares_B[:B])
-            # The squared length of the centred image tokens.
+                _softmax_over_rows(coefficients_RL[R + u * T : R + u * T + T], start, scale_B, squares_B[:B])
+            # The squared length of the centred image tokens, without scale.
             products_RB[:] = 0
             for r in range(0, last, ROWS):
                 end = min(r + ROWS, last)
                 add_product(gram_NRR[n, r:end, :end], coefficients_RL[:end, block], products_RB[r:end, :B])
-            length_B = length_L[block]
-            for x in range(np.uint64(B)):
-                squares_B[x] = scale_B[x] * scale_B[x] * length_B[x]
             row = 0
             for g in range(len(overlaps_GVL)):
-                overlap_TB[:] = 0
-                add_product(value_NGV[n, g * T : g * T + T], overlaps_GVL[g, :, block], overlap_TB[:, :B])
-                for t in range(T):
-                    rows = coefficients_RL[row, block], products_RB[row], overlap_TB[t]
-                    _add_squares(*rows, scale_B, squares_B)
-                    row += 1
+                rows = slice(row, row + T)
+                add_product(value_NGV[n, g * T : g * T + T], overlaps_GVL[g, :, block], products_RB[rows, :B])
+                row += T
                 if row < last and (g + 1) % U == 0:
-                    rows = coefficients_RL[row, block], products_RB[row], bias_overlaps_HL[g // U, block]
-                    _add_squares(*rows, scale_B, squares_B)
+                    product_B, overlap_B = products_RB[row, :B], bias_overlaps_HL[g // U, block]
+                    for x in range(np.uint64(B)):
+                        product_B[x] += overlap_B[x]
                     row += 1
-            for x in range(np.uint64(B)):
-                squares_B[x] = one / np.sqrt(max(squares_B[x], zero) * share + epsilon)
-                scale_B[x] *= squares_B[x]
+            squares_B[:B] = length_L[block]
             for r in range(last):
-                coefficient_B = coefficients_RL[r, block]
+                product_B, coefficient_B = products_RB[r, :B], coefficients_RL[r, block]
                 for x in range(np.uint64(B)):
-                    coefficient_B[x] *= squares_B[x]
-            coefficients_RL[last, block] = one
+                    squares_B[x] += coefficient_B[x] * product_B[x]
+            bias_B = coefficients_RL[last, block]
+            for x in range(np.uint64(B)):
+                square = max(squares_B[x], zero) * scale_B[x] * scale_B[x]
+                scale_B[x] /= np.sqrt(square * share + epsilon)
+                bias_B[x] = one / scale_B[x]
 
 
 @njit(**OPTIONS)
-def _add_squares(coefficient_B, product_B, overlap_B, scale_B, squares_B):
-    two = np.float32(2)
-    for x in range(np.uint64(len(coefficient_B))):
-        squares_B[x] += coefficient_B[x] * (product_B[x] + two * scale_B[x] * overlap_B[x])
-
-
-@njit(**OPTIONS)
-def _scores(token_FD, shared_UDL, placed_UDL, by_row_FR, coefficients_RB, scale_B, start, scores_FB):
-    """Products of projected tokens with projected image tokens, of a block of them."""
-    U, T, B = len(placed_UDL), len(token_FD) // len(placed_UDL), len(scale_B)
-    block = slice(start, start + B)
-    scores_FB[:, :B] = 0
+def _scores(token_FD, shared_UDL, placed_UDL, by_row_FR, coefficients_RB, scale_B, start, scores, row, column):
+    """Products of projected tokens with B projected image tokens from `start` on, written into `scores`."""
+    F, U, B = len(token_FD), len(placed_UDL), len(scale_B)
+    T, block, columns = F // U, slice(start, start + B), slice(column, column + B)
+    for f in range(F):
+        scores[row + f, columns] = 0
     if len(shared_UDL) > 0:
         for u in range(U):
-            rows = slice(u * T, u * T + T)
-            add_product(token_FD[rows], shared_UDL[u, :, block], scores_FB[rows, :B])
-        for f in range(len(scores_FB)):
-            score_B = scores_FB[f]
+            own = scores[row + u * T : row + u * T + T, columns]
+            add_product(token_FD[u * T : u * T + T], shared_UDL[u, :, block], own)
+        add_product(by_row_FR, coefficients_RB, scores[row : row + F, columns])
+        for f in range(F):
+            score_B = scores[row + f, columns]
             for x in range(np.uint64(B)):
                 score_B[x] *= scale_B[x]
     for u in range(U):
-        rows = slice(u * T, u * T + T)
-        add_product(token_FD[rows], placed_UDL[u, :, block], scores_FB[rows, :B])
-    if by_row_FR.shape[1] > 0:
-        add_product(by_row_FR, coefficients_RB, scores_FB[:, :B])
+        own = scores[row + u * T : row + u * T + T, columns]
+        add_product(token_FD[u * T : u * T + T], placed_UDL[u, :, block], own)
 
 
 @njit(error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})  # for vectors
@@ -181,8 +162,8 @@ def _highest(x_B):
 
 
 @njit(**OPTIONS)
-def _softmax_over_rows(x_TL, start, total_B):
-    """The softmax over the rows, in place, for columns from `start` on. `total_B` is overwritten."""
+def _softmax_over_rows(x_TL, start, scale_B, total_B):
+    """The softmax over the rows / scale, in place, for columns from `start` on. `total_B` is overwritten."""
     T, B = len(x_TL), len(total_B)
     block = slice(start, start + B)
     total_B[:] = x_TL[0, block]
@@ -200,7 +181,7 @@ def _softmax_over_rows(x_TL, start, total_B):
         for x in range(np.uint64(B)):
             total_B[x] += x_B[x]
     for x in range(np.uint64(B)):
-        total_B[x] = np.float32(1) / total_B[x]
+        total_B[x] = np.float32(1) / (total_B[x] * scale_B[x])
     for t in range(T):
         x_B = x_TL[t, block]
         for x in range(np.uint64(B)):

@@ -22,7 +22,7 @@ BLOCK = 512  # cells: 0.4 MiB of features with `vit_b`
 
 
 class FirstStep(NamedTuple):
-    """The first step before its norm: weight @ x + scale * shared + constant + skip, for each pixel P."""
+    """The first step before its norm: scale * (weight @ x + shared) + constant + skip, for each pixel P."""
 
     weight_OR: Tensor  # O = P * C
     x_RL: Tensor
@@ -108,7 +108,7 @@ def _upscale(
             for c in range(C):
                 half_B, shared_B, constant = half_CB[c, :B], shared_PCL[p, c, block], constant_C[c]
                 for x in range(np.uint64(B)):
-                    half_B[x] += constant + scale_B[x] * shared_B[x]
+                    half_B[x] = constant + scale_B[x] * (half_B[x] + shared_B[x])
                 if len(skip_PCL) > 0:
                     skip_B = skip_PCL[p, c, block]
                     for x in range(np.uint64(B)):
