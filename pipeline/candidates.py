@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 # The size of the largest tensor of a batch of prompts: on a CPU about the size of the caches, on a GPU a fraction of
 # its memory that leaves room for the other tensors. Larger batches launch fewer kernels.
-CPU_TENSOR_BYTES = 32 * 2**20
+CPU_TENSOR_BYTES = 64 * 2**20
 # In smaller batches the matrix products of a CPU have too few rows.
-LEAST_CPU_BATCH = 8
+LEAST_CPU_BATCH = 16
 GPU_TENSOR_SHARE = 1 / 32
 
 
