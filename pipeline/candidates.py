@@ -17,10 +17,10 @@ from maskmill.filters.masks import MaskBatch
 from maskmill.filters.regions import edit_logits
 from maskmill.filters.screening import STABILITY_MARGIN
 from maskmill.model.network import Network
+from maskmill.model.threads import SingleCoreThreads
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.point_masks import predict_masks
 from maskmill.pipeline.records import StepTimer
-from maskmill.pipeline.threads import SingleCoreThreads
 from maskmill.pipeline.upsampling import crop_upsampling
 from maskmill.pipeline.views import EncodedView
 

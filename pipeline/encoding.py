@@ -20,9 +20,9 @@ from maskmill.filters.names import DroppedBy
 from maskmill.filters.nms import nms
 from maskmill.filters.regions import remove_small_regions
 from maskmill.model.config import NetworkConfig
+from maskmill.model.threads import SingleCoreThreads
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.records import ImageMasks, StepTimer
-from maskmill.pipeline.threads import SingleCoreThreads
 from maskmill.pipeline.upsampling import crop_upsampling
 
 # Masks that are encoded together; bounds the memory for the positions of their borders.

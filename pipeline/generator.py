@@ -21,13 +21,13 @@ from maskmill.filters.names import FILTERS
 from maskmill.model.network import Network
 from maskmill.model.optimize import device_answers
 from maskmill.model.preprocess import normalise
+from maskmill.model.threads import SingleCoreThreads, all_cores
 from maskmill.pipeline.candidates import PointDecoder
 from maskmill.pipeline.config import GeneratorConfig
 from maskmill.pipeline.encoding import MaskEncoder
 from maskmill.pipeline.one_pass import OnePassSearch
 from maskmill.pipeline.prompts import plan_views
 from maskmill.pipeline.records import ImageMasks, StepTimer
-from maskmill.pipeline.threads import SingleCoreThreads
 from maskmill.pipeline.two_pass import TwoPassSearch
 from maskmill.pipeline.views import EncodedView, ResizedImage, ResizedView
 
@@ -54,7 +54,7 @@ class MaskGenerator:
         self.at_once = 1 if self._on_cpu else GPU_IMAGES
         self._views_per_batch = views_per_batch or (1 if self._on_cpu else GPU_VIEWS_PER_BATCH)
 
-        threads = SingleCoreThreads(torch.get_num_threads())
+        threads = all_cores()
         decoding = threads if self._on_cpu else SingleCoreThreads(1)
         self._find_masks = one_pass = OnePassSearch(PointDecoder(network, config, decoding, gpu_share), config)
         screen = network.screen() if config.can_be_screened else None

@@ -1,7 +1,8 @@
 """Matrix products inside Numba kernels, at the rate of a good library and without a call to one.
 
 A tile of the result stays in vector registers while its sums are added up. LLVM does not make such tiles from loops,
-so this file generates their instructions. Matrices are float32; the last axis of each is contiguous.
+so this file generates their instructions. Matrices are float32. The last axis of each is contiguous, except that the
+first factor of `add_product` may have any strides.
 
 Shapes: M N rows and columns of the result, K length of its sums.
 """
@@ -19,7 +20,8 @@ from numba.extending import intrinsic
 
 from maskmill.compiled import njit
 
-_HAS_AVX512 = "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2]
+_target: Any = cpu_target.target_context
+_HAS_AVX512 = "+avx512f" in _target.codegen().magic_tuple()[2]
 # A tile of ROWS x VECTORS vectors fills the registers: 32 with AVX-512, 16 with AVX2.
 LANES, ROWS, VECTORS = (16, 7, 4) if _HAS_AVX512 else (8, 6, 2)
 WIDTH = VECTORS * LANES
@@ -34,12 +36,14 @@ class _Matrix:
     def __init__(self, context: Any, builder: ir.IRBuilder, array_type: Any, value: Any) -> None:
         array = context.make_array(array_type)(context, builder, value)
         self._builder, self._start = builder, builder.ptrtoint(array.data, _i64)
-        self._stride = cgutils.unpack_tuple(builder, array.strides)[0]
+        self._row, self._column = cgutils.unpack_tuple(builder, array.strides)
         self.shape = cgutils.unpack_tuple(builder, array.shape)
 
     def at(self, row: Any, column: Any, kind: Any) -> Any:
         """A pointer to an element, as the first of a vector if `kind` is one."""
-        offset = self._builder.add(self._builder.mul(row, self._stride), self._builder.shl(column, _i64(2)))
+        is_scalar = kind == _f32
+        along = self._builder.mul(column, self._column) if is_scalar else self._builder.shl(column, _i64(2))
+        offset = self._builder.add(self._builder.mul(row, self._row), along)
         return self._builder.inttoptr(self._builder.add(self._start, offset), kind.as_pointer())
 
 
@@ -104,20 +108,17 @@ def _tile(builder: ir.IRBuilder, a: _Matrix, b: _Matrix, c: _Matrix, rows: int, 
 
 
 def _tiles(by_rows: bool) -> Any:
-    """An intrinsic that adds a product to a tile of up to ROWS rows, and VECTORS columns or one."""
+    """An intrinsic that adds a product to a tile of up to ROWS rows, and VECTORS columns (of vectors) or one."""
 
     def typed(typing_context: Any, a_MK: Any, b: Any, c_MN: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
             a, b, c = (_Matrix(context, builder, *pair) for pair in zip(signature.args, arguments, strict=True))
             end = builder.append_basic_block()
-            widths = (1, VECTORS) if by_rows else (VECTORS,)
             # The number of the tile: rows, or rows + 2 * ROWS for a single column.
-            kind = a.shape[0]
-            if by_rows:
-                is_one = builder.icmp_signed("==", c.shape[1], _i64(1))
-                kind = builder.add(kind, builder.select(is_one, _i64(2 * ROWS), _i64(0)))
+            is_one = builder.icmp_signed("==", c.shape[1], _i64(1 if by_rows else LANES))
+            kind = builder.add(a.shape[0], builder.select(is_one, _i64(2 * ROWS), _i64(0)))
             choice = builder.switch(kind, end)
-            for width in widths:
+            for width in (1, VECTORS):
                 for rows in range(1, ROWS + 1):
                     block = builder.append_basic_block()
                     choice.add_case(_i64(rows + (2 * ROWS if width == 1 else 0)), block)
@@ -137,14 +138,16 @@ _add_tile, _add_tile_of_rows = _tiles(by_rows=False), _tiles(by_rows=True)
 
 @njit()
 def add_product(a_MK, b_KN, c_MN):
-    """c += a @ b, in a Numba kernel. Fast if N is a multiple of 64."""
+    """c += a @ b, in a Numba kernel. Fastest if N is a multiple of 64."""
     N = c_MN.shape[1]
-    whole = N - N % WIDTH
-    for j in range(0, whole, WIDTH):
+    wide, whole = N - N % WIDTH, N - N % LANES
+    for j in range(0, wide, WIDTH):
         _add_columns(a_MK, b_KN[:, j : j + WIDTH], c_MN[:, j : j + WIDTH])
+    for j in range(wide, whole, LANES):
+        _add_columns(a_MK, b_KN[:, j : j + LANES], c_MN[:, j : j + LANES])
     if whole < N:
-        sums_MW = np.zeros((len(a_MK), WIDTH), np.float32)
-        _add_columns(a_MK, _padded(b_KN[:, whole:], WIDTH), sums_MW)
+        sums_MW = np.zeros((len(a_MK), LANES), np.float32)
+        _add_columns(a_MK, _padded(b_KN[:, whole:], LANES), sums_MW)
         c_MN[:, whole:] += sums_MW[:, : N - whole]
 
 

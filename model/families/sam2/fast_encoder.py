@@ -9,6 +9,7 @@ U heads, L = Y*X, D features per head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -18,7 +19,11 @@ from torch import Tensor, nn
 from maskmill.model.families.sam2.encoder import Attention, Block, Hiera, Sam2Encoder, pool
 from maskmill.model.inference.fast_vitdet import MOST_FUSED_KEYS, attend_in_blocks, fold_biases
 from maskmill.model.layers import convert_products, fast_linear, fast_mlp, is_float32_on_cpu, require_class
+from maskmill.model.threads import all_cores
 from maskmill.model.vitdet import join_windows, split_windows
+
+# Cells of a tile of windows that one core computes: enough rows for products, and tiles for all cores.
+TILE_CELLS = 512
 
 
 def speed_up(encoder: Sam2Encoder, dtype: torch.dtype) -> None:
@@ -70,11 +75,39 @@ class FastBlock(nn.Module):
             self.proj = block.proj
 
     def forward(self, x_BYXC: Tensor) -> Tensor:
+        return self._forward(x_BYXC) if self.pools else _in_tiles(self._forward, x_BYXC, self.attn.window_size)
+
+    def _forward(self, x_BYXC: Tensor) -> Tensor:
         normed_BYXC = self.norm1(x_BYXC).to(self._dtype)
         if self.pools:
             x_BYXC = pool(fast_linear(normed_BYXC, self.proj.weight, self.proj.bias)).float()
         x_BYXC = x_BYXC + self.attn(normed_BYXC)
         return x_BYXC + fast_mlp(self.mlp, self.norm2(x_BYXC).to(self._dtype))
+
+
+def _in_tiles(block: Callable[[Tensor], Tensor], x_BYXC: Tensor, window_size: int) -> Tensor:
+    """The result of a block that attends in windows and keeps the shape. `window_size` 0 means the whole grid.
+
+    On a CPU each core computes tiles of whole windows, without synchronisation between cores.
+    """
+    if window_size == 0 or x_BYXC.device.type != "cpu" or torch.get_num_threads() == 1:
+        return block(x_BYXC)
+    _, Y, X, _ = x_BYXC.shape
+    middle = -(-X // (2 * window_size)) * window_size
+    height = window_size * max(1, round(TILE_CELLS / (window_size * middle)))
+    sides = [slice(0, middle), slice(middle, X)] if middle < X else [slice(0, X)]
+    tiles = [(slice(y, min(y + height, Y)), side) for side in sides for y in range(0, Y, height)]
+    out_BYXC = torch.empty_like(x_BYXC)
+
+    @torch.inference_mode(torch.is_inference_mode_enabled())  # these modes are thread-local
+    @torch.no_grad()
+    def compute(tile: tuple[slice, slice]) -> None:
+        out_BYXC[:, *tile] = block(x_BYXC[:, *tile].contiguous())
+
+    # The largest first, so that all cores end at about the same time.
+    tiles.sort(key=lambda tile: (tile[0].stop - tile[0].start) * (tile[1].stop - tile[1].start), reverse=True)
+    list(all_cores().map(compute, tiles))
+    return out_BYXC
 
 
 class FastAttention(nn.Module):
@@ -94,6 +127,11 @@ class FastAttention(nn.Module):
 
     def forward(self, x_BYXC: Tensor) -> Tensor:
         x_VYXC = fast_linear(x_BYXC, self.qkv.weight, self._qkv_bias)
+        if self.window_size and not self.pools and is_float32_on_cpu(x_VYXC):
+            from maskmill.model.inference.attention_kernels import attend_in_windows
+
+            seen_BYXC = torch.stack([attend_in_windows(x_YXC, self.heads, self.window_size) for x_YXC in x_VYXC])
+            return fast_linear(seen_BYXC, self.proj.weight, self._proj_bias)
         if self.window_size:
             x_VYXC = split_windows(x_VYXC, self.window_size)
         x_VYXC = self._attend(*x_VYXC.chunk(3, dim=-1))

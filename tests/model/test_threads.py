@@ -1,10 +1,10 @@
-"""`pipeline.threads`: each thread of the pool uses one core, and the caller keeps its number of threads."""
+"""`model.threads`: each thread of the pool uses one core, and the caller keeps its number of threads."""
 
 from __future__ import annotations
 
 import torch
 
-from maskmill.pipeline.threads import SingleCoreThreads
+from maskmill.model.threads import SingleCoreThreads
 from tests.pipeline.test_batches import torch_threads
 
 

@@ -1,10 +1,12 @@
-"""A pool of threads for the generator. torch uses one core per thread."""
+"""A pool of threads for the generator and the encoders. torch uses one core per thread."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -27,6 +29,17 @@ class SingleCoreThreads:
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """The results of `function`, in the order of the items."""
         return self._pool.map(function, items) if self._pool else map(function, items)
+
+
+def all_cores() -> SingleCoreThreads:
+    """As many threads as torch uses in the calling thread. All callers in this process share them."""
+    return _shared(torch.get_num_threads(), os.getpid())
+
+
+@cache
+def _shared(count: int, process: int) -> SingleCoreThreads:
+    # A fork has no threads, so the process is part of the key.
+    return SingleCoreThreads(count)
 
 
 def _start(count: int) -> ThreadPoolExecutor:

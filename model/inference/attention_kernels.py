@@ -1,0 +1,89 @@
+"""Attention in windows of an encoder's grid, in a Numba kernel that reads the windows where they are.
+
+Shapes: Y X grid in cells, C channels, U heads, D features per head, W side of a window, L = W*W cells of a window.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from maskmill.compiled import njit
+from maskmill.model.inference.cpu_kernels import OPTIONS, array, exp
+from maskmill.model.inference.matrix_tiles import add_product
+
+
+def attend_in_windows(qkv_YXK: Tensor, heads: int, window: int) -> Tensor:
+    """Attention (Y, X, C) in float32, from queries, keys and values (K = 3C).
+
+    Windows may exceed the grid; cells outside are zeros. Runs in the calling thread.
+    """
+    Y, X, K = qkv_YXK.shape
+    seen_YXC = qkv_YXK.new_empty(Y, X, K // 3)
+    arrays = array(qkv_YXK.contiguous()), array(seen_YXC)
+    _attend_in_windows(*arrays, heads, window)
+    return seen_YXC
+
+
+@njit(**OPTIONS)
+def _attend_in_windows(qkv_YXK, seen_YXC, heads, window):
+    Y, X, C = seen_YXC.shape
+    D, L = C // heads, window * window
+    scale = np.float32(1) / np.sqrt(np.float32(D))
+    query_DL, key_LD, value_LD = (
+        np.empty((D, L), np.float32),
+        np.empty((L, D), np.float32),
+        np.empty((L, D), np.float32),
+    )
+    weights_LL, seen_DL, row_L = np.empty((L, L), np.float32), np.empty((D, L), np.float32), np.empty(L, np.float32)
+    across = (X + window - 1) // window
+    for w in range((Y + window - 1) // window * across):
+        top, left = w // across * window, w % across * window
+        bottom, right = min(top + window, Y), min(left + window, X)
+        for u in range(heads):
+            if bottom - top < window or right - left < window:
+                query_DL[:], key_LD[:], value_LD[:] = 0, 0, 0
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    cell, qkv_K = (y - top) * window + x - left, qkv_YXK[y, x]
+                    key_LD[cell] = qkv_K[C + u * D : C + u * D + D]
+                    value_LD[cell] = qkv_K[2 * C + u * D : 2 * C + u * D + D]
+                    for d in range(D):
+                        query_DL[d, cell] = scale * qkv_K[u * D + d]
+            # Keys are rows, queries columns: the softmax over the rows needs no sums within a vector.
+            weights_LL[:] = 0
+            add_product(key_LD, query_DL, weights_LL)
+            _exponentials_over_rows(weights_LL, row_L)
+            seen_DL[:] = 0
+            add_product(value_LD.T, weights_LL, seen_DL)
+            for d in range(D):
+                seen_L = seen_DL[d]
+                for x in range(np.uint64(L)):
+                    seen_L[x] *= row_L[x]
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    cell, seen_C = (y - top) * window + x - left, seen_YXC[y, x]
+                    for d in range(D):
+                        seen_C[u * D + d] = seen_DL[d, cell]
+
+
+@njit(**OPTIONS)
+def _exponentials_over_rows(x_LL, row_L):
+    """The softmax over the rows without its division: `row_L` becomes the factor of each column."""
+    L = np.uint64(len(row_L))
+    row_L[:] = x_LL[0]
+    for k in range(1, len(x_LL)):
+        x_L = x_LL[k]
+        for x in range(L):
+            row_L[x] = x_L[x] if x_L[x] > row_L[x] else row_L[x]
+    for k in range(len(x_LL)):
+        x_L = x_LL[k]
+        for x in range(L):
+            x_L[x] = exp(x_L[x] - row_L[x])
+    row_L[:] = x_LL[0]
+    for k in range(1, len(x_LL)):
+        x_L = x_LL[k]
+        for x in range(L):
+            row_L[x] += x_L[x]
+    for x in range(L):
+        row_L[x] = np.float32(1) / row_L[x]
