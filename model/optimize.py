@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -36,8 +37,8 @@ def optimize(network: Network, precision: str, device: torch.device | str) -> Op
     - a network in half precision (float16 on a GPU, bf16 on a CPU) screens the prompts, see `Network.screen`. On a CPU
       it is measured first, which takes a fraction of a second: where screening would not save time, "fast" is "exact".
 
-    "half" computes the encoder and the image tokens of the decoder in half precision on these devices, without a second
-    computation. Embeddings, predicted IoUs and logits are returned as float32 in all three.
+    "half" computes the encoder and, where that is faster, the image tokens of the decoder in half precision on these
+    devices, without a second computation. Embeddings, predicted IoUs and logits are returned as float32 in all three.
 
     Raises:
         DeviceError: an unknown precision, or a device that this machine does not have.
@@ -50,20 +51,20 @@ def optimize(network: Network, precision: str, device: torch.device | str) -> Op
     half = None if precision == "exact" else half_precision(device)
     # With TF32 cuDNN would round the operands of convolutions to 10 bits of mantissa. No effect on other devices.
     torch.backends.cudnn.allow_tf32 = False
-    if precision == "half" and half is not None:
-        return OptimizedNetwork(network.to(device), half, half)
     optimized = OptimizedNetwork(network.to(device), encoder_precision(half), screen_dtype=half)
-    if device.type == "cpu" and half is not None and not screening_saves_time(optimized):
+    gain = gain_of_screen(optimized) if device.type == "cpu" and half is not None else math.inf
+    if precision == "half" and half is not None:
+        return OptimizedNetwork(network, half, half if gain > 1 else torch.float32)
+    # At most half of the time: the other half pays for the prompts that are computed twice, 21 to 65 % of them
+    # (docs/0008).
+    if gain < 2:
         optimized.screen_dtype = None
     return optimized
 
 
 @torch.inference_mode()
-def screening_saves_time(network: Network) -> bool:
-    """Measures on this machine whether screening a prompt takes at most half the time of the exact computation.
-
-    The other half pays for the prompts that are computed twice: 21 to 65 % of them (docs/0008).
-    """
+def gain_of_screen(network: Network) -> float:
+    """Measures on this machine how many times faster than the network its screen decodes prompts."""
     screen, config = network.screen(), network.config
     assert screen is not None
     with torch.device("meta"):  # the shapes of an embedding, without computing one
@@ -84,7 +85,7 @@ def screening_saves_time(network: Network) -> bool:
         return min(times)
 
     try:
-        return seconds(screen) <= seconds(network) / 2
+        return seconds(network) / seconds(screen)
     finally:
         torch.set_num_threads(threads)
 

@@ -58,7 +58,7 @@ def test_attention_in_windows_is_torchs(grid: tuple[int, int], side: int) -> Non
     torch.manual_seed(0)
     qkv_YXK, heads = 2 * torch.randn(*grid, 3 * 24), 3
     windows = split_windows(qkv_YXK[None], side)
-    by_head = (x.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2) for x in windows.chunk(3, dim=-1))
-    seen = F.scaled_dot_product_attention(*by_head).transpose(1, 2).reshape(*windows.shape[:3], 24)
+    q, k, v = (x.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2) for x in windows.chunk(3, dim=-1))
+    seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*windows.shape[:3], 24)
     expected = join_windows(seen, side, torch.Size(grid))[0]
     torch.testing.assert_close(attend_in_windows(qkv_YXK, heads, side), expected, rtol=1e-5, atol=1e-5)

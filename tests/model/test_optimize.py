@@ -16,10 +16,10 @@ from maskmill.model.mask_decoder import DecodedPrompts
 from maskmill.model.network import Network
 from maskmill.model.optimize import (
     OptimizedNetwork,
+    gain_of_screen,
     half_precision,
     optimize,
     resolve_device,
-    screening_saves_time,
 )
 from maskmill.model.transformer import TwoWayBlock, TwoWayTransformer
 from maskmill.model.vitdet import Attention, Block
@@ -90,12 +90,27 @@ class Repeated(Network):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_screening_is_used_where_it_is_measured_to_save_time(family: str) -> None:
+def test_gain_of_a_screen_is_measured(family: str) -> None:
     network = OptimizedNetwork(random_network(FAMILIES[family].variants[0]), torch.float32)
     threads = torch.get_num_threads()
-    assert not screening_saves_time(Repeated(network, 1, screen=Repeated(network, 20)))
-    assert screening_saves_time(Repeated(network, 20, screen=network))
+    assert gain_of_screen(Repeated(network, 1, screen=Repeated(network, 20))) < 1
+    assert gain_of_screen(Repeated(network, 20, screen=network)) > 2
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("gain", "screens", "half_decoder"), [(0.9, False, False), (1.5, False, True), (3.0, True, True)]
+)
+def test_half_precision_is_used_where_it_is_faster(
+    gain: float, screens: bool, half_decoder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskmill.model.optimize.gain_of_screen", lambda _: gain)
+    monkeypatch.setattr("maskmill.model.optimize.half_precision", lambda _: torch.bfloat16)
+    network = random_network(CONFIG)
+    assert (optimize(network, "fast", "cpu").screen_dtype is not None) == (gain > 2)
+    half = optimize(network, "half", "cpu")
+    assert (half.encoder_dtype, half.screen_dtype) == (torch.bfloat16, None)
+    assert (half.decoder_dtype == torch.bfloat16) == (gain > 1)
 
 
 def test_screen_is_close_to_float32_and_comes_out_as_float32() -> None:
