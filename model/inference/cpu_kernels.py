@@ -1,10 +1,9 @@
-"""Numba kernels of `model.inference.fused_ops` for CPUs. Each kernel reads and writes the image tokens once.
+"""What all Numba kernels of the decoder need (`array`, `load`, `store`, `exp`, `gelu`), and `update_and_norm`.
 
 Tensors must be contiguous, in float32 or bfloat16. The arithmetic is float32. The kernels run in the calling thread.
 
-Shapes: B images (1 if all prompts share one, else N), N prompts, T tokens of a prompt, L image tokens, C channels, U
-heads, D features per head, F = U*T attention weights of an image token, M masks per prompt, K chosen masks, Y X
-embedding grid, E pixels of an upscaled image, grouped by cell (E = 16 * L after both steps).
+Shapes: B images (1 if all prompts share one, else N), N prompts, L image tokens, C channels, F attention weights of an
+image token.
 """
 
 from __future__ import annotations
@@ -50,6 +49,7 @@ def update_and_norm(
 
 def array(tensor: Tensor) -> NDArray[Any]:
     """A NumPy view of the tensor. bfloat16 becomes uint16, because NumPy has no bfloat16."""
+    assert tensor.is_contiguous()  # otherwise kernels would be slow or, with `matrix_tiles`, use other memory
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
 
 

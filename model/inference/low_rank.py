@@ -10,18 +10,17 @@ The decoder needs only linear functions of x. This file computes those of `share
 once per prompt, and never computes x. The variance that a layer norm needs follows from the Gram matrix of `basis`.
 
 Shapes: N prompts, T prompt tokens, L image tokens, C channels, U heads, D features per head, E = N*T tokens of all
-prompts, F = U*T tokens of a prompt for each head (head by head), R rows of the basis, O output channels.
+prompts, F = U*T tokens of a prompt for each head (head by head), R rows of the basis, O output channels, G heads of a
+block and all earlier ones, H earlier blocks, V = D + 1 features of a value vector (the last one is 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maskmill.model.inference.token_side import (
@@ -185,12 +184,13 @@ class _State:
     def attend(self, attention: TokensToImage, query_NTC: Tensor, keys: Projected, values_UDL: Tensor) -> Tensor:
         """Attention from prompt tokens to the image (N, T, C)."""
         from maskmill.model.inference import low_rank_kernels
+        from maskmill.model.inference.cpu_kernels import array
 
         N, T, _ = query_NTC.shape
         scores = self._scores(attention.query(query_NTC), attention.key_UDC, keys)
         seen_NFD, seen_NFR = (x.new_empty(x.shape) for x in (scores.token_NFD, scores.by_row_NFR))
         state = self._coefficients_NRL, self._scale_NL
-        low_rank_kernels.attend(*_arrays(*scores, *state, values_UDL, seen_NFD, seen_NFR))
+        low_rank_kernels.attend(*map(array, (*scores, *state, values_UDL, seen_NFD, seen_NFR)))
         seen_UED = heads_by_prompt(seen_NFD, T)
         if self._rank:
             seen_NFC = seen_NFR @ self._basis_NRC[:, : self._rank]
@@ -200,6 +200,7 @@ class _State:
     def update(self, block: TokenSideBlock, value_NTC: Tensor, key_NTC: Tensor, prepared: PreparedBlock) -> None:
         """Attention from the image to prompt tokens, residual sum and layer norm."""
         from maskmill.model.inference import low_rank_kernels
+        from maskmill.model.inference.cpu_kernels import array
 
         N, first, last = len(value_NTC), self._rank, self._rank + block.heads * self._tokens
         scores = self._scores(block.to_tokens.key(key_NTC), block.to_tokens.query_UDC, prepared.queries)
@@ -216,10 +217,10 @@ class _State:
         shared = prepared.overlaps_GVL, prepared.bias_overlaps_HL, prepared.length_L
         norm = block.block.norm4
         low_rank_kernels.update(
-            *_arrays(*scores, gram_NRR, values_NGV, *shared),
+            *map(array, (*scores, gram_NRR, values_NGV, *shared)),
             basis_NRC.shape[2],
             np.float32(norm.eps),
-            *_arrays(self._coefficients_NRL, self._scale_NL),
+            *map(array, (self._coefficients_NRL, self._scale_NL)),
         )
         basis_NRC *= norm.weight
         self._basis_NRC[:, last] = norm.bias
@@ -234,6 +235,8 @@ class _State:
 
 
 class _Scores(NamedTuple):
+    """See `_State._scores`."""
+
     token_NFD: Tensor
     shared_UDL: Tensor
     placed_UDL: Tensor
@@ -257,10 +260,3 @@ def _by_head(x_LI: Tensor, heads: int) -> Tensor:
 
 def _centre(x_LC: Tensor) -> Tensor:
     return x_LC - x_LC.mean(dim=-1, keepdim=True)
-
-
-def _arrays(*tensors: Tensor) -> Iterator[NDArray[np.float32]]:
-    """NumPy views. The kernels would read and write elsewhere if a tensor were not contiguous."""
-    for tensor in tensors:
-        assert tensor.is_contiguous()
-        yield tensor.detach().numpy()

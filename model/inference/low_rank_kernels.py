@@ -1,10 +1,10 @@
 """Numba kernels of `model.inference.low_rank`: attention between prompt tokens and image tokens in factored form.
 
-The kernels go through the image tokens in blocks that fit in the caches, one prompt after the other, in the calling
-thread. Arrays are float32 and contiguous.
+The kernels go through the image tokens in blocks. What all prompts share in a block stays in the second-level cache,
+while one prompt after the other uses it. Arrays are float32 and contiguous. The kernels run in the calling thread.
 
 Shapes: N prompts, T prompt tokens, L image tokens, U heads, D features per head, F = U*T tokens of a prompt for each
-head (head by head), R rows of the basis, V = D + 1 features of a value vector.
+head (head by head), R rows of the basis, G H V as in `low_rank.py`, B image tokens of a block.
 """
 
 from __future__ import annotations
@@ -84,9 +84,8 @@ def update(
 ):
     """Attention from image tokens to prompt tokens, residual sum and layer norm: new coefficients and scale, in place.
 
-    G are the heads of this block and all earlier ones, block by block; the rows of `coefficients_NRL` are G*T
-    value vectors, after those of each block one for the bias of its norm. H are the earlier blocks. `epsilon` is that
-    of the norm.
+    The rows of `coefficients_NRL` are the value vectors of each block, then one for the bias of its norm. `epsilon` is
+    that of the norm.
     """
     N, F, _ = token_NFD.shape
     U, L = len(placed_UDL), scale_NL.shape[1]

@@ -4,6 +4,9 @@ A tile of the result stays in vector registers while its sums are added up. LLVM
 so this file generates their instructions. Matrices are float32. The last axis of each is contiguous, except that the
 first factor of `add_product` may have any strides.
 
+Numba's cache on disk does not notice that a kernel in another file was compiled with an earlier version of this one:
+after an edit, delete the folders `__pycache__`.
+
 Shapes: M N rows and columns of the result, K length of its sums.
 """
 
