@@ -5,8 +5,8 @@ padding of its attention windows (4 to 6 % of ViT-B to ViT-H). The decoder moves
 tokens or, in its first block, computes them once for all prompts (`model/inference/token_side.py`). Masks are upscaled
 only for prompts that pass the IoU threshold. Norms, softmax, activations and filters are not counted. The fraction of
 the peak rate therefore shows how close an engine is to spending all of its time on matrix products. The factored form
-of the decoder (`model/inference/low_rank.py`, embeddings of 512 cells or more in float32 on a CPU) needs about 0.6 of this work: there
-the fraction can exceed 100 %.
+of the decoder (`model/inference/low_rank.py`, embeddings of 512 cells or more in float32 on a CPU) needs about half of
+this work: there the fraction can exceed 100 %.
 """
 
 from __future__ import annotations
