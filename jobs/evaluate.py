@@ -76,7 +76,8 @@ def evaluate(
         str,
         typer.Option(
             help="exact: float32, the published masks. fast: bf16 or float16 pre-selects candidates; "
-            "the masks that are kept are computed in float32. half: everything in bf16 or float16."
+            "the masks that are kept are computed in float32. half: the encoder and, where that is faster, the decoder "
+            "in bf16 or float16."
         ),
     ] = "fast",
     device: Device = "auto",
