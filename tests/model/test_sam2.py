@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from maskmill.model.checkpoint import build_network, read_checkpoint, save_checkpoint
 from maskmill.model.errors import CheckpointError
 from maskmill.model.families import FAMILIES, VARIANTS
+from maskmill.model.families.sam2 import fast_encoder
 from maskmill.model.families.sam2.config import Sam2Config
 from maskmill.model.families.sam2.encoder import Block, Sam2Encoder
-from maskmill.model.families.sam2.fast_encoder import speed_up
 from maskmill.model.network import Network
 from maskmill.model.optimize import optimize
 from maskmill.model.predictor import encode_image
 from maskmill.model.preprocess import preprocess
+from maskmill.model.vitdet import join_windows, split_windows
 from testing.hugging_face import prompt_arguments, random_hugging_face_sam2
 from testing.networks import SMALL_SAM2_CONFIGS, randomise
 from testing.sam2_oracles import published_predictor, published_sam2
 from tests.model.test_against_oracles import decode_ours, prompts, relative_error
+from tests.pipeline.test_batches import torch_threads
 
 TOLERANCE = 1e-4
 SMALL = SMALL_SAM2_CONFIGS["grid6"]
@@ -270,7 +272,7 @@ def test_fast_encoder_is_as_close_as_autocast_when_in_bfloat16() -> None:
     published, images = Sam2Encoder(SMALL).eval(), torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(3))
     randomise(published)
     exact, ours = published(images), copy.deepcopy(published)
-    speed_up(ours, torch.bfloat16)
+    fast_encoder.speed_up(ours, torch.bfloat16)
     assert set(ours.state_dict()) == set(published.state_dict())
     with torch.autocast("cpu", torch.bfloat16):
         errors = [relative_error(encoder(images).grid_BCYX.float(), exact.grid_BCYX) for encoder in (ours, published)]
@@ -288,4 +290,25 @@ def test_speed_up_refuses_a_block_of_another_class() -> None:
     assert isinstance(blocks, nn.ModuleList)
     blocks[2] = OtherBlock(24, 24, heads=1, mlp_ratio=4, window_size=4)
     with pytest.raises(TypeError, match=r"image_encoder\.trunk\.blocks\.2: OtherBlock has no form for inference"):
-        speed_up(encoder, torch.float32)
+        fast_encoder.speed_up(encoder, torch.float32)
+
+
+@pytest.mark.parametrize(("grid", "side"), [((64, 64), 16), ((64, 64), 14), ((40, 24), 8)])
+def test_cores_compute_tiles_of_whole_windows(grid: tuple[int, int], side: int) -> None:
+    shapes: list[torch.Size] = []
+
+    def block(x_BYXC: Tensor) -> Tensor:
+        shapes.append(x_BYXC.shape)
+        windows = split_windows(x_BYXC, side)
+        return join_windows(windows + windows.amax(dim=(1, 2), keepdim=True), side, x_BYXC.shape[1:3])
+
+    x_BYXC = torch.rand(2, *grid, 3)
+    expected = block(x_BYXC)
+    shapes.clear()
+    with torch_threads(2):
+        assert torch.equal(fast_encoder._in_tiles(block, x_BYXC, side), expected)
+    assert len(shapes) > 1
+    shapes.clear()
+    with torch_threads(32):  # too many for the tiles
+        assert torch.equal(fast_encoder._in_tiles(block, x_BYXC, side), expected)
+    assert shapes == [x_BYXC.shape]

@@ -22,8 +22,10 @@ from maskmill.model.layers import convert_products, fast_linear, fast_mlp, is_fl
 from maskmill.model.threads import all_cores
 from maskmill.model.vitdet import join_windows, split_windows
 
-# Cells of a tile of windows that one core computes: enough rows for products, and tiles for all cores.
+# Cells of a tile of windows that one core computes: enough rows for products.
 TILE_CELLS = 512
+# With fewer tiles per core some cores would be idle at the end: torch then splits each operation over all cores.
+TILES_PER_CORE = 2
 
 
 def speed_up(encoder: Sam2Encoder, dtype: torch.dtype) -> None:
@@ -88,15 +90,18 @@ class FastBlock(nn.Module):
 def _in_tiles(block: Callable[[Tensor], Tensor], x_BYXC: Tensor, window_size: int) -> Tensor:
     """The result of a block that attends in windows and keeps the shape. `window_size` 0 means the whole grid.
 
-    On a CPU each core computes tiles of whole windows, without synchronisation between cores.
+    On a CPU with a few cores each computes tiles of whole windows, without synchronisation between cores.
     """
-    if window_size == 0 or x_BYXC.device.type != "cpu" or torch.get_num_threads() == 1:
+    if window_size == 0 or x_BYXC.device.type != "cpu":
         return block(x_BYXC)
     _, Y, X, _ = x_BYXC.shape
     middle = -(-X // (2 * window_size)) * window_size
     height = window_size * max(1, round(TILE_CELLS / (window_size * middle)))
     sides = [slice(0, middle), slice(middle, X)] if middle < X else [slice(0, X)]
     tiles = [(slice(y, min(y + height, Y)), side) for side in sides for y in range(0, Y, height)]
+    threads = all_cores()
+    if threads.count == 1 or len(tiles) < TILES_PER_CORE * threads.count:
+        return block(x_BYXC)
     out_BYXC = torch.empty_like(x_BYXC)
 
     @torch.inference_mode(torch.is_inference_mode_enabled())  # these modes are thread-local
@@ -106,7 +111,7 @@ def _in_tiles(block: Callable[[Tensor], Tensor], x_BYXC: Tensor, window_size: in
 
     # The largest first, so that all cores end at about the same time.
     tiles.sort(key=lambda tile: (tile[0].stop - tile[0].start) * (tile[1].stop - tile[1].start), reverse=True)
-    list(all_cores().map(compute, tiles))
+    list(threads.map(compute, tiles))
     return out_BYXC
 
 
@@ -127,7 +132,8 @@ class FastAttention(nn.Module):
 
     def forward(self, x_BYXC: Tensor) -> Tensor:
         x_VYXC = fast_linear(x_BYXC, self.qkv.weight, self._qkv_bias)
-        if self.window_size and not self.pools and is_float32_on_cpu(x_VYXC):
+        in_kernel = is_float32_on_cpu(x_VYXC) and torch.get_num_threads() == 1  # it runs in the calling thread
+        if in_kernel and self.window_size and not self.pools:
             from maskmill.model.inference.attention_kernels import attend_in_windows
 
             seen_BYXC = torch.stack([attend_in_windows(x_YXC, self.heads, self.window_size) for x_YXC in x_VYXC])
