@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from maskmill.compiled import njit
-from maskmill.model.inference.cpu_kernels import OPTIONS, array, exp
+from maskmill.model.inference.cpu_kernels import OPTIONS, array, exponentials_over_rows
 from maskmill.model.inference.matrix_tiles import add_product
 
 
@@ -35,7 +35,7 @@ def _attend_in_windows(qkv_YXK, seen_YXC, heads, window):
         np.empty((L, D), np.float32),
         np.empty((L, D), np.float32),
     )
-    weights_LL, seen_DL, row_L = np.empty((L, L), np.float32), np.empty((D, L), np.float32), np.empty(L, np.float32)
+    weights_LL, seen_DL, total_L = np.empty((L, L), np.float32), np.empty((D, L), np.float32), np.empty(L, np.float32)
     across = (X + window - 1) // window
     for w in range((Y + window - 1) // window * across):
         top, left = w // across * window, w % across * window
@@ -53,37 +53,17 @@ def _attend_in_windows(qkv_YXK, seen_YXC, heads, window):
             # Keys are rows, queries columns: the softmax over the rows needs no sums within a vector.
             weights_LL[:] = 0
             add_product(key_LD, query_DL, weights_LL)
-            _exponentials_over_rows(weights_LL, row_L)
+            exponentials_over_rows(weights_LL, 0, total_L)
+            for x in range(np.uint64(L)):
+                total_L[x] = np.float32(1) / total_L[x]
             seen_DL[:] = 0
             add_product(value_LD.T, weights_LL, seen_DL)
             for d in range(D):
                 seen_L = seen_DL[d]
                 for x in range(np.uint64(L)):
-                    seen_L[x] *= row_L[x]
+                    seen_L[x] *= total_L[x]
             for y in range(top, bottom):
                 for x in range(left, right):
                     cell, seen_C = (y - top) * window + x - left, seen_YXC[y, x]
                     for d in range(D):
                         seen_C[u * D + d] = seen_DL[d, cell]
-
-
-@njit(**OPTIONS)
-def _exponentials_over_rows(x_LL, row_L):
-    """The softmax over the rows without its division: `row_L` becomes the factor of each column."""
-    L = np.uint64(len(row_L))
-    row_L[:] = x_LL[0]
-    for k in range(1, len(x_LL)):
-        x_L = x_LL[k]
-        for x in range(L):
-            row_L[x] = x_L[x] if x_L[x] > row_L[x] else row_L[x]
-    for k in range(len(x_LL)):
-        x_L = x_LL[k]
-        for x in range(L):
-            x_L[x] = exp(x_L[x] - row_L[x])
-    row_L[:] = x_LL[0]
-    for k in range(1, len(x_LL)):
-        x_L = x_LL[k]
-        for x in range(L):
-            row_L[x] += x_L[x]
-    for x in range(L):
-        row_L[x] = np.float32(1) / row_L[x]

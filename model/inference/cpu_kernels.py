@@ -1,4 +1,4 @@
-"""What all Numba kernels of the decoder need (`array`, `load`, `store`, `exp`, `gelu`), and `update_and_norm`.
+"""What all Numba kernels of the decoder and of attention need, and `update_and_norm`.
 
 Tensors must be contiguous, in float32 or bfloat16. The arithmetic is float32. The kernels run in the calling thread.
 
@@ -137,8 +137,29 @@ def exp(x):
 
 # Loops count in uint64, over rows with one axis: LLVM does not vectorise loops with an index that might be negative.
 
-# Image tokens that are processed together: what they need fits in the caches of a core.
-_BLOCK = 1024
+
+@njit(**OPTIONS)
+def exponentials_over_rows(x_TL, start, total_B):
+    """A softmax over the rows without its division, in place, for columns from `start` on.
+
+    `total_B` becomes the sums of the exponentials.
+    """
+    T, B = len(x_TL), len(total_B)
+    block = slice(start, start + B)
+    total_B[:] = x_TL[0, block]
+    for t in range(1, T):
+        x_B = x_TL[t, block]
+        for x in range(np.uint64(B)):
+            total_B[x] = x_B[x] if x_B[x] > total_B[x] else total_B[x]
+    for t in range(T):
+        x_B = x_TL[t, block]
+        for x in range(np.uint64(B)):
+            x_B[x] = exp(x_B[x] - total_B[x])
+    total_B[:] = x_TL[0, block]
+    for t in range(1, T):
+        x_B = x_TL[t, block]
+        for x in range(np.uint64(B)):
+            total_B[x] += x_B[x]
 
 
 @njit(**OPTIONS)

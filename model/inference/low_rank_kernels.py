@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from maskmill.compiled import njit
-from maskmill.model.inference.cpu_kernels import OPTIONS, exp
+from maskmill.model.inference.cpu_kernels import OPTIONS, exp, exponentials_over_rows
 from maskmill.model.inference.matrix_tiles import ROWS, add_product, add_product_of_rows
 
 # Image tokens that are processed together: with 56 tokens of 114 rows, 0.4 MiB.
@@ -173,22 +173,9 @@ def _highest(x_B, lanes):
 @njit(**OPTIONS)
 def _softmax_over_rows(x_TL, start, scale_B, total_B):
     """The softmax over the rows / scale, in place, for columns from `start` on. `total_B` is overwritten."""
+    exponentials_over_rows(x_TL, start, total_B)
     T, B = len(x_TL), len(total_B)
     block = slice(start, start + B)
-    total_B[:] = x_TL[0, block]
-    for t in range(1, T):
-        x_B = x_TL[t, block]
-        for x in range(np.uint64(B)):
-            total_B[x] = x_B[x] if x_B[x] > total_B[x] else total_B[x]
-    for t in range(T):
-        x_B = x_TL[t, block]
-        for x in range(np.uint64(B)):
-            x_B[x] = exp(x_B[x] - total_B[x])
-    total_B[:] = x_TL[0, block]
-    for t in range(1, T):
-        x_B = x_TL[t, block]
-        for x in range(np.uint64(B)):
-            total_B[x] += x_B[x]
     for x in range(np.uint64(B)):
         total_B[x] = np.float32(1) / (total_B[x] * scale_B[x])
     for t in range(T):

@@ -37,6 +37,19 @@ class ChosenMasks(NamedTuple):
     indices_K2: Tensor  # of each mask, in Z and M
 
 
+class _Prompt(NamedTuple):
+    """One prompt of `decoded`: what its masks are computed from, and where they are written."""
+
+    decoded: DecodedPrompts
+    n: int
+    half_skip_PCL: Tensor | None
+    full_skip_PQDL: Tensor | None
+    mask_weights_KD: Tensor
+    grid_width: int
+    logits_Khw: Tensor
+    features_PQDL: Tensor | None
+
+
 class Upscaling(ABC):
     """The layers `output_upscaling` of a `MaskDecoder`, with products in `dtype`."""
 
@@ -135,30 +148,22 @@ class CellsLast(Upscaling):
         own = zip(rows_Z.tolist(), weights_KD.split(counts), logits_Khw.split(counts), strict=True)
         for z, (n, own_weights_KD, own_logits_Khw) in enumerate(own):
             half_skip, full_skip = [skip[n % len(skip)] for skip in skips] or (None, None)
-            outputs = own_weights_KD, X, own_logits_Khw, features_ZPQDL[z] if with_features else None
+            features = features_ZPQDL[z] if with_features else None
+            prompt = _Prompt(decoded, n, half_skip, full_skip, own_weights_KD, X, own_logits_Khw, features)
             if self.dtype == torch.float32 and isinstance(self.norm, nn.LayerNorm):
-                self._upscale(decoded, n, half_skip, full_skip, *outputs)
+                self._upscale(prompt)
             else:
-                self._upscale_in_steps(decoded, n, half_skip, full_skip, *outputs)
+                self._upscale_in_steps(prompt)
         if not with_features:
             return logits_Khw, None
         by_pixel = features_ZPQDL.unflatten(4, (Y, X)).unflatten(2, (2, 2)).unflatten(1, (2, 2))
         return logits_Khw, by_pixel.permute(0, 5, 6, 1, 3, 7, 2, 4).flatten(5).flatten(2, 4)
 
-    def _upscale(
-        self,
-        decoded: DecodedPrompts,
-        n: int,
-        half_skip_PCL: Tensor | None,
-        full_skip_PQDL: Tensor | None,
-        weights_KD: Tensor,
-        width: int,
-        logits_Khw: Tensor,
-        features_PQDL: Tensor | None,
-    ) -> None:
-        """Both steps of prompt `n` in one kernel."""
+    def _upscale(self, prompt: _Prompt) -> None:
+        """Both steps in one kernel."""
         from maskmill.model.inference import upscaling_kernels as kernels
 
+        decoded, n, half_skip_PCL, full_skip_PQDL, weights_KD, width, logits_Khw, features_PQDL = prompt
         if isinstance(decoded, FactoredPrompts):
             factored = decoded.factored
             weight_OR, x_RL = fast_linear(self.weight_1, factored.basis_NRC[n]), factored.coefficients_NRL[n]
@@ -173,20 +178,11 @@ class CellsLast(Upscaling):
         assert isinstance(self.norm, nn.LayerNorm)
         kernels.upscale(first, self.norm, second, weights_KD, width, logits_Khw, features_PQDL)
 
-    def _upscale_in_steps(
-        self,
-        decoded: DecodedPrompts,
-        n: int,
-        half_skip_PCL: Tensor | None,
-        full_skip_PQDL: Tensor | None,
-        weights_KD: Tensor,
-        width: int,
-        logits_Khw: Tensor,
-        features_PQDL: Tensor | None,
-    ) -> None:
+    def _upscale_in_steps(self, prompt: _Prompt) -> None:
         """The same for other dtypes and norms, with the products in oneDNN."""
         from maskmill.model.inference import upscaling_kernels as kernels
 
+        decoded, n, half_skip_PCL, full_skip_PQDL, weights_KD, width, logits_Khw, features_PQDL = prompt
         half_PCL = self._first_step(decoded, n, half_skip_PCL)
         for p, half_CL in enumerate(half_PCL):
             full_QDL = fast_linear(self._weight_2, half_CL.mT).unflatten(0, (4, -1))

@@ -110,9 +110,7 @@ def _upscale(
                 for x in range(np.uint64(B)):
                     half_B[x] = constant + scale_B[x] * (half_B[x] + shared_B[x])
                 if len(skip_PCL) > 0:
-                    skip_B = skip_PCL[p, c, block]
-                    for x in range(np.uint64(B)):
-                        half_B[x] += skip_B[x]
+                    _add_row(skip_PCL[p, c, block], half_B)
             _norm_and_gelu_of_block(half_CB, B, norm_C, bias_C, eps, moments_2B)
             full_OB[:] = 0
             add_product(weight_OC, half_CB[:, :B], full_OB[:, :B])
@@ -121,9 +119,7 @@ def _upscale(
                 for d in range(D):
                     full_B, constant = full_OB[q * D + d, :B], constant_D[d]
                     if len(skip_PQDL) > 0:
-                        skip_B = skip_PQDL[p, q, d, block]
-                        for x in range(np.uint64(B)):
-                            full_B[x] += skip_B[x]
+                        _add_row(skip_PQDL[p, q, d, block], full_B)
                     for x in range(np.uint64(B)):
                         full_B[x] = gelu(full_B[x] + constant)
                     if len(features_PQDL) > 0:
@@ -156,6 +152,13 @@ def _norm_and_gelu_of_block(x_CB, B, norm_C, bias_C, eps, moments_2B):
 
 
 @njit(**OPTIONS)
+def _add_row(x_B, sum_B):
+    """Adds float32 or bfloat16 to float32."""
+    for x in range(np.uint64(len(x_B))):
+        sum_B[x] += load(x_B[x])
+
+
+@njit(**OPTIONS)
 def _add_to_masks(x_B, mask_weights_KD, d, sums_KB):
     for k in range(len(mask_weights_KD)):
         sum_B, weight = sums_KB[k, : len(x_B)], mask_weights_KD[k, d]
@@ -184,12 +187,10 @@ def _norm_and_gelu(eps, x_PCL, constant_C, skip_PCL, norm_C, bias_C):
             B = block.stop - start
             for c in range(C):
                 block_B, x_B, constant = block_CB[c, :B], x_PCL[p, c, block], constant_C[c]
-                for x in range(np.uint64(B)):
-                    block_B[x] = load(x_B[x]) + constant
+                block_B[:] = constant
+                _add_row(x_B, block_B)
                 if len(skip_PCL) > 0:
-                    skip_B = skip_PCL[p, c, block]
-                    for x in range(np.uint64(B)):
-                        block_B[x] += load(skip_B[x])
+                    _add_row(skip_PCL[p, c, block], block_B)
             _norm_and_gelu_of_block(block_CB, B, norm_C, bias_C, eps, moments_2B)
             for c in range(C):
                 block_B, x_B = block_CB[c, :B], x_PCL[p, c, block]
@@ -209,12 +210,10 @@ def _gelu_and_logits(x_QDL, constant_D, skip_QDL, mask_weights_KD, p, grid_width
             sums_KB[:] = 0
             for d in range(D):
                 x_B, constant, active_B = x_QDL[q, d, block], constant_D[d], activated_B[:B]
-                for x in range(np.uint64(B)):
-                    active_B[x] = load(x_B[x]) + constant
+                active_B[:] = constant
+                _add_row(x_B, active_B)
                 if len(skip_QDL) > 0:
-                    skip_B = skip_QDL[q, d, block]
-                    for x in range(np.uint64(B)):
-                        active_B[x] += load(skip_B[x])
+                    _add_row(skip_QDL[q, d, block], active_B)
                 for x in range(np.uint64(B)):
                     active_B[x] = gelu(active_B[x])
                     store(x_B, x, active_B[x])

@@ -18,7 +18,7 @@ sizes = st.integers(0, 20) | st.sampled_from([57, 63, 64, 65, 128, 200])
 
 
 def window(rows: int, columns: int, random: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A matrix within a larger one, whose other elements must not change."""
+    """A matrix, and a view of a part of it. The tests check that a product changes nothing outside the view."""
     whole = random.standard_normal((rows + 2, columns + 30), dtype=np.float32)
     return whole, whole[1 : rows + 1, 7 : columns + 7]
 
