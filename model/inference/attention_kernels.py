@@ -46,9 +46,9 @@ def _attend_in_windows(qkv_YXK, seen_YXC, heads, window):
             for y in range(top, bottom):
                 for x in range(left, right):
                     cell, qkv_K = (y - top) * window + x - left, qkv_YXK[y, x]
-                    key_LD[cell] = qkv_K[C + u * D : C + u * D + D]
-                    value_LD[cell] = qkv_K[2 * C + u * D : 2 * C + u * D + D]
                     for d in range(D):
+                        key_LD[cell, d] = qkv_K[C + u * D + d]
+                        value_LD[cell, d] = qkv_K[2 * C + u * D + d]
                         query_DL[d, cell] = scale * qkv_K[u * D + d]
             # Keys are rows, queries columns: the softmax over the rows needs no sums within a vector.
             weights_LL[:] = 0

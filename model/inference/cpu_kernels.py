@@ -136,6 +136,7 @@ def exp(x):
 
 
 # Loops count in uint64, over rows with one axis: LLVM does not vectorise loops with an index that might be negative.
+# Arrays are copied in loops, too: an assignment of an array takes seconds to compile, because of the text of its error.
 
 
 @njit(**OPTIONS)
@@ -146,8 +147,8 @@ def exponentials_over_rows(x_TL, start, total_B):
     """
     T, B = len(x_TL), len(total_B)
     block = slice(start, start + B)
-    total_B[:] = x_TL[0, block]
-    for t in range(1, T):
+    total_B[:] = -np.inf
+    for t in range(T):
         x_B = x_TL[t, block]
         for x in range(np.uint64(B)):
             total_B[x] = x_B[x] if x_B[x] > total_B[x] else total_B[x]
@@ -155,8 +156,8 @@ def exponentials_over_rows(x_TL, start, total_B):
         x_B = x_TL[t, block]
         for x in range(np.uint64(B)):
             x_B[x] = exp(x_B[x] - total_B[x])
-    total_B[:] = x_TL[0, block]
-    for t in range(1, T):
+    total_B[:] = 0
+    for t in range(T):
         x_B = x_TL[t, block]
         for x in range(np.uint64(B)):
             total_B[x] += x_B[x]

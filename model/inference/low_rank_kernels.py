@@ -53,8 +53,8 @@ def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scal
                     weights_B[x] = weight * scale_B[x]
                 total_NF[n, f] = total_NF[n, f] * shrink + total
                 if start > 0:
-                    seen_NFD[n, f] *= shrink
-                    seen_NFR[n, f] *= shrink
+                    _multiply(seen_NFD[n, f], shrink)
+                    _multiply(seen_NFR[n, f], shrink)
             if R > 0:
                 add_product_of_rows(weights_FB[:, :B], coefficients_RB, seen_NFR[n])
             for u in range(U):
@@ -62,8 +62,8 @@ def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scal
                 add_product_of_rows(weights_FB[rows, :B], values_UDL[u, :, block], seen_NFD[n, rows])
     for n in range(N):
         for f in range(F):
-            seen_NFD[n, f] /= total_NF[n, f]
-            seen_NFR[n, f] /= total_NF[n, f]
+            _multiply(seen_NFD[n, f], np.float32(1) / total_NF[n, f])
+            _multiply(seen_NFR[n, f], np.float32(1) / total_NF[n, f])
 
 
 @njit(**OPTIONS)
@@ -120,7 +120,9 @@ def update(
                     for x in range(np.uint64(B)):
                         product_B[x] += overlap_B[x]
                     row += 1
-            squares_B[:B] = length_L[block]
+            length_B = length_L[block]
+            for x in range(np.uint64(B)):
+                squares_B[x] = length_B[x]
             for r in range(last):
                 product_B, coefficient_B = products_RB[r, :B], coefficients_RL[r, block]
                 for x in range(np.uint64(B)):
@@ -151,6 +153,12 @@ def _scores(token_FD, shared_UDL, placed_UDL, by_row_FR, coefficients_RB, scale_
     for u in range(U):
         own = scores[row + u * T : row + u * T + T, columns]
         add_product(token_FD[u * T : u * T + T], placed_UDL[u, :, block], own)
+
+
+@njit(**OPTIONS)
+def _multiply(x_D, factor):
+    for d in range(np.uint64(len(x_D))):
+        x_D[d] *= factor
 
 
 @njit(**OPTIONS)

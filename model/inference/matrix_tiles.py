@@ -151,7 +151,9 @@ def add_product(a_MK, b_KN, c_MN):
     if whole < N:
         sums_MW = np.zeros((len(a_MK), LANES), np.float32)
         _add_columns(a_MK, _padded(b_KN[:, whole:], LANES), sums_MW)
-        c_MN[:, whole:] += sums_MW[:, : N - whole]
+        for i in range(len(c_MN)):
+            for j in range(whole, N):
+                c_MN[i, j] += sums_MW[i, j - whole]
 
 
 @njit()
@@ -185,5 +187,7 @@ def add_product_of_rows(a_MK, b_NK, c_MN):
 def _padded(x_MN, columns):
     """The matrix with columns of zeros added."""
     padded = np.zeros((len(x_MN), columns), np.float32)
-    padded[:, : x_MN.shape[1]] = x_MN
+    for i in range(x_MN.shape[0]):
+        for j in range(x_MN.shape[1]):
+            padded[i, j] = x_MN[i, j]
     return padded

@@ -123,7 +123,9 @@ def _upscale(
                     for x in range(np.uint64(B)):
                         full_B[x] = gelu(full_B[x] + constant)
                     if len(features_PQDL) > 0:
-                        features_PQDL[p, q, d, block] = full_B
+                        feature_B = features_PQDL[p, q, d, block]
+                        for x in range(np.uint64(B)):
+                            feature_B[x] = full_B[x]
                     _add_to_masks(full_B, mask_weights_KD, d, sums_KB)
                 _write_logits(sums_KB, start, B, p, q, grid_width, logits_Khw)
 
