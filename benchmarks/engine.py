@@ -1,6 +1,6 @@
 """Compares the run time of the maskmill engine with segment_anything or sam2, and transformers, in one run.
 
-All engines use the same weights, photographs, points and thresholds.
+All engines use the same weights, photographs, points and thresholds, each in a process of its own.
 
     python -m benchmarks.engine                       # mini, the demo photographs, 32x32 points
     python -m benchmarks.engine --model vit_b --photographs-from photos/ --photographs 1
@@ -16,72 +16,37 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-import time
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
 from datetime import date
-from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks import load, peers, roofline
 from benchmarks.machine import RESULTS, describe_machine
-from benchmarks.peers import Engine, EngineFactory
-from maskmill.filters.names import FILTERS
-from maskmill.model.checkpoint import load_model
+from benchmarks.processes import PEERS, PUBLISHED, EngineProcess, Measurement, Photograph, Setup
 from maskmill.model.config import NetworkConfig
 from maskmill.model.families import VARIANTS
-from maskmill.model.families.sam1.config import SamConfig
-from maskmill.model.families.sam2.config import Sam2Config
-from maskmill.model.network import Network
-from maskmill.model.optimize import half_precision, keep_freed_memory, optimize, resolve_device
+from maskmill.model.optimize import half_precision, resolve_device
 from maskmill.pipeline.config import PRESETS, GeneratorConfig
 from maskmill.pipeline.images import decode_image
 from maskmill.pipeline.prompts import plan_views
-from maskmill.pipeline.records import ImageMasks, ImageResult, Shard
-from maskmill.pipeline.table import encode_part
-from testing.networks import random_network, randomise
-
-if TYPE_CHECKING:
-    from sam2.modeling.sam2_base import SAM2Base
-    from transformers import SamModel
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-# The package with the published generator, by family.
-PUBLISHED = {"sam1": "segment_anything", "mini": "segment_anything", "mobile_sam": "mobile_sam", "sam2": "sam2"}
-PEERS = (*PUBLISHED.values(), "transformers")
 STEPS = ("decode", "encode", "prompt", "filter", "rle", "write")
-WARM_UP_POINTS_PER_SIDE = 8  # one batch of the published generator
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """An encoded image, its size in pixels and the candidate masks that `mini` predicts for it."""
-
-    name: str
-    data: bytes
-    width: int
-    height: int
-    candidates: load.Candidates
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Measurements of all engines on one photograph, and the size of the photograph in pixels."""
+    """Measurements of all engines on one photograph, by engine name, and the size of the photograph in pixels."""
 
     photograph: str
     width: int
     height: int
-    # By engine name.
-    seconds: dict[str, float] = field(default_factory=dict)
-    masks: dict[str, int] = field(default_factory=dict)
-    # By precision, then by step.
-    milliseconds: dict[str, dict[str, float]] = field(default_factory=dict)
-    # Remaining masks after each filter, in *exact* precision.
-    left: dict[str, int] = field(default_factory=dict)
+    engines: dict[str, Measurement]
 
 
 def main() -> None:
@@ -116,22 +81,27 @@ def main() -> None:
         PUBLISHED[variant.family]: arguments.published,
         "transformers": arguments.transformers,
     }
-    replay = None if variant.name == "mini" else load.Replay(variant, device)
-    factories, dtypes = _engines(variant, [name for name in limits if limits[name]], device, replay)
-    _warm_up(factories, config, photographs[0], replay)
-    engines = {name: factory(config) for name, factory in factories.items()}
-    timings = []
-    for number, photograph in enumerate(photographs):
-        chosen = {name: engine for name, engine in engines.items() if number < limits.get(name, len(photographs))}
-        # The order of the engines alternates, so that changes of the clock rate do not favour one of them.
-        ordered = chosen if number % 2 == 0 else dict(reversed(chosen.items()))
-        timings.append(_measure(photograph, ordered, replay, arguments.repeats, device))
-        print(timings[-1], flush=True)
+    setup = Setup(variant, config, photographs, device, arguments.repeats, transformers=arguments.transformers > 0)
+    precisions = ("exact", "fast", "half") if half_precision(device) else ("exact",)
+    compat = () if variant.family == "sam2" else ("compat",)
+    names = [*(name for name in limits if limits[name]), *compat, *precisions]
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(closing(EngineProcess(name, setup))) for name in names}
+        timings = []
+        for number, photograph in enumerate(photographs):
+            chosen = [name for name in names if number < limits.get(name, len(photographs))]
+            # The order of the engines alternates, so that changes of the clock rate do not favour one of them.
+            ordered = chosen if number % 2 == 0 else reversed(chosen)
+            measured = {name: engines[name].measure(number) for name in ordered}
+            timings.append(Timing(photograph.name, photograph.width, photograph.height, measured))
+            seconds = ", ".join(f"{name} {each.seconds:.2f} s" for name, each in measured.items())
+            print(f"{photograph.name}: {seconds}", flush=True)
+        dtypes = {name: engines[name].dtypes for name in precisions}
     peaks = {
         dtype: roofline.peak(device, dtype) for dtype in {dtype for step in dtypes.values() for dtype in step.values()}
     }
     work = [_least_work(photograph, variant, config) for photograph in photographs]
-    report = _report(timings, work, list(engines), dtypes, peaks, environment)
+    report = _report(timings, work, names, dtypes, peaks, environment)
     print(report)
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"{date.today()}-engine-{variant.name}-{arguments.preset}-{device.type}"
@@ -195,129 +165,6 @@ def _photographs(
     return photographs
 
 
-def _engines(
-    variant: NetworkConfig, wanted: list[str], device: torch.device, replay: load.Replay | None
-) -> tuple[dict[str, EngineFactory], dict[str, dict[str, torch.dtype]]]:
-    """Creates the engines of the wanted peers and of maskmill, all with the same weights.
-
-    The second result is the dtype of most matrix multiplications of maskmill, by precision and step.
-    """
-    factories: dict[str, EngineFactory] = {}
-    if isinstance(variant, Sam2Config):
-        network, published = _sam2_networks(variant)
-        if "sam2" in wanted:
-            factories["sam2"] = peers.sam2(published, device, replay)
-    else:
-        network, twin = _networks(variant, twin="transformers" in wanted)
-        published_name = PUBLISHED[variant.family]
-        if published_name in wanted:
-            factories[published_name] = peers.segment_anything(network, device, replay)
-        if twin is not None:
-            factories["transformers"] = peers.transformers(twin, variant.image_size, device, replay)
-        factories["compat"] = peers.compat(network, device, replay)
-    dtypes = {}
-    for precision in ("exact", "fast", "half") if half_precision(device) else ("exact",):
-        optimized = optimize(network, precision, device)
-        factories[precision] = partial(peers.Maskmill, optimized, replay)
-        prompts = optimized.screen_dtype or optimized.decoder_dtype
-        dtypes[precision] = {"encode": optimized.encoder_dtype, "prompt": prompts}
-    return factories, dtypes
-
-
-def _networks(variant: NetworkConfig, twin: bool) -> tuple[Network, SamModel | None]:
-    """Creates our network, with the packaged weights of `mini` or random ones, and its twin in transformers."""
-    if variant.name == "mini":
-        return load_model("mini", None).network, None
-    if not twin:
-        return random_network(variant), None
-    from testing.hugging_face import random_hugging_face
-
-    assert isinstance(variant, SamConfig), "only the networks of sam1 have a twin in transformers"
-
-    network = random_hugging_face(variant)
-    with tempfile.TemporaryDirectory() as folder:
-        network.save_pretrained(folder)
-        return load_model(variant.name, Path(folder) / "model.safetensors").network, network
-
-
-def _sam2_networks(variant: Sam2Config) -> tuple[Network, SAM2Base]:
-    """Creates our network and that of sam2, with the same random weights."""
-    from testing.sam2_oracles import published_sam2
-
-    network = published_sam2(variant)
-    randomise(network)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "sam2.pt"
-        torch.save({"model": network.state_dict()}, path)
-        return load_model(variant.name, path).network, network
-
-
-def _warm_up(
-    factories: dict[str, EngineFactory], config: GeneratorConfig, photograph: Photograph, replay: load.Replay | None
-) -> None:
-    """Runs each engine on a few points: the first run includes buffer allocation and kernel selection."""
-    if replay:
-        replay.show(photograph.candidates)
-    few = min(WARM_UP_POINTS_PER_SIDE, config.points_per_side or WARM_UP_POINTS_PER_SIDE)
-    for factory in factories.values():
-        factory(replace(config, points_per_side=few))(photograph.data)
-
-
-def _measure(
-    photograph: Photograph,
-    engines: dict[str, Engine],
-    replay: load.Replay | None,
-    repeats: int,
-    device: torch.device,
-) -> Timing:
-    timing = Timing(photograph.name, photograph.width, photograph.height)
-    if replay:
-        replay.show(photograph.candidates)
-    clock = partial(roofline.synchronized_clock, device)
-    for name, engine in engines.items():
-        if name in PEERS:
-            peers.return_freed_memory()
-        else:
-            keep_freed_memory()
-        seconds = []
-        for _ in range(repeats):
-            start = clock()
-            timing.masks[name] = len(engine(photograph.data))
-            seconds.append(clock() - start)
-        timing.seconds[name] = min(seconds)
-        if isinstance(engine, peers.Maskmill):
-            timing.milliseconds[name] = _steps(engine, photograph, device)
-            assert engine.masks is not None
-            if name == "exact":
-                timing.left.update(_left(engine.masks))
-    return timing
-
-
-def _steps(engine: peers.Maskmill, photograph: Photograph, device: torch.device) -> dict[str, float]:
-    """Returns the milliseconds of each step in the last run.
-
-    On a GPU, these are measured in an additional run that synchronises with the device after every step.
-    """
-    if device.type != "cpu":
-        engine.clock = partial(roofline.synchronized_clock, device)
-        engine(photograph.data)
-        engine.clock = time.perf_counter
-    assert engine.masks is not None
-    with engine.timer.step("write"):
-        encode_part(Shard(0, ""), [ImageResult("image", "", None, engine.masks, {}, "ok")], identity="")
-    return engine.timer.milliseconds
-
-
-def _left(masks: ImageMasks) -> dict[str, int]:
-    """Counts the masks before the filters and after each filter."""
-    left = {"candidates": len(masks) + sum(masks.dropped.values())}
-    remaining = left["candidates"]
-    for name in FILTERS:
-        remaining -= masks.dropped[name]
-        left[name] = remaining
-    return left
-
-
 def _least_work(photograph: Photograph, variant: NetworkConfig, config: GeneratorConfig) -> dict[str, int]:
     """Returns the minimum number of multiply-accumulates by step of the network."""
     views = plan_views(photograph.height, photograph.width, config)
@@ -337,7 +184,7 @@ def _report(
     timings: list[Timing],
     work: list[dict[str, int]],
     names: list[str],
-    dtypes: dict[str, dict[str, torch.dtype]],
+    dtypes: Mapping[str, Mapping[str, torch.dtype]],
     peaks: dict[torch.dtype, float],
     environment: dict[str, str | float],
 ) -> str:
@@ -352,7 +199,8 @@ def _report(
         lines += _table(["against", *ours], ratios)
     lines += ["", "Milliseconds per photograph by step, on average (*write*, to Parquet, is beyond the above):", ""]
     spent = {
-        name: {step: mean(t.milliseconds[name].get(step, 0.0) for t in timings) for step in STEPS} for name in dtypes
+        name: {step: mean(t.engines[name].milliseconds.get(step, 0.0) for t in timings) for step in STEPS}
+        for name in dtypes
     }
     lines += _table(["engine", *STEPS], [[name, *(f"{spent[name][step]:.1f}" for step in STEPS)] for name in dtypes])
     lines += [
@@ -372,20 +220,21 @@ def _report(
     lines += _table(["engine", "step", "dtype", "least", "peak", "share"], rows)
     lines += ["", "Masks left after each filter, in *exact*:", ""]
     lines += _table(
-        ["photograph", *timings[0].left],
-        [[timing.photograph, *(str(count) for count in timing.left.values())] for timing in timings],
+        ["photograph", *timings[0].engines["exact"].left],
+        [[timing.photograph, *map(str, timing.engines["exact"].left.values())] for timing in timings],
     )
     return "\n".join(lines) + "\n"
 
 
 def _seconds_row(timing: Timing, names: list[str]) -> list[str]:
-    cells = [f"{timing.seconds[name]:.2f} ({timing.masks[name]})" if name in timing.seconds else "" for name in names]
+    measured = [timing.engines.get(name) for name in names]
+    cells = [f"{each.seconds:.2f} ({each.masks})" if each else "" for each in measured]
     return [timing.photograph, f"{timing.width} x {timing.height}", *cells]
 
 
 def _ratio(timings: list[Timing], peer: str, name: str) -> float:
-    both = [timing for timing in timings if peer in timing.seconds]
-    return sum(timing.seconds[peer] for timing in both) / sum(timing.seconds[name] for timing in both)
+    both = [timing.engines for timing in timings if peer in timing.engines]
+    return sum(engines[peer].seconds for engines in both) / sum(engines[name].seconds for engines in both)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -19,7 +19,6 @@ from maskmill.compat.segment_anything import SamAutomaticMaskGenerator
 from maskmill.compat.segment_anything import modeling as compat_modeling
 from maskmill.model.families.mobile_sam.config import MobileSamConfig
 from maskmill.model.network import Network
-from maskmill.model.optimize import M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, configure_malloc
 from maskmill.pipeline.config import DecodingConfig, GeneratorConfig
 from maskmill.pipeline.generator import MaskGenerator
 from maskmill.pipeline.images import decode_image
@@ -33,15 +32,6 @@ DECODING = DecodingConfig(max_image_pixels=10**9)
 Engine = Callable[[bytes], list[bytes]]
 # Creates an engine for a configuration. The warm-up and the measurement use different configurations.
 EngineFactory = Callable[[GeneratorConfig], Engine]
-
-
-def return_freed_memory() -> None:
-    """Gives glibc's malloc the settings that a process without maskmill reaches by itself.
-
-    `keep_freed_memory` of `model.optimize` holds for a whole process and would speed up the peers, too. By default,
-    glibc raises its thresholds with each large block that is freed, up to the values below.
-    """
-    configure_malloc({M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20})
 
 
 class Maskmill:

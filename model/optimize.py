@@ -9,7 +9,6 @@ import copy
 import ctypes
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from maskmill.model.prompts import AMBIGUITY_MASKS, choose
 
 MEASURED_PROMPTS = 4
 # Options of glibc's `mallopt`, from malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def optimize(network: Network, precision: str, device: torch.device | str) -> OptimizedNetwork:
@@ -145,17 +144,12 @@ def keep_freed_memory() -> None:
     Each batch allocates large tensors, and page faults of new memory take as long as the computation. Blocks above
     32 MiB would be mapped one by one and returned when freed; without mapping they come from the heap, too.
     """
-    configure_malloc({M_TRIM_THRESHOLD: 2**31 - 1, M_MMAP_MAX: 0})
-
-
-def configure_malloc(options: Mapping[int, int]) -> None:
-    """Calls glibc's `mallopt` for each option. Does nothing with another C library."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # another C library
         return
-    for option, value in options.items():
-        mallopt(option, value)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(M_MMAP_MAX, 0)
 
 
 class OptimizedNetwork(Network):

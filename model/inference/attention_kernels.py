@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from maskmill.compiled import njit
-from maskmill.model.inference.cpu_kernels import OPTIONS, array, exponentials_over_rows
+from maskmill.model.inference.cpu_kernels import WITHOUT_COUNTS, array, exponentials_over_rows, scratch
 from maskmill.model.inference.matrix_tiles import add_product
 
 
@@ -21,21 +21,17 @@ def attend_in_windows(qkv_YXK: Tensor, heads: int, window: int) -> Tensor:
     Y, X, K = qkv_YXK.shape
     seen_YXC = qkv_YXK.new_empty(Y, X, K // 3)
     arrays = array(qkv_YXK.contiguous()), array(seen_YXC)
-    _attend_in_windows(*arrays, heads, window)
+    D, L = K // 3 // heads, window * window
+    buffers = scratch(D, L), scratch(L, D), scratch(L, D), scratch(L, L), scratch(D, L), scratch(L)
+    _attend_in_windows(*arrays, heads, window, *buffers)
     return seen_YXC
 
 
-@njit(**OPTIONS)
-def _attend_in_windows(qkv_YXK, seen_YXC, heads, window):
+@njit(**WITHOUT_COUNTS)
+def _attend_in_windows(qkv_YXK, seen_YXC, heads, window, query_DL, key_LD, value_LD, weights_LL, seen_DL, total_L):
     Y, X, C = seen_YXC.shape
     D, L = C // heads, window * window
     scale = np.float32(1) / np.sqrt(np.float32(D))
-    query_DL, key_LD, value_LD = (
-        np.empty((D, L), np.float32),
-        np.empty((L, D), np.float32),
-        np.empty((L, D), np.float32),
-    )
-    weights_LL, seen_DL, total_L = np.empty((L, L), np.float32), np.empty((D, L), np.float32), np.empty(L, np.float32)
     across = (X + window - 1) // window
     for w in range((Y + window - 1) // window * across):
         top, left = w // across * window, w % across * window

@@ -23,6 +23,8 @@ from maskmill.model.layers import fast_linear
 
 # These options let LLVM vectorise the loops: sums in any order, and IEEE division (no ZeroDivisionError).
 OPTIONS: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+# For kernels that allocate no arrays: otherwise Numba counts the references of each view, with atomic operations.
+WITHOUT_COUNTS: Any = OPTIONS | {"_nrt": False}
 
 
 def update_and_norm(
@@ -51,6 +53,11 @@ def array(tensor: Tensor) -> NDArray[Any]:
     """A NumPy view of the tensor. bfloat16 becomes uint16, because NumPy has no bfloat16."""
     assert tensor.is_contiguous()  # otherwise kernels would be slow or, with `matrix_tiles`, use other memory
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
+
+
+def scratch(*shape: int) -> NDArray[np.float32]:
+    """A buffer for a kernel, without values. It starts at a cache line, unlike NumPy's own arrays."""
+    return torch.empty(shape, dtype=torch.float32).numpy()
 
 
 def _generate_bitcast(typing_context: Any, value: Any) -> Any:

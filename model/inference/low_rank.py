@@ -17,9 +17,8 @@ block and all earlier ones, H earlier blocks, V = D + 1 features of a value vect
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +32,9 @@ from maskmill.model.inference.token_side import (
 )
 from maskmill.model.layers import fast_linear
 from maskmill.model.mask_decoder import DecodedPrompts
+
+if TYPE_CHECKING:
+    from maskmill.model.inference.low_rank_kernels import Scores
 
 
 class Projected(NamedTuple):
@@ -184,13 +186,10 @@ class _State:
     def attend(self, attention: TokensToImage, query_NTC: Tensor, keys: Projected, values_UDL: Tensor) -> Tensor:
         """Attention from prompt tokens to the image (N, T, C)."""
         from maskmill.model.inference import low_rank_kernels
-        from maskmill.model.inference.cpu_kernels import array
 
         N, T, _ = query_NTC.shape
         scores = self._scores(attention.query(query_NTC), attention.key_UDC, keys)
-        seen_NFD, seen_NFR = (x.new_empty(x.shape) for x in (scores.token_NFD, scores.by_row_NFR))
-        state = self._coefficients_NRL, self._scale_NL
-        low_rank_kernels.attend(*map(array, (*scores, *state, values_UDL, seen_NFD, seen_NFR)))
+        seen_NFD, seen_NFR = low_rank_kernels.attend(scores, self._coefficients_NRL, self._scale_NL, values_UDL)
         seen_UED = heads_by_prompt(seen_NFD, T)
         if self._rank:
             seen_NFC = seen_NFR @ self._basis_NRC[:, : self._rank]
@@ -200,7 +199,6 @@ class _State:
     def update(self, block: TokenSideBlock, value_NTC: Tensor, key_NTC: Tensor, prepared: PreparedBlock) -> None:
         """Attention from the image to prompt tokens, residual sum and layer norm."""
         from maskmill.model.inference import low_rank_kernels
-        from maskmill.model.inference.cpu_kernels import array
 
         N, first, last = len(value_NTC), self._rank, self._rank + block.heads * self._tokens
         scores = self._scores(block.to_tokens.key(key_NTC), block.to_tokens.query_UDC, prepared.queries)
@@ -217,30 +215,19 @@ class _State:
         shared = prepared.overlaps_GVL, prepared.bias_overlaps_HL, prepared.length_L
         norm = block.block.norm4
         low_rank_kernels.update(
-            *map(array, (*scores, gram_NRR, values_NGV, *shared)),
-            basis_NRC.shape[2],
-            np.float32(norm.eps),
-            *map(array, (self._coefficients_NRL, self._scale_NL)),
+            scores, gram_NRR, values_NGV, *shared, basis_NRC.shape[2], norm.eps, self._coefficients_NRL, self._scale_NL
         )
         basis_NRC *= norm.weight
         self._basis_NRC[:, last] = norm.bias
         self._rank = last + 1
 
-    def _scores(self, token_UED: Tensor, weight_UDC: Tensor, image: Projected) -> _Scores:
-        """What the kernels multiply: projected tokens, projected image tokens, and tokens projected onto the basis."""
+    def _scores(self, token_UED: Tensor, weight_UDC: Tensor, image: Projected) -> Scores:
+        from maskmill.model.inference import low_rank_kernels
+
         token_NFD = rows_by_prompt(token_UED, len(self._scale_NL)).contiguous()
         basis_NRC = self._basis_NRC[:, : self._rank]
         by_row_NFR = rows_by_prompt(token_UED @ weight_UDC, len(token_NFD)) @ basis_NRC.mT
-        return _Scores(token_NFD, image.shared_UDL, image.placed_UDL, by_row_NFR)
-
-
-class _Scores(NamedTuple):
-    """See `_State._scores`."""
-
-    token_NFD: Tensor
-    shared_UDL: Tensor
-    placed_UDL: Tensor
-    by_row_NFR: Tensor
+        return low_rank_kernels.Scores(token_NFD, image.shared_UDL, image.placed_UDL, by_row_NFR)
 
 
 def _project_for_overlap(block: TokenSideBlock, image_LC: Tensor) -> Tensor:

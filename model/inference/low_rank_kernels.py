@@ -9,10 +9,13 @@ head (head by head), R rows of the basis, G H V as in `low_rank.py`, B image tok
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+from torch import Tensor
 
 from maskmill.compiled import njit
-from maskmill.model.inference.cpu_kernels import OPTIONS, exp, exponentials_over_rows
+from maskmill.model.inference.cpu_kernels import OPTIONS, WITHOUT_COUNTS, array, exp, exponentials_over_rows, scratch
 from maskmill.model.inference.matrix_tiles import ROWS, add_product, add_product_of_rows
 
 # Image tokens that are processed together: with 56 tokens of 114 rows, 0.4 MiB.
@@ -20,18 +23,67 @@ BLOCK = 512
 LANES = 16  # of a maximum
 
 
-@njit(**OPTIONS)
-def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scale_NL, values_UDL, seen_NFD, seen_NFR):
-    """Attention from prompt tokens to image tokens: weighted means of values, and of the coefficients.
+class Scores(NamedTuple):
+    """What attention scores are products of: a prompt's projected tokens, with projected image tokens.
 
-    `shared_UDL` and `by_row_NFR` are empty before the first update. `coefficients_NRL` may have more rows than these.
+    `shared_UDL` and `by_row_NFR` (the tokens projected onto the basis) are empty before the first update.
     """
+
+    token_NFD: Tensor
+    shared_UDL: Tensor
+    placed_UDL: Tensor
+    by_row_NFR: Tensor
+
+
+def attend(scores: Scores, coefficients_NRL: Tensor, scale_NL: Tensor, values_UDL: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention from prompt tokens to image tokens: weighted means of values (N, F, D), and of coefficients (N, F, R).
+
+    `coefficients_NRL` may have more rows than R.
+    """
+    seen_NFD, seen_NFR = (x.new_empty(x.shape) for x in (scores.token_NFD, scores.by_row_NFR))
+    N, F, _ = scores.token_NFD.shape
+    buffers = scratch(F, min(BLOCK, scale_NL.shape[1])), scratch(N, F), scratch(N, F), scratch(LANES)
+    _attend(*map(array, (*scores, coefficients_NRL, scale_NL, values_UDL, seen_NFD, seen_NFR)), *buffers)
+    return seen_NFD, seen_NFR
+
+
+def update(
+    scores: Scores,
+    gram_NRR: Tensor,
+    value_NGV: Tensor,
+    overlaps_GVL: Tensor,
+    bias_overlaps_HL: Tensor,
+    length_L: Tensor,
+    channels: int,
+    epsilon: float,
+    coefficients_NRL: Tensor,
+    scale_NL: Tensor,
+) -> None:
+    """Attention from image tokens to prompt tokens, residual sum and layer norm: new coefficients and scale, in place.
+
+    The rows of `coefficients_NRL` are the value vectors of each block, then one for the bias of its norm. `epsilon` is
+    that of the norm.
+    """
+    rows, size = scores.by_row_NFR.shape[2] + scores.token_NFD.shape[1], min(BLOCK, len(length_L))
+    _update(
+        *map(array, (*scores, gram_NRR, value_NGV, overlaps_GVL, bias_overlaps_HL, length_L)),
+        channels,
+        np.float32(epsilon),
+        *map(array, (coefficients_NRL, scale_NL)),
+        scratch(rows, size),
+        scratch(size),
+    )
+
+
+@njit(**WITHOUT_COUNTS)
+def _attend(
+    token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scale_NL, values_UDL, seen_NFD, seen_NFR,
+    weights_FB, highest_NF, total_NF, lanes,
+):  # fmt: skip
     N, F, _ = token_NFD.shape
     U, L = len(placed_UDL), scale_NL.shape[1]
     T, R = F // U, by_row_NFR.shape[2]
-    weights_FB, lanes = np.empty((F, min(BLOCK, L)), np.float32), np.empty(LANES, np.float32)
-    highest_NF, total_NF = np.full((N, F), -np.inf, np.float32), np.zeros((N, F), np.float32)
-    seen_NFD[:], seen_NFR[:] = 0, 0
+    highest_NF[:], total_NF[:], seen_NFD[:], seen_NFR[:] = -np.inf, 0, 0, 0
     for start in range(0, L, BLOCK):
         block = slice(start, min(start + BLOCK, L))
         B = block.stop - start
@@ -66,36 +118,17 @@ def attend(token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scal
             _multiply(seen_NFR[n, f], np.float32(1) / total_NF[n, f])
 
 
-@njit(**OPTIONS)
-def update(
-    token_NFD,
-    shared_UDL,
-    placed_UDL,
-    by_row_NFR,
-    gram_NRR,
-    value_NGV,
-    overlaps_GVL,
-    bias_overlaps_HL,
-    length_L,
-    channels,
-    epsilon,
-    coefficients_NRL,
-    scale_NL,
-):
-    """Attention from image tokens to prompt tokens, residual sum and layer norm: new coefficients and scale, in place.
-
-    The rows of `coefficients_NRL` are the value vectors of each block, then one for the bias of its norm. `epsilon` is
-    that of the norm.
-    """
+@njit(**WITHOUT_COUNTS)
+def _update(
+    token_NFD, shared_UDL, placed_UDL, by_row_NFR, gram_NRR, value_NGV, overlaps_GVL, bias_overlaps_HL, length_L,
+    channels, epsilon, coefficients_NRL, scale_NL, products_RB, squares_B,
+):  # fmt: skip
     N, F, _ = token_NFD.shape
     U, L = len(placed_UDL), scale_NL.shape[1]
     T, R = F // U, by_row_NFR.shape[2]
     last = R + F
     zero, one = np.float32(0), np.float32(1)
     share = one / np.float32(channels)
-    size = min(BLOCK, L)
-    products_RB = np.empty((last, size), np.float32)
-    squares_B = np.empty(size, np.float32)
     for start in range(0, L, BLOCK):
         block = slice(start, min(start + BLOCK, L))
         B = block.stop - start

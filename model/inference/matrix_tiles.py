@@ -25,8 +25,9 @@ from maskmill.compiled import njit
 
 _target: Any = cpu_target.target_context
 _HAS_AVX512 = "+avx512f" in _target.codegen().magic_tuple()[2]
-# A tile of ROWS x VECTORS vectors fills the registers: 32 with AVX-512, 16 with AVX2.
-LANES, ROWS, VECTORS = (16, 7, 4) if _HAS_AVX512 else (8, 6, 2)
+# A tile of ROWS x VECTORS vectors, VECTORS more and a factor must fit in the registers: 32 with AVX-512, 16 with AVX2.
+# What does not fit goes to the stack, and is slow where a vector of the stack lies in two cache lines.
+LANES, ROWS, VECTORS = (16, 7, 3) if _HAS_AVX512 else (8, 6, 2)
 WIDTH = VECTORS * LANES
 
 _f32, _i32, _i64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -138,10 +139,12 @@ def _tiles(by_rows: bool) -> Any:
 
 _add_tile, _add_tile_of_rows = _tiles(by_rows=False), _tiles(by_rows=True)
 
+# `_nrt`: these functions allocate arrays, also if the kernel that calls them counts no references.
 
-@njit()
+
+@njit(_nrt=True)
 def add_product(a_MK, b_KN, c_MN):
-    """c += a @ b, in a Numba kernel. Fastest if N is a multiple of 64."""
+    """c += a @ b, in a Numba kernel. Fastest if N is a multiple of WIDTH."""
     N = c_MN.shape[1]
     wide, whole = N - N % WIDTH, N - N % LANES
     for j in range(0, wide, WIDTH):
@@ -165,9 +168,9 @@ def _add_columns(a_MK, b_KW, c_MW):
         _add_tile(a_MK[rows], b_KW, c_MW[rows])
 
 
-@njit()
+@njit(_nrt=True)
 def add_product_of_rows(a_MK, b_NK, c_MN):
-    """c += a @ b^T, in a Numba kernel. Fast if K is a multiple of 64."""
+    """c += a @ b^T, in a Numba kernel. Fast if K is a multiple of LANES."""
     K = a_MK.shape[1]
     if K % LANES > 0:
         padded = K + LANES - K % LANES
@@ -183,7 +186,7 @@ def add_product_of_rows(a_MK, b_NK, c_MN):
             _add_tile_of_rows(a_MK[rows], b_NK[j : j + 1], c_MN[rows, j : j + 1])
 
 
-@njit()
+@njit(_nrt=True)
 def _padded(x_MN, columns):
     """The matrix with columns of zeros added."""
     padded = np.zeros((len(x_MN), columns), np.float32)

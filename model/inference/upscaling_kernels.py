@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from maskmill.compiled import njit
-from maskmill.model.inference.cpu_kernels import OPTIONS, array, gelu, load, store
+from maskmill.model.inference.cpu_kernels import OPTIONS, WITHOUT_COUNTS, array, gelu, load, scratch, store
 from maskmill.model.inference.matrix_tiles import add_product
 
 BLOCK = 512  # cells: 0.4 MiB of features with `vit_b`
@@ -57,12 +57,14 @@ def upscale(
     none_PQDL = mask_weights_KD.new_empty(0, 0, 0, 0)
     skip_PQDL = none_PQDL if second.skip_PQDL is None else second.skip_PQDL
     features_PQDL = none_PQDL if features_PQDL is None else features_PQDL
+    size = max(1, BLOCK // grid_width) * grid_width  # whole rows of cells
     _upscale(
         *map(array, (*first[:5], skip_PCL, norm.weight, norm.bias)),
         np.float32(norm.eps),
         *map(array, (*second[:2], skip_PQDL, mask_weights_KD)),
         grid_width,
         *map(array, (logits_Khw, features_PQDL)),
+        *(scratch(rows, size) for rows in (len(norm.weight), len(second.weight_OC), len(mask_weights_KD), 2)),
     )
 
 
@@ -87,16 +89,15 @@ def gelu_and_logits(
     _gelu_and_logits(*arrays, pixel, grid_width, array(logits_Khw))
 
 
-@njit(**OPTIONS)
+@njit(**WITHOUT_COUNTS)
 def _upscale(
     weight_OR, x_RL, scale_L, shared_PCL, constant_C, skip_PCL, norm_C, bias_C, eps,
     weight_OC, constant_D, skip_PQDL, mask_weights_KD, grid_width, logits_Khw, features_PQDL,
+    half_CB, full_OB, sums_KB, moments_2B,
 ):  # fmt: skip
     P, C, L = shared_PCL.shape
     D = len(constant_D)
-    size = max(1, BLOCK // grid_width) * grid_width  # whole rows of cells
-    half_CB, full_OB = np.empty((C, size), np.float32), np.empty((len(weight_OC), size), np.float32)
-    sums_KB, moments_2B = np.empty((len(mask_weights_KD), size), np.float32), np.empty((2, size), np.float32)
+    size = half_CB.shape[1]
     for start in range(0, L, size):
         block = slice(start, min(start + size, L))
         B = block.stop - start
