@@ -97,9 +97,9 @@ class EngineProcess:
         theirs.close()
         self.dtypes: Mapping[str, torch.dtype] = self._connection.recv()
 
-    def measure(self, number: int) -> Measurement:
-        """Runs the engine on a photograph of the setup."""
-        self._connection.send(number)
+    def measure(self, index: int) -> Measurement:
+        """Runs the engine on the photograph of the setup with this index."""
+        self._connection.send(index)
         return self._connection.recv()
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class EngineProcess:
 
 
 def _serve(name: str, setup: Setup, connection: Connection) -> None:
-    """Measures the photographs whose numbers arrive, until the connection is closed."""
+    """The loop of the process: receives the index of a photograph, sends its measurement. Ends with the connection."""
     replay = Replay(setup.variant, setup.device) if setup.replays else None
     factory, dtypes = _engine(name, setup, replay)
     _warm_up(factory, setup, replay)
@@ -128,9 +128,9 @@ def _engine(name: str, setup: Setup, replay: Replay | None) -> tuple[EngineFacto
     if name == "sam2":
         assert isinstance(setup.variant, Sam2Config)
         return peers.sam2(_published_sam2(setup.variant), setup.device, replay), {}
-    network = _network(setup)
     if name == "transformers":
         return peers.transformers(_twin(setup.variant), setup.variant.image_size, setup.device, replay), {}
+    network = _network(setup)
     if name in PEERS:
         return peers.segment_anything(network, setup.device, replay), {}
     if name == "compat":
