@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from maskmill.compiled import njit
-from maskmill.model.inference.cpu_kernels import WITHOUT_COUNTS, array, exponentials_over_rows, scratch
+from maskmill.model.inference.cpu_kernels import OPTIONS, array, exponentials_over_rows, scratch
 from maskmill.model.inference.matrix_tiles import add_product
 
 
@@ -27,7 +27,7 @@ def attend_in_windows(qkv_YXK: Tensor, heads: int, window: int) -> Tensor:
     return seen_YXC
 
 
-@njit(**WITHOUT_COUNTS)
+@njit(**OPTIONS)
 def _attend_in_windows(qkv_YXK, seen_YXC, heads, window, query_DL, key_LD, value_LD, weights_LL, seen_DL, total_L):
     Y, X, C = seen_YXC.shape
     D, L = C // heads, window * window

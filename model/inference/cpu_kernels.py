@@ -21,10 +21,9 @@ from torch import Tensor
 from maskmill.compiled import njit
 from maskmill.model.layers import fast_linear
 
-# These options let LLVM vectorise the loops: sums in any order, and IEEE division (no ZeroDivisionError).
-OPTIONS: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-# For kernels that allocate no arrays: otherwise Numba counts the references of each view, with atomic operations.
-WITHOUT_COUNTS: Any = OPTIONS | {"_nrt": False}
+# These options let LLVM vectorise the loops: sums in any order, and IEEE division (no ZeroDivisionError). Kernels get
+# their buffers from `scratch` and cannot allocate arrays: otherwise Numba counts references to views, atomically.
+OPTIONS: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "_nrt": False}
 
 
 def update_and_norm(
@@ -40,7 +39,7 @@ def update_and_norm(
     N, L = len(weights_NFL), weights_NFL.shape[2]
     image_NLC = image_BLC.new_empty(N, L, values_NFC.shape[2])
     placed_NLC = torch.empty_like(image_NLC)
-    shared = [array(x) for x in (positions_1LC[0], weight_C, bias_C)]
+    shared = [*map(array, (positions_1LC[0], weight_C, bias_C)), scratch(len(weight_C))]
     for n in range(N):
         # Prompt by prompt: the product is still in the cache when the kernel reads it.
         update_LC = fast_linear(weights_NFL[n].mT, values_NFC[n].mT)
@@ -187,9 +186,8 @@ def _normalise(row_C, eps):
 
 
 @njit(**OPTIONS)
-def _add_and_norm(eps, update_LC, image_LC, normed_LC, placed_LC, positions_LC, weight_C, bias_C):
+def _add_and_norm(eps, update_LC, image_LC, normed_LC, placed_LC, positions_LC, weight_C, bias_C, row_C):
     L, C = update_LC.shape
-    row_C = np.empty(C, np.float32)
     for i in range(L):
         for c in range(np.uint64(C)):
             row_C[c] = load(update_LC[i, c]) + load(image_LC[i, c])

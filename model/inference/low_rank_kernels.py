@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from maskmill.compiled import njit
-from maskmill.model.inference.cpu_kernels import OPTIONS, WITHOUT_COUNTS, array, exp, exponentials_over_rows, scratch
+from maskmill.model.inference.cpu_kernels import OPTIONS, array, exp, exponentials_over_rows, scratch
 from maskmill.model.inference.matrix_tiles import ROWS, add_product, add_product_of_rows
 
 # Image tokens that are processed together: with 56 tokens of 114 rows, 0.4 MiB.
@@ -75,7 +75,7 @@ def update(
     )
 
 
-@njit(**WITHOUT_COUNTS)
+@njit(**OPTIONS)
 def _attend(
     token_NFD, shared_UDL, placed_UDL, by_row_NFR, coefficients_NRL, scale_NL, values_UDL, seen_NFD, seen_NFR,
     weights_FB, highest_NF, total_NF, lanes,
@@ -118,7 +118,7 @@ def _attend(
             _multiply(seen_NFR[n, f], np.float32(1) / total_NF[n, f])
 
 
-@njit(**WITHOUT_COUNTS)
+@njit(**OPTIONS)
 def _update(
     token_NFD, shared_UDL, placed_UDL, by_row_NFR, gram_NRR, value_NGV, overlaps_GVL, bias_overlaps_HL, length_L,
     channels, epsilon, coefficients_NRL, scale_NL, products_RB, squares_B,

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from maskmill.compiled import njit
-from maskmill.model.inference.cpu_kernels import OPTIONS, WITHOUT_COUNTS, array, gelu, load, scratch, store
+from maskmill.model.inference.cpu_kernels import OPTIONS, array, gelu, load, scratch, store
 from maskmill.model.inference.matrix_tiles import add_product
 
 BLOCK = 512  # cells: 0.4 MiB of features with `vit_b`
@@ -57,7 +57,7 @@ def upscale(
     none_PQDL = mask_weights_KD.new_empty(0, 0, 0, 0)
     skip_PQDL = none_PQDL if second.skip_PQDL is None else second.skip_PQDL
     features_PQDL = none_PQDL if features_PQDL is None else features_PQDL
-    size = max(1, BLOCK // grid_width) * grid_width  # whole rows of cells
+    size = _whole_rows(grid_width)
     _upscale(
         *map(array, (*first[:5], skip_PCL, norm.weight, norm.bias)),
         np.float32(norm.eps),
@@ -71,7 +71,8 @@ def upscale(
 def norm_and_gelu(x_PCL: Tensor, constant_C: Tensor, skip_PCL: Tensor | None, norm: nn.LayerNorm) -> None:
     """Adds a constant per channel and skip features, then layer norm and GELU, in place. x and skip may be bfloat16."""
     skip_PCL = x_PCL[:0] if skip_PCL is None else skip_PCL
-    _norm_and_gelu(np.float32(norm.eps), *map(array, (x_PCL, constant_C, skip_PCL, norm.weight, norm.bias)))
+    arrays = map(array, (x_PCL, constant_C, skip_PCL, norm.weight, norm.bias))
+    _norm_and_gelu(np.float32(norm.eps), *arrays, scratch(len(constant_C), BLOCK), scratch(2, BLOCK))
 
 
 def gelu_and_logits(
@@ -86,10 +87,17 @@ def gelu_and_logits(
     """The end of the second step for one pixel P. x becomes the result of the GELU. x and skip may be bfloat16."""
     skip_QDL = x_QDL[:0] if skip_QDL is None else skip_QDL
     arrays = map(array, (x_QDL, constant_D, skip_QDL, mask_weights_KD))
-    _gelu_and_logits(*arrays, pixel, grid_width, array(logits_Khw))
+    size = _whole_rows(grid_width)
+    buffers = scratch(len(mask_weights_KD), size), scratch(size)
+    _gelu_and_logits(*arrays, pixel, grid_width, array(logits_Khw), *buffers)
 
 
-@njit(**WITHOUT_COUNTS)
+def _whole_rows(grid_width: int) -> int:
+    """The number of cells of a block that consists of whole rows of the grid."""
+    return max(1, BLOCK // grid_width) * grid_width
+
+
+@njit(**OPTIONS)
 def _upscale(
     weight_OR, x_RL, scale_L, shared_PCL, constant_C, skip_PCL, norm_C, bias_C, eps,
     weight_OC, constant_D, skip_PQDL, mask_weights_KD, grid_width, logits_Khw, features_PQDL,
@@ -181,9 +189,8 @@ def _write_logits(sums_KB, start, B, p, q, grid_width, logits_Khw):
 
 
 @njit(**OPTIONS)
-def _norm_and_gelu(eps, x_PCL, constant_C, skip_PCL, norm_C, bias_C):
+def _norm_and_gelu(eps, x_PCL, constant_C, skip_PCL, norm_C, bias_C, block_CB, moments_2B):
     P, C, L = x_PCL.shape
-    block_CB, moments_2B = np.empty((C, BLOCK), np.float32), np.empty((2, BLOCK), np.float32)
     for p in range(P):
         for start in range(0, L, BLOCK):
             block = slice(start, min(start + BLOCK, L))
@@ -202,10 +209,9 @@ def _norm_and_gelu(eps, x_PCL, constant_C, skip_PCL, norm_C, bias_C):
 
 
 @njit(**OPTIONS)
-def _gelu_and_logits(x_QDL, constant_D, skip_QDL, mask_weights_KD, p, grid_width, logits_Khw):
+def _gelu_and_logits(x_QDL, constant_D, skip_QDL, mask_weights_KD, p, grid_width, logits_Khw, sums_KB, activated_B):
     Q, D, L = x_QDL.shape
-    size = max(1, BLOCK // grid_width) * grid_width  # whole rows of cells
-    sums_KB, activated_B = np.empty((len(mask_weights_KD), size), np.float32), np.empty(size, np.float32)
+    size = len(activated_B)
     for start in range(0, L, size):
         block = slice(start, min(start + size, L))
         B = block.stop - start
